@@ -1,0 +1,298 @@
+"""Experiments: what a config file holds, how it is read, and what the command line may change in it.
+
+A config is Python that calls constructors and leaves one `experiment` behind. It can lie anywhere; it needs no package.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import sys
+import traceback
+import types
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from detseg.interfaces import Classes, Dataset, Resize, Task
+from detseg.model import Predictor
+from detseg.optim import EMA, OptimizerSettings, Schedule
+from detseg.settings import (
+    CHECKPOINT,
+    COMMAND_LINE,
+    DEFAULT,
+    FILE,
+    SAMPLE,
+    Entry,
+    Settings,
+    Value,
+    flatten,
+    override,
+    parameters,
+    parse_value,
+    switchable,
+    unknown_name,
+)
+
+PRECISIONS = ("32-true", "bf16-mixed")
+"""float16 is left out: its loss scale is state that a resumed run would need, and bfloat16 has float32's range."""
+
+
+class Index(Protocol):
+    """The annotations of a split, read once. Its labels are positions in `classes`."""
+
+    @property
+    def classes(self) -> Classes:
+        """The classes that the annotations list."""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a person should know about these annotations and that is no error."""
+
+    def relabel(self, classes: Classes, /) -> Any:
+        """The same annotations with labels that are positions in `classes`, matched by source id."""
+
+
+class MakeDataset(Protocol):
+    """How an index becomes a dataset."""
+
+    def __call__(self, index: Any, resize: Resize, /, *, augment: Any, seed: int) -> Dataset[Any]:
+        """For training with an `augment`; without one, None, for evaluation."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """Where samples come from.
+
+    read: a folder and a split ("train" or "val") to the index of its annotations. dataset: an index to a dataset.
+    generate: writes the sample data set into a folder, unless it is there, and gives the folder to read.
+    """
+
+    read: Callable[[Path, Literal["train", "val"]], Index]
+    dataset: MakeDataset
+    generate: Callable[[Path], Path]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleRun(Settings):
+    """What `--sample` changes. Only what is named replaces the experiment's: `ema=None` switches averaging off,
+    leaving it out keeps it. `model` holds keyword arguments of the model function."""
+
+    optimizer: OptimizerSettings | None = None
+    schedule: Schedule | None = None
+    batch_size: int = 0
+    augment: Callable[[Resize], Any] | None = None
+    ema: EMA | None = None
+    clip_norm: float | None = None
+    validate_every: int = 0
+    model: Mapping[str, Value] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment(Settings):
+    """One experiment, complete: what is learned from what, how, and for how long.
+
+    model: `model(classes, *, width=1.0, ...)`; its keyword parameters are the settings `model.*`.
+    classes: the label space, kept where the data's used classes are the same ones; other data brings its own.
+    augment: from the model's resize to the training augmentation; None trains on plain resized images.
+    batch_size: images of one optimiser step, over all processes. accumulate: parts it is computed in, to save memory.
+    clip_norm: the largest norm of the whole gradient. ema: the averaged weights are then evaluated and shipped.
+    workers: loading processes, None for as many as suit the machine. log_every: steps. validate_every: epochs.
+    save_minutes: `last.pt` is written after every epoch and at least this often.
+    """
+
+    task: Task[Any, Any, Any, Any]
+    data: Data
+    model: Callable[..., Predictor]
+    classes: Classes
+    augment: Callable[[Resize], Any] | None
+    optimizer: OptimizerSettings
+    schedule: Schedule
+    batch_size: int
+    accumulate: int = 1
+    ema: EMA | None = None
+    clip_norm: float | None = None
+    precision: str = "32-true"
+    seed: int = 0
+    workers: int | None = None
+    log_every: int = 20
+    validate_every: int = 1
+    save_minutes: float = 5.0
+    sample: SampleRun = field(default_factory=SampleRun)
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "accumulate", "log_every", "validate_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.batch_size % self.accumulate:
+            raise ValueError(f"batch_size {self.batch_size} cannot be computed in {self.accumulate} equal parts; "
+                             "choose an accumulate that divides it")
+        if self.clip_norm is not None and not self.clip_norm > 0:
+            raise ValueError(f"clip_norm must be above 0 or None, got {self.clip_norm}")
+        if self.workers is not None and self.workers < 0:
+            raise ValueError(f"workers must be at least 0, or None to choose, got {self.workers}")
+        if self.seed < 0:
+            raise ValueError(f"seed must be at least 0, got {self.seed}")
+        if self.save_minutes < 0:
+            raise ValueError(f"save_minutes must be at least 0, got {self.save_minutes}")
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {self.precision!r}")
+
+
+_NOT_SETTINGS = frozenset({"task", "data", "model", "classes", "augment", "sample"})
+"""Fields of an experiment that are things, not values; `--show` names them, `--set` does not reach them."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """An experiment as it will run: read from a file, then changed by `--sample`, then by `--set`."""
+
+    path: Path
+    experiment: Experiment
+    model_settings: dict[str, Entry]
+
+    def build_model(self, classes: Classes) -> Predictor:
+        """The network for these classes, freshly initialised."""
+        return self.experiment.model(classes, **{name: entry.value for name, entry in self.model_settings.items()})
+
+    def entries(self) -> dict[str, Entry]:
+        """Every value by its dotted name, with who set it."""
+        own = {name: entry for name, entry in flatten(self.experiment).items()
+               if name.partition(".")[0] not in _NOT_SETTINGS}
+        return {f"model.{name}": entry for name, entry in self.model_settings.items()} | own
+
+    def settings(self) -> dict[str, Value]:
+        """Every value by its dotted name, plain: what a checkpoint keeps."""
+        return {name: entry.value for name, entry in self.entries().items()}
+
+    def as_trained(self, settings: Mapping[str, Value]) -> Config:
+        """With the model settings that a checkpoint was trained with, so that its network comes out the same."""
+        trained = {name.removeprefix("model."): value for name, value in settings.items() if name.startswith("model.")}
+        if trained.keys() != self.model_settings.keys():
+            raise ValueError(f"{self.path} is not the config of this checkpoint: its model takes "
+                             f"{', '.join(self.model_settings) or 'no settings'}, the checkpoint was trained with "
+                             f"{', '.join(trained) or 'none'}; a run folder holds a copy of its config")
+        return replace(self, model_settings={name: entry._replace(value=trained[name], origin=CHECKPOINT)
+                                             for name, entry in self.model_settings.items()})
+
+    def describe(self) -> str:
+        """Every resolved value, one a line, and who set it."""
+        experiment = self.experiment
+        used = len(experiment.classes.used)
+        things = {
+            "task": type(experiment.task).__name__,
+            "model": _name_of(experiment.model),
+            "augment": _name_of(experiment.augment),
+            "classes": f"{used} used of {len(experiment.classes)} slots, unless the data lists others",
+        }
+        rows = [(name, text, experiment.origin(name)) for name, text in things.items()]
+        rows += [(name, _shown(entry.value), entry.origin) for name, entry in self.entries().items()]
+        names, values = max(len(row[0]) for row in rows), max(len(row[1]) for row in rows)
+        return "\n".join(f"{name:{names}}  {value:{values}}  {origin}" for name, value, origin in rows)
+
+
+def load(path: Path, overrides: Sequence[str] = (), *, sample: bool = False) -> Config:
+    """Reads a config file and applies `--sample` and the texts `name=value` of `--set`, in this order.
+
+    ValueError says in a line or two what is wrong with the file or a text, FileNotFoundError that there is no file.
+    """
+    module = _run_file(path)
+    experiment = vars(module).get("experiment")
+    if type(experiment) is not Experiment:
+        what = "leaves no `experiment` behind" if experiment is None else f"its `experiment` is {experiment!r}"
+        raise ValueError(f"{path}: {what}; a config ends with `experiment = Experiment(...)`")
+    try:
+        config = Config(path, experiment, _model_settings(experiment.model, module))
+    except (TypeError, NameError) as error:
+        raise ValueError(f"{path}: {error}") from error
+    if sample:
+        config = _with_sample(config)
+    for text in overrides:
+        config = _with_override(config, text)
+    return config
+
+
+def resolve_classes(experiment_classes: Classes, data_classes: Classes) -> Classes:
+    """The label space of a run: the experiment's where the used classes agree (COCO keeps the 90 slots of published
+    networks), otherwise the data's."""
+    return data_classes if experiment_classes.difference(data_classes) else experiment_classes
+
+
+def _run_file(path: Path) -> types.ModuleType:
+    if not path.is_file():
+        others = sorted(str(other) for other in path.parent.glob("*.py")) if path.parent.is_dir() else []
+        near = difflib.get_close_matches(str(path), others, n=1, cutoff=0.5)
+        raise FileNotFoundError(f"there is no config {path}" + (f"; did you mean {near[0]}?" if near else ""))
+    module = types.ModuleType(f"detseg_config_{path.stem}")
+    module.__file__ = str(path)
+    # dataclasses and pickle look a module up by its name
+    sys.modules[module.__name__] = module
+    try:
+        # compiled here rather than imported: a cached bytecode file could be that of an older text
+        exec(compile(path.read_bytes(), str(path), "exec"), vars(module))
+    except SyntaxError as error:
+        raise ValueError(f"{error.filename}, line {error.lineno}: {error.msg}: {(error.text or '').strip()}") from error
+    except Exception as error:
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+        where = f", line {lines[-1]}" if lines else ""
+        raise ValueError(f"{path}{where}: {type(error).__name__}: {error}") from error
+    return module
+
+
+def _model_settings(model: Callable[..., Predictor], module: types.ModuleType) -> dict[str, Entry]:
+    described = inspect.signature(model).parameters.values()
+    keywords = {known.name: known.default for known in described if known.kind is known.KEYWORD_ONLY}
+    missing = [name for name, default in keywords.items() if default is inspect.Parameter.empty]
+    if missing:
+        raise TypeError(f"the model's keyword parameters need defaults, these have none: {', '.join(missing)}")
+    return parameters(model, keywords=keywords, origin=FILE if model.__module__ == module.__name__ else DEFAULT)
+
+
+def _with_sample(config: Config) -> Config:
+    experiment, model_settings = config.experiment, dict(config.model_settings)
+    changes = experiment.sample
+    for changed in fields(changes):
+        if changes.origin(changed.name) == DEFAULT:
+            continue
+        value = getattr(changes, changed.name)
+        if changed.name != "model":
+            experiment = experiment.changed(changed.name, value, origin=SAMPLE)
+            continue
+        for name, argument in value.items():
+            if name not in model_settings:
+                raise unknown_name(f"model.{name}", (f"model.{known}" for known in model_settings))
+            model_settings[name] = model_settings[name]._replace(value=argument, origin=SAMPLE)
+    return replace(config, experiment=experiment, model_settings=model_settings)
+
+
+def _with_override(config: Config, text: str) -> Config:
+    name, equals, value = (part.strip() for part in text.partition("="))
+    if not equals:
+        raise ValueError(f"--set takes name=value, got {text!r}")
+    entries = config.entries()
+    if name in switchable(config.experiment) and value.lower() == "none":
+        return replace(config, experiment=override(config.experiment, name, None))
+    choices = {known for known, entry in entries.items() if entry.kinds}
+    if name in entries and name not in choices:
+        raise ValueError(f"{name} is not a number; --set changes numbers, true/false and none only: "
+                         f"change it in {config.path}")
+    if name not in choices:
+        raise unknown_name(name, choices)
+    new = parse_value(name, value, kinds=entries[name].kinds)
+    group, _, rest = name.partition(".")
+    if group == "model":
+        entry = config.model_settings[rest]._replace(value=new, origin=COMMAND_LINE)
+        return replace(config, model_settings=config.model_settings | {rest: entry})
+    try:
+        return replace(config, experiment=override(config.experiment, name, new))
+    except ValueError as error:
+        raise ValueError(f"--set {text}: {error}") from error
+
+
+def _name_of(function: Callable[..., object] | None) -> str:
+    return "none" if function is None else getattr(function, "__name__", repr(function))
+
+
+def _shown(value: Value) -> str:
+    return "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,0 +1,1 @@
+"""Data sets: what reads files, augments, generates and batches."""

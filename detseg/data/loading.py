@@ -1,0 +1,218 @@
+"""Batches from a data set, read by any number of worker processes.
+
+Which items make up a training batch follows from (seed, step) alone, and what happens to an item from its Draw. So any
+number of workers gives the same batches, a run may start at any step, and there is no random state to save.
+"""
+
+from __future__ import annotations
+
+import pickle
+import traceback
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import cv2
+import numpy as np
+import torch
+from torch.utils._pytree import tree_map_only
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as MapDataset
+
+from detseg.interfaces import Batch, Dataset, Draw, Task
+
+T = TypeVar("T")
+
+
+def steps_per_epoch(num_items: int, *, batch_size: int, world_size: int = 1) -> int:
+    """Whole steps in one pass over the items; what is left over waits for another epoch's order.
+
+    `batch_size` counts images per rank. ValueError if the items do not fill a single step.
+    """
+    _check_at_least_one(batch_size=batch_size, world_size=world_size)
+    steps = num_items // (batch_size * world_size)
+    if steps == 0:
+        wanted = f"{batch_size} x {world_size} ranks = {batch_size * world_size}" if world_size > 1 else f"{batch_size}"
+        largest = num_items // world_size
+        way_out = f"a batch size of at most {largest}" if largest else "more images"
+        raise ValueError(f"{num_items} training images do not fill one batch of {wanted}; take {way_out}")
+    return steps
+
+
+def training_batches(
+    dataset: Dataset[T],
+    task: Task[T, Any, Any, Any],
+    *,
+    batch_size: int,
+    seed: int,
+    first_step: int = 0,
+    last_step: int,
+    workers: int,
+    rank: int = 0,
+    world_size: int = 1,
+    pin_memory: bool = False,
+) -> Iterator[Batch[T]]:
+    """The batches of the steps `first_step` to `last_step` (excluded), counted from the beginning of training.
+
+    Every epoch goes through the data in an order of its own, drawn from (seed, epoch). A step takes the next
+    `batch_size * world_size` items of it, and rank r every `world_size`-th of these from the r-th on. Workers (0: this
+    process) live as long as the iteration. `pin_memory` is for a GPU.
+
+    An error while reading is raised here with its own type and message; where a worker met it, a note tells the place.
+    ValueError if the data set is smaller than one step, or rank, steps or workers make no sense.
+    """
+    per_epoch = steps_per_epoch(len(dataset), batch_size=batch_size, world_size=world_size)
+    _check_rank(rank, world_size)
+    if not 0 <= first_step <= last_step:
+        raise ValueError(f"steps run from first_step on, 0 or more, up to last_step, got {first_step} and {last_step}")
+    schedule = _Schedule(len(dataset), per_epoch, batch_size, seed, range(first_step, last_step), rank, world_size)
+    return _read(dataset, task, schedule, workers=workers, pin_memory=pin_memory)
+
+
+def evaluation_batches(
+    dataset: Dataset[T],
+    task: Task[T, Any, Any, Any],
+    *,
+    batch_size: int,
+    workers: int,
+    rank: int = 0,
+    world_size: int = 1,
+    pin_memory: bool = False,
+) -> Iterator[Batch[T]]:
+    """Every item exactly once over all ranks, in order: rank r reads the items r, r + world_size, and so on.
+
+    Nothing is padded or repeated: the last batch is smaller, and ranks may differ by one item (or have none). Errors
+    as in `training_batches`.
+    """
+    _check_at_least_one(batch_size=batch_size, world_size=world_size)
+    _check_rank(rank, world_size)
+    items = range(rank, len(dataset), world_size)
+    draws = [[Draw(0, item) for item in items[i : i + batch_size]] for i in range(0, len(items), batch_size)]
+    return _read(dataset, task, draws, workers=workers, pin_memory=pin_memory)
+
+
+def _check_at_least_one(**numbers: int) -> None:
+    for name, number in numbers.items():
+        if number < 1:
+            raise ValueError(f"{name} is at least 1, got {number}")
+
+
+def _check_rank(rank: int, world_size: int) -> None:
+    if not 0 <= rank < world_size:
+        raise ValueError(f"rank lies in 0..{world_size - 1} where world_size is {world_size}, got {rank}")
+
+
+@dataclass(frozen=True)
+class _Schedule:
+    """The draws of one rank, a list for each of its steps."""
+
+    num_items: int
+    steps_per_epoch: int
+    batch_size: int
+    seed: int
+    steps: range
+    rank: int
+    world_size: int
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def __iter__(self) -> Iterator[list[Draw]]:
+        ordered_epoch = -1
+        for step in self.steps:
+            epoch, position = divmod(step, self.steps_per_epoch)
+            if epoch != ordered_epoch:
+                order = np.random.default_rng([self.seed, epoch]).permutation(self.num_items)
+                ordered_epoch = epoch
+            width = self.batch_size * self.world_size
+            drawn = order[position * width : (position + 1) * width][self.rank :: self.world_size]
+            yield [Draw(epoch, int(item)) for item in drawn]
+
+
+@dataclass(frozen=True)
+class _Parcel(Generic[T]):
+    """What a worker sends: a batch, or the error that reading it met.
+
+    DataLoader would send an error as the text of its traceback, and pin memory by turning tuples into lists.
+    """
+
+    content: Batch[T] | Exception
+
+    def pin_memory(self) -> _Parcel[T]:
+        """The same in page-locked memory; DataLoader calls this."""
+        return _Parcel(tree_map_only(torch.Tensor, torch.Tensor.pin_memory, self.content))
+
+    def open(self) -> Batch[T]:
+        """The batch; raises the error."""
+        if isinstance(self.content, Exception):
+            raise self.content
+        return self.content
+
+
+class _Reader(MapDataset[_Parcel[T]]):
+    """Reads and collates one batch at a time, indexed by its list of draws."""
+
+    def __init__(self, dataset: Dataset[T], task: Task[T, Any, Any, Any], *, in_worker: bool) -> None:
+        self.dataset, self.task, self.in_worker = dataset, task, in_worker
+
+    def __getitem__(self, draws: list[Draw]) -> _Parcel[T]:
+        try:
+            return _Parcel(self.task.collate([self.dataset[draw] for draw in draws]))
+        except Exception as error:
+            return _Parcel(_portable(error) if self.in_worker else error)
+
+
+def _portable(error: Exception) -> Exception:
+    """The error with its traceback as a note, because tracebacks do not cross processes."""
+    error.add_note("In a data loading worker:\n" + "".join(traceback.format_tb(error.__traceback__)).rstrip())
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:  # an exception may be anything, and one that does not pickle would hang or hide in the queue
+        return RuntimeError("\n".join([f"{type(error).__name__}: {error}", *error.__notes__]))
+    return error
+
+
+def _read(
+    dataset: Dataset[T],
+    task: Task[T, Any, Any, Any],
+    draws: _Schedule | list[list[Draw]],
+    *,
+    workers: int,
+    pin_memory: bool,
+) -> Iterator[Batch[T]]:
+    if workers < 0:
+        raise ValueError(f"workers is the number of reading processes, 0 for none beside this one, got {workers}")
+    loader = DataLoader(
+        _Reader(dataset, task, in_worker=workers > 0),
+        batch_size=None,
+        sampler=draws,
+        num_workers=workers,
+        collate_fn=_unchanged,
+        pin_memory=pin_memory,
+        worker_init_fn=_one_thread,
+        # DataLoader draws a number for its workers; without this it would take it from the training's own stream.
+        generator=torch.Generator(),
+    )
+    return _opened(loader)
+
+
+def _opened(loader: DataLoader[_Parcel[T]]) -> Iterator[Batch[T]]:
+    with warnings.catch_warnings():
+        # Python 3.12 warns of forking beside threads. The workers do not touch the parent's threads.
+        warnings.filterwarnings("ignore", message=".*multi-threaded, use of fork", category=DeprecationWarning)
+        parcels = iter(loader)
+    try:
+        for parcel in parcels:
+            yield parcel.open()
+    finally:
+        del parcels  # its last reference: ends the workers now, even while an error keeps this frame alive
+
+
+def _unchanged(parcel: Any) -> Any:
+    return parcel
+
+
+def _one_thread(_worker: int) -> None:
+    """Workers are the parallelism; torch already sets itself to one thread in them."""
+    cv2.setNumThreads(0)

@@ -1,0 +1,339 @@
+"""From an image of any size to the network's: the two ways to resize, and SSD's training augmentation.
+
+Nothing outside this module imports albumentations.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+
+from detseg.interfaces import Pixels, Placement, Resize, Size
+
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # importing it would ask a server for its newest version
+import albumentations as A
+
+SMALLEST_SIDE = 0.1
+"""Pixels of the network's image: a box that is narrower or lower after augmentation is dropped."""
+
+
+@dataclass(frozen=True)
+class Stretch(Resize):
+    """Both axes scaled on their own, so that the image fills `size` and its aspect ratio is lost."""
+
+    size: Size
+
+    def __post_init__(self) -> None:
+        _check_size(self.size)
+
+    def place(self, original: Size) -> Placement:
+        """Where an image of this size comes to lie: everywhere."""
+        return Placement(self.size[0] / original[0], self.size[1] / original[1], 0.0, 0.0)
+
+    def apply(self, image: Pixels) -> NDArray[np.float32]:
+        """The image stretched: what `interpolate(mode="bilinear", align_corners=False)` gives, without antialias."""
+        return _bilinear(image, self.size)
+
+
+@dataclass(frozen=True)
+class Letterbox(Resize):
+    """The whole image as large as fits, its aspect ratio kept, centred between bars of the grey level `fill`.
+
+    Sides are rounded to whole pixels, and an odd bar is one pixel wider below or to the right.
+    """
+
+    size: Size
+    fill: int = 114
+
+    def __post_init__(self) -> None:
+        _check_size(self.size)
+        if not 0 <= self.fill <= 255:
+            raise ValueError(f"the bars' grey level lies in 0..255, got {self.fill}")
+
+    def place(self, original: Size) -> Placement:
+        """Where an image of this size comes to lie; the scales are those of the rounded sides."""
+        height, width = self._inner(original)
+        top, left = (self.size[0] - height) // 2, (self.size[1] - width) // 2
+        return Placement(height / original[0], width / original[1], float(top), float(left))
+
+    def apply(self, image: Pixels) -> NDArray[np.float32]:
+        """The image between its bars, interpolated as in `Stretch`."""
+        original = (image.shape[0], image.shape[1])
+        height, width = self._inner(original)
+        placement = self.place(original)
+        top, left = int(placement.offset_y), int(placement.offset_x)
+        boxed = np.full((*self.size, 3), self.fill, dtype=np.float32)
+        boxed[top : top + height, left : left + width] = _bilinear(image, (height, width))
+        return boxed
+
+    def _inner(self, original: Size) -> Size:
+        """The size of the image between the bars."""
+        scale = min(self.size[0] / original[0], self.size[1] / original[1])
+        return max(1, round(original[0] * scale)), max(1, round(original[1] * scale))
+
+
+def _check_size(size: Size) -> None:
+    if min(size) < 1:
+        raise ValueError(f"the network's input size is (height, width) in pixels, each at least 1, got {size}")
+
+
+def _bilinear(image: Pixels, size: Size) -> NDArray[np.float32]:
+    """float32 [height, width, 3], by torch's kernel.
+
+    OpenCV's is closer to the interpolation in double precision and takes a sixth of the time (0.15 ms for 0.9), but
+    published networks were measured with torch's, and a difference of 0.006 grey levels moves boxes visibly.
+    """
+    channels_first = torch.from_numpy(image).permute(2, 0, 1)[None].float()
+    resized = F.interpolate(channels_first, size, mode="bilinear", align_corners=False)
+    pixels: NDArray[np.float32] = resized[0].permute(1, 2, 0).numpy()
+    return pixels
+
+
+class Augment(Protocol):
+    """What training does to a sample on its way to the network's size. Everything random comes from `seed`."""
+
+    def __call__(
+        self,
+        image: Pixels,
+        boxes: NDArray[np.float32],
+        labels: NDArray[np.int64],
+        crowd: NDArray[np.bool_],
+        *,
+        seed: int,
+    ) -> tuple[Pixels, NDArray[np.float32], NDArray[np.int64], NDArray[np.bool_]]:
+        """Image, boxes [M, 4] xyxy in its pixels, labels [M] and crowd flags [M]; the same in the network's pixels."""
+
+
+@dataclass(frozen=True)
+class SSDAugment:
+    """SSD's augmentation (Liu et al. 2016, section 2.2 and 3.6), on albumentations.
+
+    Colours, then zoom-out, then a crop, then `resize`, then a mirror image. The colours come first, as in the paper, so
+    that zoom-out's margin and letterbox bars keep the values that they have in evaluation.
+
+    The result depends on the arguments and `seed` alone, not on earlier calls, process or worker. An instance keeps
+    no state between calls, but serves one thread at a time.
+    """
+
+    resize: Resize
+    """How every picture becomes the network's; the one that evaluation uses."""
+    photometric: float = 0.5
+    """Probability of each of brightness, contrast, saturation and hue, which come in random order."""
+    zoom_out: float = 0.5
+    """Probability of putting the image on a larger canvas of ImageNet's mean colour."""
+    zoom_out_ratio: float = 4.0
+    """The canvas' sides are up to this many times the image's."""
+    iou_crop: float = 1.0
+    """Probability of choosing among `min_overlaps`; otherwise the whole picture stays."""
+    min_overlaps: tuple[float | None, ...] = (None, 0.0, 0.1, 0.3, 0.5, 0.7, 0.9)
+    """The crop's intersection over union with at least one box reaches the chosen value; None is the whole picture."""
+    flip: float = 0.5
+    """Probability of the mirror image."""
+    _compose: Any = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        for name in ("photometric", "zoom_out", "iou_crop", "flip"):
+            value = getattr(self, name)
+            if not 0 <= value <= 1:
+                raise ValueError(f"{name} is a probability in 0..1, got {value}")
+        if self.zoom_out_ratio < 1:
+            raise ValueError(f"zoom_out_ratio is at least 1 (the image itself), got {self.zoom_out_ratio}")
+        if not self.min_overlaps or any(o is not None and not 0 <= o < 1 for o in self.min_overlaps):
+            raise ValueError(
+                f"min_overlaps holds at least one number in 0..1 (below 1) or None, got {self.min_overlaps}; "
+                "iou_crop=0 switches the crop off"
+            )
+        transforms = [
+            A.RandomOrder(_colour_jitters(self.photometric), n=4, p=1.0),
+            _ZoomOut(self.zoom_out_ratio, self.resize.size, p=self.zoom_out),
+            _IoUCrop(self.min_overlaps, p=self.iou_crop),
+            _Fit(self.resize),
+            A.HorizontalFlip(p=self.flip),
+        ]
+        # Two columns that albumentations does not know tell each box's row and whether it is a crowd.
+        boxes = A.BboxParams(
+            "pascal_voc",
+            min_width=SMALLEST_SIDE,
+            min_height=SMALLEST_SIDE,
+            clip=True,
+            filter_invalid_bboxes=True,
+            check_each_transform=False,
+        )
+        object.__setattr__(self, "_compose", A.Compose(transforms, bbox_params=boxes))
+
+    def __call__(
+        self,
+        image: Pixels,
+        boxes: NDArray[np.float32],
+        labels: NDArray[np.int64],
+        crowd: NDArray[np.bool_],
+        *,
+        seed: int,
+    ) -> tuple[Pixels, NDArray[np.float32], NDArray[np.int64], NDArray[np.bool_]]:
+        """See `Augment`. Boxes are clipped to the image; those whose centre a crop loses, or that vanish, are dropped.
+
+        A crowd region stays as long as any part of it is seen, because it says what not to learn from.
+        """
+        # One stream for all: albumentations' own set_random_seed gives each transform the same numbers, so that
+        # every mirror image would be a bright one.
+        self._compose.set_random_state(np.random.default_rng(seed), random.Random(seed))
+        rows = np.column_stack([boxes.reshape(-1, 4).astype(np.float64), np.arange(len(boxes)), crowd])
+        out = self._compose(image=image, bboxes=rows)
+        placed = out["bboxes"] if len(out["bboxes"]) else np.zeros((0, 6))  # albumentations empties to [0, 4]
+        kept = placed[:, 4].astype(np.int64)
+        return out["image"], placed[:, :4].astype(np.float32), labels[kept], crowd[kept]
+
+
+def _colour_jitters(probability: float) -> list[Any]:
+    """Brightness, contrast, saturation and hue apart, in the ranges of torchvision's RandomPhotometricDistort."""
+    same = {"brightness": (1.0, 1.0), "contrast": (1.0, 1.0), "saturation": (1.0, 1.0), "hue": (0.0, 0.0)}
+    ranges = {"brightness": (0.875, 1.125), "contrast": (0.5, 1.5), "saturation": (0.5, 1.5), "hue": (-0.05, 0.05)}
+    return [A.ColorJitter(**(same | {name: span}), p=probability) for name, span in ranges.items()]
+
+
+class _ZoomOut(A.DualTransform):  # type: ignore[misc]  # albumentations is not typed
+    """Puts the image somewhere on a canvas of ImageNet's mean colour.
+
+    SSD makes a canvas of up to 16 times the image's pixels, only to shrink it in the next step. Here the image shrinks
+    first, so that the canvas stays within twice the network's size, or within the image's own where that is larger.
+    """
+
+    MEAN = (124, 116, 104)
+
+    def __init__(self, ratio: float, size: Size, *, p: float) -> None:
+        super().__init__(p=p)
+        self.ratio, self.size = ratio, size
+
+    def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
+        height, width = params["shape"][:2]
+        ratio, y, x = self.random_generator.uniform((1.0, 0.0, 0.0), (self.ratio, 1.0, 1.0))
+        shrink_y = min(1.0, max(1.0 / ratio, 2 * self.size[0] / (height * ratio)))
+        shrink_x = min(1.0, max(1.0 / ratio, 2 * self.size[1] / (width * ratio)))
+        inner_h, inner_w = max(1, round(height * shrink_y)), max(1, round(width * shrink_x))
+        outer_h, outer_w = round(inner_h * ratio), round(inner_w * ratio)
+        top, left = int(y * (outer_h - inner_h + 1)), int(x * (outer_w - inner_w + 1))
+        return {"inner": (inner_h, inner_w), "outer": (outer_h, outer_w), "corner": (top, left)}
+
+    def apply(self, img: Pixels, inner: Size, outer: Size, corner: tuple[int, int], **params: Any) -> Pixels:
+        small = img if img.shape[:2] == inner else cv2.resize(img, (inner[1], inner[0]))
+        below, right = outer[0] - inner[0] - corner[0], outer[1] - inner[1] - corner[1]
+        border = (corner[0], below, corner[1], right)
+        canvas: Pixels = cv2.copyMakeBorder(small, *border, cv2.BORDER_CONSTANT, value=self.MEAN)
+        return canvas
+
+    def apply_to_bboxes(
+        self,
+        bboxes: NDArray[np.float64],
+        inner: Size,
+        outer: Size,
+        corner: tuple[int, int],
+        **params: Any,
+    ) -> NDArray[np.float64]:
+        """Boxes [M, 6] in 0..1 of the image to 0..1 of the canvas."""
+        placed = bboxes.copy()
+        placed[:, [0, 2]] = (bboxes[:, [0, 2]] * inner[1] + corner[1]) / outer[1]
+        placed[:, [1, 3]] = (bboxes[:, [1, 3]] * inner[0] + corner[0]) / outer[0]
+        return placed
+
+
+class _IoUCrop(A.DualTransform):  # type: ignore[misc]  # albumentations is not typed
+    """SSD's crop, with the details of torchvision's RandomIoUCrop: sides of 0.3 to 1, aspect ratio 1/2 to 2, 40 trials.
+
+    Each option is tried once, in random order, where torchvision may draw one again; if none fits, the picture stays.
+    Two things are ours. Crowd regions neither decide a crop nor need their centre in it. And an image with no boxes
+    is cropped like others, because otherwise the scale would tell which images are empty.
+    """
+
+    TRIALS = 40
+    SCALE = (0.3, 1.0)
+    ASPECT = (0.5, 2.0)
+
+    def __init__(self, min_overlaps: tuple[float | None, ...], *, p: float) -> None:
+        super().__init__(p=p)
+        self.min_overlaps = min_overlaps
+
+    def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
+        height, width = params["shape"][:2]
+        boxes = data["bboxes"]
+        boxes = boxes[boxes[:, 5] == 0, :4] * (width, height, width, height) if len(boxes) else boxes
+        for option in self.random_generator.permutation(len(self.min_overlaps)):
+            min_overlap = self.min_overlaps[option]
+            if min_overlap is None:
+                break
+            crops = self._candidates(height, width)
+            fitting = crops[_reach(crops, boxes, min_overlap)] if len(boxes) else crops
+            if len(fitting):
+                return {"crop": tuple(int(c) for c in fitting[0])}
+        return {"crop": (0, 0, width, height)}
+
+    def _candidates(self, height: int, width: int) -> NDArray[np.int64]:
+        """Up to TRIALS crops [T, 4] xyxy in whole pixels."""
+        scales = self.random_generator.uniform(*self.SCALE, size=(self.TRIALS, 2))
+        where = self.random_generator.uniform(size=(self.TRIALS, 2))
+        frame = np.array([width, height])
+        sides = np.maximum(1, (frame * scales).astype(np.int64))
+        corners = ((frame - sides + 1) * where).astype(np.int64)
+        aspects = sides[:, 0] / sides[:, 1]
+        well_shaped = (aspects >= self.ASPECT[0]) & (aspects <= self.ASPECT[1])
+        crops: NDArray[np.int64] = np.hstack([corners, corners + sides])[well_shaped]
+        return crops
+
+    def apply(self, img: Pixels, crop: tuple[int, int, int, int], **params: Any) -> Pixels:
+        return img[crop[1] : crop[3], crop[0] : crop[2]]
+
+    def apply_to_bboxes(
+        self, bboxes: NDArray[np.float64], crop: tuple[int, int, int, int], **params: Any
+    ) -> NDArray[np.float64]:
+        """Boxes [M, 6] in 0..1 of the image to those that stay, in 0..1 of the crop."""
+        height, width = params["shape"][:2]
+        if crop == (0, 0, width, height) or not len(bboxes):
+            return bboxes
+        left, top, right, bottom = crop
+        moved = bboxes.copy()
+        moved[:, [0, 2]] = (bboxes[:, [0, 2]] * width - left) / (right - left)
+        moved[:, [1, 3]] = (bboxes[:, [1, 3]] * height - top) / (bottom - top)
+        centres = (moved[:, :2] + moved[:, 2:4]) / 2
+        inside = ((centres > 0) & (centres < 1)).all(axis=1)
+        moved[:, :4] = moved[:, :4].clip(0, 1)
+        stays: NDArray[np.float64] = moved[inside | (moved[:, 5] == 1)]
+        return stays
+
+
+def _reach(crops: NDArray[np.int64], boxes: NDArray[np.float64], min_overlap: float) -> NDArray[np.bool_]:
+    """[T]: whether a box has its centre in the crop [T, 4] and an intersection over union of min_overlap or more."""
+    spans = crops[:, None, :]
+    centres = (boxes[:, :2] + boxes[:, 2:]) / 2
+    inside = ((centres > spans[..., :2]) & (centres < spans[..., 2:])).all(axis=2)
+    sides = np.minimum(boxes[:, 2:], spans[..., 2:]) - np.maximum(boxes[:, :2], spans[..., :2])
+    common = sides.clip(0, None).prod(axis=2)
+    both = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1) + (spans[..., 2:] - spans[..., :2]).prod(axis=2) - common
+    reached: NDArray[np.bool_] = (inside & (common >= min_overlap * both)).any(axis=1)
+    return reached
+
+
+class _Fit(A.DualTransform):  # type: ignore[misc]  # albumentations is not typed
+    """The picture as `resize` gives it, rounded to uint8."""
+
+    def __init__(self, resize: Resize) -> None:
+        super().__init__(p=1.0)
+        self.resize = resize
+
+    def apply(self, img: Pixels, **params: Any) -> Pixels:
+        return np.rint(self.resize.apply(img)).astype(np.uint8)
+
+    def apply_to_bboxes(self, bboxes: NDArray[np.float64], **params: Any) -> NDArray[np.float64]:
+        """Boxes [M, 6] in 0..1 of the picture to 0..1 of the network's image."""
+        height, width = params["shape"][:2]
+        to = self.resize.place((height, width))
+        placed = bboxes.copy()
+        placed[:, [0, 2]] = (bboxes[:, [0, 2]] * width * to.scale_x + to.offset_x) / self.resize.size[1]
+        placed[:, [1, 3]] = (bboxes[:, [1, 3]] * height * to.scale_y + to.offset_y) / self.resize.size[0]
+        return placed

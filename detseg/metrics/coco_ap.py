@@ -1,0 +1,223 @@
+"""COCO's twelve numbers for boxes, computed by the official code or by a faster equal of it.
+
+What they mean: https://cocodataset.org/#detection-eval. Matching and accumulation are done by `pycocotools` (the
+reference) or `hotcoco` (the same numbers to 1e-6 at a hundredth of the time); both give a precision array
+[T, R, K, A, M] (10 IoU thresholds, 101 recalls, K classes, 4 areas, 3 limits of detections) and a recall array
+[T, K, A, M] that say -1 where there is no such object. Here the detections are brought to them, and the numbers read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, TypeAlias, get_args
+
+import hotcoco
+import numpy as np
+from numpy.typing import NDArray
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+from rich.table import Table
+
+from detseg.data.box_index import BoxIndex
+from detseg.interfaces import Classes, ImageDetections, Metric
+
+Backend: TypeAlias = Literal["hotcoco", "pycocotools"]
+
+_Array: TypeAlias = NDArray[np.float64]
+
+_LARGEST_ID = 2**53
+"""Image ids travel as float64 beside the boxes, which holds every integer up to here."""
+
+
+class _Number(NamedTuple):
+    """One of the official numbers: the mean of a part of the precision or the recall array."""
+
+    name: str
+    of: Literal["precision", "recall"]
+    iou: float | None
+    """The one threshold, or None for the mean over 0.50, 0.55, ... 0.95."""
+    area: Literal["all", "small", "medium", "large"]
+    detections: Literal[1, 10, 100]
+    """The most sure detections of each class in each image that count."""
+
+    def read(self, precision: _Array, recall: _Array) -> float:
+        thresholds = slice(None) if self.iou is None else round((self.iou - 0.5) / 0.05)
+        area = ("all", "small", "medium", "large").index(self.area)
+        values = (precision if self.of == "precision" else recall)[..., area, (1, 10, 100).index(self.detections)]
+        return _mean(values[thresholds])
+
+
+_OFFICIAL = (
+    _Number("AP", "precision", None, "all", 100),
+    _Number("AP50", "precision", 0.50, "all", 100),
+    _Number("AP75", "precision", 0.75, "all", 100),
+    _Number("APs", "precision", None, "small", 100),
+    _Number("APm", "precision", None, "medium", 100),
+    _Number("APl", "precision", None, "large", 100),
+    _Number("AR1", "recall", None, "all", 1),
+    _Number("AR10", "recall", None, "all", 10),
+    _Number("AR100", "recall", None, "all", 100),
+    _Number("ARs", "recall", None, "small", 100),
+    _Number("ARm", "recall", None, "medium", 100),
+    _Number("ARl", "recall", None, "large", 100),
+)
+
+
+class CocoAP(Metric[ImageDetections]):
+    """COCO's box AP and AR against the original annotations of `index`.
+
+    Gives AP, AP50, AP75, APs, APm, APl, AR1, AR10, AR100, ARs, ARm and ARl, with `per_class` also `AP/<class name>`,
+    as fractions. As in the official code every image of the index counts: one without predictions has found nothing.
+    """
+
+    main = "AP"
+
+    def __init__(self, index: BoxIndex, *, backend: Backend = "hotcoco", per_class: bool = False) -> None:
+        if backend not in get_args(Backend):
+            raise ValueError(f"no backend named {backend!r}; choose from {', '.join(get_args(Backend))}")
+        if len(index.image_ids) and int(np.abs(index.image_ids).max()) > _LARGEST_ID:
+            raise ValueError(f"image id {int(index.image_ids[np.abs(index.image_ids).argmax()])} is beyond 2^53; "
+                             "number the images from 1")
+        self.index = index
+        self.backend = backend
+        self.per_class = per_class
+        self._waiting = set(index.image_ids.tolist())
+        self._rows: list[_Array] = []
+
+    def update(self, predictions: Sequence[ImageDetections]) -> None:
+        """Takes the detections of some images.
+
+        An image that was given before or that the index does not have is a ValueError, and a box or score that is
+        not finite a FloatingPointError; the images before it in `predictions` have then been taken.
+        """
+        for prediction in predictions:
+            if prediction.image_id not in self._waiting:
+                known = prediction.image_id in self.index.image_ids
+                raise ValueError(f"image {prediction.image_id} was given twice; give each image once" if known else
+                                 f"image {prediction.image_id} is not one of the {len(self.index.image_ids)} images "
+                                 "with annotations; evaluate on the data that was predicted")
+            self._rows.append(_rows(prediction, self.index.classes))
+            self._waiting.remove(prediction.image_id)
+
+    def compute(self) -> dict[str, float]:
+        """Every number by name; NaN where there is no such object."""
+        rows = np.concatenate([np.zeros((0, 7)), *self._rows])
+        arrays = {"hotcoco": _with_hotcoco, "pycocotools": _with_pycocotools}[self.backend]
+        category_ids, precision, recall = arrays(self.index.coco_ground_truth(), rows)
+        numbers = {number.name: number.read(precision, recall) for number in _OFFICIAL}
+        if self.per_class:
+            position = {category_id: k for k, category_id in enumerate(category_ids)}
+            numbers |= {f"AP/{name}": _mean(precision[:, :, position[source_id], 0, -1])
+                        for source_id, name in self.index.classes.used.items()}
+        return numbers
+
+
+def records(prediction: ImageDetections, classes: Classes) -> list[Mapping[str, Any]]:
+    """The detections of an image in COCO's results format: image_id, category_id, bbox (xywh) and score.
+
+    Detections of unused classes are left out: no file knows their ids.
+    """
+    return [{"image_id": prediction.image_id, "category_id": int(category_id), "bbox": bbox, "score": score}
+            for _, *bbox, score, category_id in _rows(prediction, classes).tolist()]
+
+
+def write_results(path: Path, predictions: Iterable[ImageDetections], *, classes: Classes) -> None:
+    """Writes detections as a COCO results file, one line each, that pycocotools' `loadRes` reads.
+
+    Numbers keep every digit, so that AP from the file is AP from memory. The file is written beside its place and
+    moved there when it is complete; on failure (an OSError that names `path`) whatever was there before stays.
+    """
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with unfinished.open("w", encoding="utf-8") as file:
+            separator = "["
+            for prediction in predictions:
+                for record in records(prediction, classes):
+                    file.write(f"{separator}\n{json.dumps(record, allow_nan=False)}")
+                    separator = ","
+            file.write("[]\n" if separator == "[" else "\n]\n")
+        unfinished.replace(path)
+    except OSError as error:
+        raise OSError(error.errno, f"the results were not written ({error.strerror})", str(path)) from error
+    finally:
+        with contextlib.suppress(OSError):
+            unfinished.unlink()
+
+
+def ap_table(numbers: Mapping[str, float]) -> Table:
+    """The official rows and, where `numbers` has them, the classes, best first, for the terminal."""
+    table = Table("measure", "IoU", "objects", "detections", "value", caption="COCO boxes; - where none exist")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for number in _OFFICIAL:
+        iou = "0.50:0.95" if number.iou is None else f"{number.iou:.2f}"
+        # A rule after each of the official groups: by IoU, by area, by number of detections, by area.
+        table.add_row(number.name, iou, number.area, str(number.detections), _shown(numbers[number.name]),
+                      end_section=number.name in ("AP75", "APl", "AR100", "ARl"))
+    by_class = {name: value for name, value in numbers.items() if name.startswith("AP/")}
+    for name, value in sorted(by_class.items(), key=lambda item: (math.isnan(item[1]), -item[1], item[0])):
+        table.add_row(name, "0.50:0.95", "all", "100", _shown(value))
+    return table
+
+
+def _shown(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.3f}"
+
+
+def _mean(values: _Array) -> float:
+    """The mean over what exists; NaN where nothing does."""
+    existing = values[values > -1]
+    return float(existing.mean()) if existing.size else math.nan
+
+
+def _rows(prediction: ImageDetections, classes: Classes) -> _Array:
+    """The detections of used classes as float64 [R, 7]: image id, x, y, width, height, score, category id.
+
+    The width is taken in float64, where x + width gives the float32 corner back: IoU sees the box that was predicted.
+    """
+    boxes = prediction.boxes.detach().double().cpu().numpy()
+    scores = prediction.scores.detach().double().cpu().numpy()
+    labels = prediction.labels.cpu().numpy()
+    if not (np.isfinite(boxes).all() and np.isfinite(scores).all()):
+        raise FloatingPointError(f"image {prediction.image_id} has boxes or scores that are not finite: "
+                                 "the network has diverged")
+    assert np.logical_and(labels >= 0, labels < len(classes)).all(), "padding, or the labels of another set of classes"
+    category_ids = np.asarray(classes.source_ids, dtype=np.int64)[labels]
+    rows = np.column_stack([np.full(len(scores), prediction.image_id), boxes[:, :2], boxes[:, 2:] - boxes[:, :2],
+                            scores, category_ids])
+    return rows[np.isin(category_ids, list(classes.used))]
+
+
+def _with_hotcoco(ground_truth: dict[str, Any], rows: _Array) -> tuple[list[int], _Array, _Array]:
+    truth = hotcoco.COCO(ground_truth)
+    evaluation = hotcoco.COCOeval(truth, truth.load_res(rows), "bbox")
+    evaluation.evaluate()
+    evaluation.accumulate()
+    assert evaluation.eval is not None
+    return evaluation.params.cat_ids, evaluation.eval["precision"], evaluation.eval["recall"]
+
+
+def _with_pycocotools(ground_truth: dict[str, Any], rows: _Array) -> tuple[list[int], _Array, _Array]:
+    found = [{"id": number, "image_id": int(image_id), "category_id": int(category_id), "bbox": bbox, "score": score,
+              "area": bbox[2] * bbox[3], "iscrowd": 0}
+             for number, (image_id, *bbox, score, category_id) in enumerate(rows.tolist(), start=1)]
+    with contextlib.redirect_stdout(io.StringIO()):
+        # `loadRes` would do the same to `found`, and fail on an empty list.
+        evaluation = COCOeval(_indexed(ground_truth), _indexed({**ground_truth, "annotations": found}), "bbox")
+        evaluation.evaluate()
+        evaluation.accumulate()
+    return evaluation.params.catIds, evaluation.eval["precision"], evaluation.eval["recall"]
+
+
+def _indexed(dataset: dict[str, Any]) -> COCO:
+    coco = COCO()
+    coco.dataset = dataset
+    coco.createIndex()
+    return coco

@@ -1,0 +1,81 @@
+"""What a run says while it runs: a bar on a terminal, now and then a line elsewhere, and a table at the end."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from datetime import timedelta
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+_SECONDS_BETWEEN_LINES = 15.0
+
+
+class Reporter:
+    """Shows how far a run is. Use as a context; `say` prints above the bar.
+
+    unit: what is counted in the speed, for example "images". first: where a resumed run starts.
+    """
+
+    def __init__(self, console: Console, total: int, *, first: int, title: str, unit: str) -> None:
+        self.console, self.total, self.unit, self.title = console, total, unit, title
+        self._first, self._started, self._said = first, time.monotonic(), -math.inf
+        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"),
+                   TextColumn("{task.fields[speed]}"), TimeRemainingColumn(), TextColumn("{task.fields[status]}"))
+        self._bar = Progress(*columns, console=console, disable=console.quiet or not console.is_terminal)
+        self._task = self._bar.add_task(title, total=total, completed=first, speed="", status="")
+
+    def __enter__(self) -> Self:
+        self._bar.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.__exit__(kind, error, trace)
+
+    def say(self, text: str) -> None:
+        """Prints a line."""
+        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    def busy(self, status: str) -> None:
+        """Says what else goes on, without a step being done."""
+        self._bar.update(self._task, status=status)
+        if self._due():
+            self.say(f"{self.title} {status}")
+
+    def advance(self, done: int, *, speed: float | None = None, status: str = "") -> None:
+        """Says that `done` of the total are done, at `speed` units a second (from the start, unless given)."""
+        if speed is None:
+            speed = (done - self._first) / max(1e-9, time.monotonic() - self._started)
+        self._bar.update(self._task, completed=done, speed=f"{speed:.1f} {self.unit}/s", status=status)
+        if self._due(last=done == self.total):
+            each = (time.monotonic() - self._started) / max(1, done - self._first)
+            left = timedelta(seconds=round(each * (self.total - done)))
+            self.say(f"{self.title} {done}/{self.total}  {speed:.1f} {self.unit}/s  {left} left  {status}")
+
+    def _due(self, *, last: bool = False) -> bool:
+        now = time.monotonic()
+        if self.console.is_terminal or (now - self._said < _SECONDS_BETWEEN_LINES and not last):
+            return False
+        self._said = now
+        return True
+
+
+def numbers_table(numbers: Mapping[str, float]) -> Table:
+    """Numbers by name; a dash for one that does not exist."""
+    table = Table("metric", "value")
+    table.columns[1].justify = "right"
+    for name, value in numbers.items():
+        table.add_row(name, shown(value))
+    return table
+
+
+def shown(value: float) -> str:
+    """A number of a metric as tables and lines show it."""
+    return "-" if math.isnan(value) else f"{value:.3f}"

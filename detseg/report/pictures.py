@@ -1,0 +1,197 @@
+"""Pictures for people: boxes on an image, many images on a sheet, and files that are complete or not there."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple, TypeAlias
+
+import cv2
+import numpy as np
+
+from detseg.interfaces import Classes, ImageDetections, Pixels, Size
+
+Colour: TypeAlias = tuple[int, int, int]
+"""RGB, 0..255."""
+
+_FONT = cv2.FONT_HERSHEY_SIMPLEX
+_DARK: Colour = (16, 16, 16)
+_LIGHT: Colour = (255, 255, 255)
+_GAP = 8
+"""Pixels between and around the images of a sheet."""
+
+
+class _Rectangle(NamedTuple):
+    """The pixels from (left, top) to (right, bottom), these included."""
+
+    left: int
+    top: int
+    right: int
+    bottom: int
+
+
+class _Text(NamedTuple):
+    """Words with the size in which they are written, and the pixels that they take with a margin."""
+
+    words: str
+    scale: float
+    thickness: int
+    margin: int
+    width: int
+    height: int
+    descent: int
+    """Pixels below the base line, margin included."""
+
+
+def draw_boxes(image: Pixels, prediction: ImageDetections, classes: Classes, *, threshold: float) -> Pixels:
+    """A copy of `image` with every box of at least `threshold`, its class and its score.
+
+    Lines and letters grow with the image. The surest boxes and labels lie on top; a label goes around its box where
+    it hides least of surer ones, and never leaves the image.
+    """
+    picture = np.ascontiguousarray(image).copy()
+    size = (picture.shape[0], picture.shape[1])
+    line = max(1, round((size[0] * size[1]) ** 0.5 / 280))
+
+    boxes = _pixels(prediction, size)
+    surest_first = prediction.scores.argsort(descending=True, stable=True).tolist()
+    shown = [row for row in surest_first if float(prediction.scores[row]) >= threshold]
+
+    for row in reversed(shown):
+        colour = classes.colours[int(prediction.labels[row])]
+        # The dark rim keeps the line visible where the background has its colour.
+        for tone, thickness in ((_DARK, line + 2 * ((line + 2) // 3)), (colour, line)):
+            cv2.rectangle(picture, boxes[row][:2], boxes[row][2:], tone, thickness)
+
+    places: dict[int, tuple[_Text, _Rectangle]] = {}
+    visible = [boxes[row] for row in shown]
+    for row in shown:
+        words = f"{classes.names[int(prediction.labels[row])]} {float(prediction.scores[row]):.2f}"
+        text = _measure(words, size)
+        place = _place(text, boxes[row], size=size, visible=visible)
+        places[row] = text, place
+        visible.append(place)
+    for row in reversed(shown):
+        text, place = places[row]
+        _write(picture, text, place=place, colour=classes.colours[int(prediction.labels[row])])
+    return picture
+
+
+def contact_sheet(images: Sequence[Pixels], *, columns: int, width: int = 1600) -> Pixels:
+    """The images in reading order, `columns` to a row, as one picture of `width` pixels.
+
+    A row has one height and fills the width, so that images of any aspect ratio stand together without distortion;
+    one beyond 1:2 or 2:1 is centred in a frame of that ratio. A last row that is not full is no higher than the row
+    above it. No images, or columns narrower than 16 pixels, are a ValueError.
+    """
+    if not images:
+        raise ValueError("a sheet needs at least one image, got none")
+    columns = min(columns, len(images))
+    most = (width - _GAP) // (16 + _GAP)
+    if not 1 <= columns <= most:
+        raise ValueError(f"a sheet {width} pixels wide has 1 to {most} columns, not {columns}; "
+                         "ask for other columns or another width")
+    strips = [np.full((_GAP, width, 3), _LIGHT, dtype=np.uint8)]
+    for start in range(0, len(images), columns):
+        row = images[start:start + columns]
+        ratios = [min(max(image.shape[1] / image.shape[0], 0.5), 2.0) for image in row]
+        height = (width - _GAP * (len(row) + 1)) / sum(ratios)
+        if len(row) < columns:
+            height = min(height, strips[-1].shape[0] - _GAP)
+        strip = np.full((round(height) + _GAP, width, 3), _LIGHT, dtype=np.uint8)
+        for i, image in enumerate(row):
+            left = round(sum(ratios[:i]) * height) + _GAP * (i + 1)
+            right = round(sum(ratios[:i + 1]) * height) + _GAP * (i + 1)
+            _centre(image, strip[:round(height), left:right])
+        strips.append(strip)
+    return np.concatenate(strips)
+
+
+def write_picture(path: Path, image: Pixels) -> None:
+    """Writes an RGB image in the format that the suffix of `path` names (.png, .jpg, ...), making its folder.
+
+    The file is written beside its place and moved there when it is complete; on failure (an OSError that names
+    `path`) whatever was there before stays. A suffix without a format is a ValueError.
+    """
+    if not path.suffix or not cv2.haveImageWriter(path.name):
+        raise ValueError(f"no picture format has the suffix {path.suffix!r} of {path}; name it .png or .jpg")
+    encoded, content = cv2.imencode(path.suffix, cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+    assert encoded, f"OpenCV could not encode {image.shape} as {path.suffix}"
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished.write_bytes(content.tobytes())
+        unfinished.replace(path)
+    except OSError as error:
+        raise OSError(error.errno, f"the picture was not written ({error.strerror})", str(path)) from error
+    finally:
+        with contextlib.suppress(OSError):
+            unfinished.unlink()
+
+
+def _pixels(prediction: ImageDetections, size: Size) -> list[_Rectangle]:
+    """The boxes to whole pixels, all of them inside the image."""
+    last = np.array([size[1] - 1, size[0] - 1] * 2)
+    boxes = prediction.boxes.detach().float().cpu().numpy().clip(0, last).round().astype(int)
+    return [_Rectangle(*box) for box in boxes.tolist()]
+
+
+def _measure(words: str, size: Size) -> _Text:
+    """The words as large as suits an image of `size`, and smaller if they would not fit into it."""
+    height, width = size
+    letters = max(9.0, (height * width) ** 0.5 / 42)
+    for _ in range(8):
+        thickness = max(1, round(letters / 14))
+        scale = cv2.getFontScaleFromHeight(_FONT, max(1, round(letters)), thickness)
+        (text_width, ascent), descent = cv2.getTextSize(words, _FONT, scale, thickness)
+        margin = max(1, round(letters / 5))
+        text = _Text(words, scale, thickness, margin, text_width + 2 * margin, ascent + descent + margin,
+                     descent)
+        shrink = min(width / text.width, height / text.height)
+        if shrink >= 1:
+            break
+        letters *= shrink
+    return text
+
+
+def _place(text: _Text, box: _Rectangle, *, size: Size, visible: Sequence[_Rectangle]) -> _Rectangle:
+    """Where at the box, inside the image, the text hides the least share of what should stay visible.
+
+    On top of the box, under it, beside it, inside it: each has to save 2 % of a box or label over the one before.
+    """
+    above, under, left, right = box.top - text.height, box.bottom + 1, box.left, box.right - text.width + 1
+    before, after = box.left - text.width, box.right + 1
+    low = box.bottom - text.height + 1
+    starts = np.array([(left, above), (right, above), (left, under), (right, under), (after, box.top), (after, low),
+                       (before, box.top), (before, low), (left, box.top), (right, box.top), (left, low), (right, low)])
+    starts = starts.clip(0, [size[1] - text.width, size[0] - text.height])
+    stops = starts + np.array([text.width, text.height])
+    others = np.array(visible)
+    corners, ends = others[:, :2], others[:, 2:] + 1
+    hidden = (np.minimum(stops[:, None], ends) - np.maximum(starts[:, None], corners)).clip(0).prod(axis=2)
+    shares = (hidden / (ends - corners).prod(axis=1)).sum(axis=1)
+    best = (shares + 0.02 * np.arange(len(starts))).argmin()
+    return _Rectangle(*starts[best].tolist(), *(stops[best] - 1).tolist())
+
+
+def _write(picture: Pixels, text: _Text, *, place: _Rectangle, colour: Colour) -> None:
+    """Fills the place and writes the words on it, dark on bright colours and bright on dark ones."""
+    cv2.rectangle(picture, place[:2], place[2:], colour, cv2.FILLED)
+    luminance = 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2]
+    origin = (place.left + text.margin, place.bottom - text.descent)
+    cv2.putText(picture, text.words, origin, _FONT, text.scale, _DARK if luminance > 128 else _LIGHT, text.thickness,
+                cv2.LINE_AA)
+
+
+def _centre(image: Pixels, frame: Pixels) -> None:
+    """Scales the image to fit into the frame, in place and without distortion."""
+    scale = min(frame.shape[0] / image.shape[0], frame.shape[1] / image.shape[1])
+    # Rounded up: an image with the frame's own ratio fills it, though the frame was rounded to whole pixels.
+    height = min(math.ceil(image.shape[0] * scale), frame.shape[0])
+    width = min(math.ceil(image.shape[1] * scale), frame.shape[1])
+    top, left = (frame.shape[0] - height) // 2, (frame.shape[1] - width) // 2
+    scaled = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
+    frame[top:top + height, left:left + width] = scaled

@@ -1,0 +1,147 @@
+"""Settings that know who set them: frozen dataclasses whose numbers the command line can change, and nothing else.
+
+`--set optimizer.lr=0.1` walks the dotted name and rebuilds the dataclasses on the way, so a value passes the same
+checks as one written in a config file. Names that do not exist are errors that show the nearest that do.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import types
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any, NamedTuple, Self, TypeAlias, TypeVar, Union, get_args, get_origin, get_type_hints
+
+SettingsT = TypeVar("SettingsT", bound="Settings")
+
+Value: TypeAlias = int | float | bool | str | None
+"""What a setting can be. Text is shown and compared but never set from the command line."""
+
+DEFAULT, FILE, SAMPLE, COMMAND_LINE, CHECKPOINT = "default", "file", "--sample", "command line", "checkpoint"
+
+
+class Entry(NamedTuple):
+    """One resolved setting: its value, who set it, and the types the command line may give it (none: fixed)."""
+
+    value: Value
+    origin: str
+    kinds: frozenset[type]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Base of every group of settings; it notes which arguments its constructor was given.
+
+    A misspelt argument stays the TypeError of the dataclass.
+    """
+
+    def __new__(cls, *args: object, **kwargs: object) -> Self:  # noqa: D102
+        self = super().__new__(cls)
+        positional = [field.name for field in fields(cls) if not field.kw_only]
+        given = [*positional[: len(args)], *kwargs]
+        object.__setattr__(self, "_origins", dict.fromkeys(given, FILE))
+        return self
+
+    def origin(self, name: str) -> str:
+        """Who set this field: 'default' where the constructor was not given it."""
+        origins: dict[str, str] = self.__dict__["_origins"]
+        return origins.get(name, DEFAULT)
+
+    def changed(self, name: str, value: object, *, origin: str | None = None) -> Self:
+        """A copy with another value of one field, checked like a new one. Without an origin, who set it stays."""
+        copy = replace(self, **{name: value})
+        object.__setattr__(copy, "_origins", self.__dict__["_origins"] | ({name: origin} if origin else {}))
+        return copy
+
+
+def flatten(settings: Settings, *, prefix: str = "", inherited: str = FILE) -> dict[str, Entry]:
+    """Every setting by its dotted name. What stands inside a group counts as set by whoever set the group."""
+    hints = get_type_hints(type(settings))
+    entries: dict[str, Entry] = {}
+    for field in fields(settings):
+        value, name = getattr(settings, field.name), prefix + field.name
+        origin = settings.origin(field.name)
+        if origin == FILE:
+            origin = inherited
+        if isinstance(value, Settings):
+            entries |= flatten(value, prefix=f"{name}.", inherited=origin)
+        else:
+            entries[name] = Entry(_plain(value), origin, _kinds(hints[field.name]))
+    return entries
+
+
+def override(settings: SettingsT, name: str, value: Value) -> SettingsT:
+    """A copy in which the setting of this dotted name has this value, set by the command line."""
+    head, _, rest = name.partition(".")
+    if rest:
+        return settings.changed(head, override(getattr(settings, head), rest, value))
+    return settings.changed(head, value, origin=COMMAND_LINE)
+
+
+def switchable(settings: Settings) -> frozenset[str]:
+    """The groups that may be left out: `--set ema=none`."""
+    hints = get_type_hints(type(settings))
+    groups = [field.name for field in fields(settings) if isinstance(getattr(settings, field.name), Settings)]
+    return frozenset(name for name in groups if type(None) in _members(hints[name]))
+
+
+def parameters(function: Callable[..., object], *, keywords: Mapping[str, Value], origin: str) -> dict[str, Entry]:
+    """The keyword parameters of a function as settings; `keywords` are their defaults."""
+    hints = get_type_hints(function)
+    return {name: Entry(value, origin, _kinds(hints.get(name, type(value)))) for name, value in keywords.items()}
+
+
+def parse_value(name: str, text: str, *, kinds: frozenset[type]) -> Value:
+    """The value that a text on the command line means for a setting of these types."""
+    word = text.strip().lower()
+    if word == "none" and type(None) in kinds:
+        return None
+    if word in ("true", "false") and bool in kinds:
+        return word == "true"
+    if int in kinds:
+        try:
+            return int(word)
+        except ValueError:
+            pass
+    if float in kinds:
+        try:
+            number = float(word)
+        except ValueError:
+            pass
+        else:
+            if math.isfinite(number):
+                return number
+    asked = " or ".join(words for kind, words in _WORDS.items() if kind in kinds)
+    raise ValueError(f"{name} takes {asked}, got {text!r}")
+
+
+def unknown_name(name: str, choices: Iterable[str]) -> ValueError:
+    """The error for a name that does not exist: the nearest that do, and all of them."""
+    known = sorted(choices)
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    return ValueError(f"there is no setting {name!r}{hint}\nthese can be set: {', '.join(known)}")
+
+
+_WORDS: Mapping[type, str] = {int: "a whole number", float: "a number", bool: "true or false", type(None): "none"}
+
+
+def _members(hint: Any) -> tuple[Any, ...]:
+    return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+
+
+def _kinds(hint: Any) -> frozenset[type]:
+    """The types the command line may give; empty for text, functions and the like."""
+    members = frozenset(_members(hint))
+    numbers = members & {int, float, bool}
+    return numbers | (members & {type(None)}) if numbers else frozenset()
+
+
+def _plain(value: object) -> Value:
+    """A value as --show prints it and a checkpoint keeps it: functions by their name, other things as they print."""
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, (type, types.FunctionType, types.BuiltinFunctionType)):
+        return value.__name__
+    return repr(value)

@@ -1,0 +1,1 @@
+"""Published checkpoints, read under their own names."""

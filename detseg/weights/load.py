@@ -1,0 +1,180 @@
+"""Published weights into a predictor: a file in any known format, or a name to download."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.error import URLError
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+from torchvision.models import get_model_weights
+
+from detseg import checkpoint
+from detseg.data.coco import COCO_90
+from detseg.interfaces import Classes
+from detseg.model import Predictor
+from detseg.weights import torchvision
+
+DOWNLOADS = ("mobilenet_v2", "mobilenet_v3_large", "mobilenet_v3_small", "ssdlite320_mobilenet_v3_large")
+"""The names that `--weights` takes instead of a file: torchvision's default weights of these models."""
+
+
+class Format(NamedTuple):
+    """A kind of weight file: how to know it, our names for its tensors, and the classes it predicts."""
+
+    title: str
+    matches: Callable[[Mapping[str, Tensor]], bool]
+    names: Callable[[Mapping[str, Tensor]], Mapping[str, str]]
+    classes: Classes | None
+    """None: it is a backbone alone."""
+
+
+def _backbone_names(state: Mapping[str, Tensor]) -> dict[str, str]:
+    return {key: f"backbone.{name}" for key, name in torchvision.mobilenet_names(state).items()}
+
+
+FORMATS = (
+    Format("torchvision SSDLite", torchvision.is_ssdlite, torchvision.ssdlite_names, COCO_90),
+    Format("torchvision MobileNet", torchvision.is_mobilenet, _backbone_names, None),
+)
+
+
+class Report(NamedTuple):
+    """What a weight file gave."""
+
+    title: str
+    num_loaded: int
+    left_over: tuple[str, ...]
+    """Tensors of the file that the network has no place for: the classifier, blocks behind the last tap."""
+    fresh: tuple[str, ...]
+    """Tensors of the network that the file does not set: they keep their initial values."""
+
+    def __str__(self) -> str:
+        lines = [f"{self.title}: {self.num_loaded} tensors loaded"]
+        for what, keys in (("left over in the file", self.left_over), ("not in the file, start anew", self.fresh)):
+            if keys:
+                lines.append(f"  {len(keys)} {what}: {_abridged(keys)}")
+        return "\n".join(lines)
+
+
+def load_weights(predictor: Predictor, source: str) -> Report:
+    """Loads a weight file, or the published weights of that name, strictly.
+
+    A whole detector must fit everywhere; where it predicts other classes, the class layers take the rows of the
+    classes that are the same, or start anew if there are none. A backbone file must fill the backbone. Raises
+    ValueError: unreadable or unknown file, tensors missing or of another shape; FileNotFoundError: neither a file nor
+    a name; ConnectionError: no network.
+    """
+    state, classes = _read(source)
+    if classes is not None:
+        title = "detseg checkpoint"
+        names: Mapping[str, str] = {key: key for key in state}
+    else:
+        kind = next((kind for kind in FORMATS if kind.matches(state)), None)
+        if kind is None:
+            raise ValueError(f"{source}: not a known kind of weight file (known: "
+                             f"{', '.join(kind.title for kind in FORMATS)}, detseg checkpoint); its tensors begin with "
+                             f"{', '.join(list(state)[:5])}")
+        title, names, classes = kind.title, kind.names(state), kind.classes
+    found = {names[key]: tensor for key, tensor in state.items() if key in names}
+    only_backbone = classes is None
+    own = {key: value for key, value in predictor.state_dict().items()
+           if not only_backbone or key.startswith("backbone.")}
+    fresh = [] if not only_backbone else [key for key in predictor.state_dict() if key not in own]
+    if classes is not None:
+        fresh += _fit_classes(found, predictor, classes)
+    _check(found, own, fresh, source=source, title=title)
+    predictor.load_state_dict({key: found[key] for key in own if key not in fresh}, strict=False)
+    left_over = tuple(key for key in state if names.get(key) not in own)
+    return Report(f"{source} ({title})", len(own) - len(set(fresh) & set(own)), left_over, tuple(fresh))
+
+
+def _fit_classes(found: dict[str, Tensor], predictor: Predictor, classes: Classes) -> list[str]:
+    """Makes the class layers of a file fit the predictor's classes; names those that have to start anew."""
+    wanted = predictor.classes
+    if (wanted.names, wanted.source_ids) == (classes.names, classes.source_ids):
+        return []
+    offset = predictor.head.num_outputs - len(wanted)
+    names = [f"head.{layer}.{leaf}" for layer in predictor.head.class_layers for leaf in ("weight", "bias")]
+    position = {name: k for k, name in enumerate(classes.names)}
+    same = all(name in position for name in wanted.names if not name.startswith("unused"))
+    if not same:
+        for name in names:
+            found.pop(name, None)
+        return names
+    rows = list(range(offset)) + [offset + position.get(name, 0) for name in wanted.names]
+    for name in names:
+        if name in found:
+            per_anchor = found[name].reshape(-1, len(classes) + offset, *found[name].shape[1:])
+            found[name] = per_anchor[:, rows].flatten(0, 1)
+    return []
+
+
+def _check(
+    found: Mapping[str, Tensor], own: Mapping[str, Tensor], fresh: Sequence[str], *, source: str, title: str
+) -> None:
+    """A ValueError where a tensor is missing or has another shape."""
+    missing = [key for key in own if key not in found and key not in fresh]
+    other = [f"{key} is {list(found[key].shape)}, the network has {list(own[key].shape)}"
+             for key in own if key in found and key not in fresh and found[key].shape != own[key].shape]
+    if missing or other:
+        lines = [f"{source}: this {title} file does not fit the network; it is of another family, width or tail."]
+        if missing:
+            lines.append(f"  {len(missing)} tensors are missing: {_abridged(missing)}")
+        if other:
+            lines.append(f"  {len(other)} have another shape: {_abridged(other, separator='; ')}")
+        raise ValueError("\n".join(lines))
+
+
+def _abridged(names: Sequence[str], *, separator: str = ", ") -> str:
+    shown = separator.join(names[:6])
+    return shown if len(names) <= 6 else f"{shown}{separator}... and {len(names) - 6} more"
+
+
+def _read(source: str) -> tuple[dict[str, Tensor], Classes | None]:
+    """The tensors by name, and the classes if it is a checkpoint of ours."""
+    path = Path(source)
+    if not path.is_file():
+        if path.suffix or "/" in source:
+            raise FileNotFoundError(f"{source}: no such weight file")
+        return _download(source), None
+    if path.suffix == ".safetensors":
+        try:
+            return load_file(path), None
+        except SafetensorError as error:
+            raise ValueError(f"{source}: not a readable safetensors file ({error})") from error
+    content = checkpoint.read_tensors(path)
+    if checkpoint.is_checkpoint(content):
+        return checkpoint.inference_weights(content), checkpoint.stored_classes(content)
+    return _flat(content, source), None
+
+
+def _flat(content: Any, source: str) -> dict[str, Tensor]:
+    """A plain state dict, also from below the usual key of a training script's checkpoint."""
+    for key in ("model", "state_dict"):
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise ValueError(f"{source}: holds no state dict (a mapping from parameter names to tensors)")
+    return content
+
+
+def _download(name: str) -> dict[str, Tensor]:
+    """torchvision's default weights of a model, through torch.hub's cache."""
+    if name not in DOWNLOADS:
+        near = difflib.get_close_matches(name, DOWNLOADS, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise FileNotFoundError(f"{name}: neither a file nor a known name ({', '.join(DOWNLOADS)}){hint}")
+    weights = get_model_weights(name).DEFAULT
+    try:
+        state = torch.hub.load_state_dict_from_url(weights.url, weights_only=True, check_hash=True)
+    except (URLError, OSError) as error:
+        raise ConnectionError(
+            f"{name}: could not download {weights.url} ({error}). Fetch the file where there is a network and give "
+            f"its path: --weights FILE") from error
+    return dict(state)

@@ -1,0 +1,149 @@
+"""SSDLite: SSD with depthwise-separable predictors (Sandler et al. 2018, arXiv 1801.04381, section 6.2).
+
+Two wirings are in the world, and this head is both. torchvision's (ssdlite320_mobilenet_v3_large): six anchors on
+every map, softmax over the classes and background, SSD's multibox loss. The papers', from TensorFlow's object
+detection API: three anchors on the first map, sigmoid scores, for MobileNetV3 the focal loss with a background column.
+Both predict K + 1 outputs a box, background first, as all published weights do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal, NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from detseg import boxes, losses, matching
+from detseg.anchors import SSDAnchors
+from detseg.interfaces import BoxTargets, DenseBoxes, Features, FeatureSpec, Head, Losses, Size
+from detseg.layers import ConvNormAct, Norm, depthwise_separable
+
+NORM = Norm(momentum=0.03, eps=1e-3)
+"""BatchNorm of both wirings: decay 0.97 in TensorFlow's V3 config, momentum 0.03 in torchvision."""
+EXTRA_CHANNELS = (512, 256, 256, 128)
+BOX_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
+FOCAL_PRIOR = -4.6
+"""First bias of the focal loss's classifier: a probability of 0.01 (class_prediction_bias_init)."""
+
+ClassLoss: TypeAlias = Literal["multibox", "focal"]
+BoxLoss: TypeAlias = Literal["smooth_l1", "ciou"]
+
+
+class SSDRaw(NamedTuple):
+    """What the predictors say at every anchor, and the anchors."""
+
+    deltas: Tensor
+    """[B, N, 4], encoded with BOX_WEIGHTS."""
+    logits: Tensor
+    """[B, N, K + 1], background first."""
+    anchors: Tensor
+    """[N, 4] xyxy in network pixels."""
+    limits: Tensor
+    """[4]: width, height, width, height of the network's image."""
+
+
+class SSDLite(Head[BoxTargets, SSDRaw, DenseBoxes]):
+    """Predicts boxes on the backbone's last two maps and on smaller ones that it makes from the last.
+
+    specs: the backbone's; every map is used, in order, and `anchors.num_maps` says how many more are made.
+    extra_channels: outputs of the made maps; half of it inside. width: multiplies them, at least 16 are left
+    (TensorFlow's depth multiplier). class_loss: "multibox" is softmax cross entropy over positives and the hardest
+    negatives, "focal" the sigmoid focal loss with alpha 0.75 and gamma 2. box_loss: "smooth_l1" as published, or
+    "ciou". min_negatives: what an image without objects teaches in "multibox"; TensorFlow takes 3, torchvision 0.
+    """
+
+    def __init__(
+        self, specs: Mapping[str, FeatureSpec], num_classes: int, *, anchors: SSDAnchors,
+        class_loss: ClassLoss = "multibox", box_loss: BoxLoss = "smooth_l1", negatives_per_positive: float = 3.0,
+        min_negatives: int = 3, extra_channels: Sequence[int] = EXTRA_CHANNELS, width: float = 1.0, norm: Norm = NORM,
+    ) -> None:
+        super().__init__()
+        if num_classes < 1:
+            raise ValueError(f"a detector needs at least one class, got {num_classes}")
+        if len(specs) + len(extra_channels) != anchors.num_maps:
+            raise ValueError(
+                f"{len(specs)} taps and {len(extra_channels)} extra maps make {len(specs) + len(extra_channels)}, but "
+                f"the anchors are for {anchors.num_maps}: give as many extra_channels or set num_maps")
+        self.taps = tuple(specs)
+        self.num_outputs = num_classes + 1
+        self.anchors, self.class_loss, self.box_loss = anchors, class_loss, box_loss
+        self.negatives_per_positive, self.min_negatives = negatives_per_positive, min_negatives
+
+        channels = [spec.channels for spec in specs.values()]
+        self.extras = nn.ModuleList()
+        for wanted in extra_channels:
+            out = max(16, int(wanted * width))
+            self.extras.append(_smaller_map(channels[-1], out, norm=norm))
+            channels.append(out)
+        self.classify, self.locate = nn.ModuleList(), nn.ModuleList()
+        for in_channels, num_anchors in zip(channels, anchors.num_per_cell, strict=True):
+            self.classify.append(depthwise_separable(
+                in_channels, num_anchors * self.num_outputs, norm=norm, activation="relu6"))
+            self.locate.append(depthwise_separable(in_channels, num_anchors * 4, norm=norm, activation="relu6"))
+        self.class_layers = tuple(f"classify.{k}.1" for k in range(len(channels)))
+        self._initialise()
+
+    def forward(self, features: Features, size: Size) -> SSDRaw:
+        """Maps by tap to raw predictions for images of `size`."""
+        maps = [features[tap] for tap in self.taps]
+        for extra in self.extras:
+            maps.append(extra(maps[-1]))
+        deltas = [_rows(predict(x), 4) for predict, x in zip(self.locate, maps, strict=True)]
+        logits = [_rows(predict(x), self.num_outputs) for predict, x in zip(self.classify, maps, strict=True)]
+        anchors = self.anchors([(x.shape[2], x.shape[3]) for x in maps], size, device=maps[0].device)
+        limits = torch.tensor((size[1], size[0], size[1], size[0]), dtype=torch.float32, device=anchors.device)
+        return SSDRaw(torch.cat(deltas, 1), torch.cat(logits, 1), anchors, limits)
+
+    def loss(self, raw: SSDRaw, targets: BoxTargets) -> Losses:
+        """Classification and localisation, to be divided by the number of matched anchors."""
+        matched_BN = matching.match(raw.anchors, targets, positive=0.5, negative=0.5, keep_best=True)
+        _, labels_BN = matching.gather_targets(targets, matched_BN)
+        outputs_BN = torch.where(matched_BN >= 0, labels_BN + 1, torch.where(matched_BN == matching.NEGATIVE, 0, -2))
+        logits = raw.logits.float()
+        if self.class_loss == "focal":
+            classification = losses.focal_loss(logits, outputs_BN, alpha=0.75, gamma=2.0)
+        else:
+            classification = losses.hard_negative_cross_entropy(
+                logits, outputs_BN, negatives_per_positive=self.negatives_per_positive,
+                min_negatives=self.min_negatives)
+        localisation = losses.box_loss(
+            raw.deltas.float(), raw.anchors, targets, matched_BN, weights=BOX_WEIGHTS, kind=self.box_loss)
+        return Losses({"class": classification, "box": localisation}, (matched_BN >= 0).sum())
+
+    def decode(self, raw: SSDRaw) -> DenseBoxes:
+        """Boxes inside the image, and the classes' probabilities without background."""
+        decoded = boxes.decode(raw.deltas.float(), raw.anchors, BOX_WEIGHTS)
+        inside = torch.minimum(decoded.clamp(min=0.0), raw.limits)
+        logits = raw.logits.float()
+        scores = logits.sigmoid() if self.class_loss == "focal" else logits.softmax(-1)
+        return DenseBoxes(inside, scores[..., 1:])
+
+    def _initialise(self) -> None:
+        """Normal weights of deviation 0.03 and no biases, as both wirings have it."""
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.normal_(module.weight, std=0.03)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        if self.class_loss == "focal":
+            for predictor in self.classify:
+                *_, last = predictor.children()
+                assert isinstance(last, nn.Conv2d)
+                assert last.bias is not None
+                nn.init.constant_(last.bias, FOCAL_PRIOR)
+
+
+def _smaller_map(in_channels: int, out_channels: int, *, norm: Norm) -> nn.Sequential:
+    """The next map at half the size: squeeze to half the outputs, depthwise with stride 2, widen."""
+    inner = out_channels // 2
+    return nn.Sequential(
+        ConvNormAct(in_channels, inner, kernel=1, norm=norm, activation="relu6"),
+        ConvNormAct(inner, inner, kernel=3, stride=2, groups=inner, norm=norm, activation="relu6"),
+        ConvNormAct(inner, out_channels, kernel=1, norm=norm, activation="relu6"),
+    )
+
+
+def _rows(predictions: Tensor, columns: int) -> Tensor:
+    """[B, A * columns, H, W] to [B, H * W * A, columns], the order of the anchors."""
+    return predictions.permute(0, 2, 3, 1).reshape(predictions.shape[0], -1, columns)

@@ -1,0 +1,25 @@
+"""What several test files need."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder with real images, annotations and weights; without it the test is skipped."""
+    folder = Path(os.environ.get("DETSEG_SHARED", ROOT.parent / "shared"))
+    if not (folder / "data" / "coco_mini").is_dir():
+        pytest.skip(f"real data not found in {folder}; set DETSEG_SHARED to the folder that has data/coco_mini")
+    return folder

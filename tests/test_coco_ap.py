@@ -1,0 +1,284 @@
+"""COCO AP: hand-computed numbers, the two backends against each other, and the official code on the written file."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import io
+import json
+import math
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+from rich.console import Console
+
+from detseg.data.box_index import BoxIndex
+from detseg.data.coco import read_coco
+from detseg.interfaces import Classes, ImageDetections, Size
+from detseg.metrics.coco_ap import Backend, CocoAP, ap_table, records, write_results
+
+NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
+BOTH: tuple[Backend, ...] = ("hotcoco", "pycocotools")
+CLASSES = Classes(("cat", "unused-2", "dog", "cow"), (1, 2, 18, 90))
+
+
+class Truth(NamedTuple):
+    """One object: xywh as in the file."""
+
+    image_id: int
+    category_id: int
+    bbox: tuple[float, float, float, float]
+    crowd: bool = False
+
+
+def index_of(images: dict[int, Size], annotations: list[Truth]) -> BoxIndex:
+    positions = {image_id: i for i, image_id in enumerate(images)}
+    boxes = np.array([annotation.bbox for annotation in annotations], np.float64).reshape(-1, 4)
+    return BoxIndex.of(
+        CLASSES, Path("images"),
+        image_ids=np.array(list(images), np.int64),
+        sizes=np.array(list(images.values()), np.int32),
+        names=[f"{image_id}.jpg" for image_id in images],
+        image_of_box=np.array([positions[annotation.image_id] for annotation in annotations], np.int64),
+        boxes=boxes,
+        labels=np.array([CLASSES.source_ids.index(annotation.category_id) for annotation in annotations], np.int32),
+        crowd=np.array([annotation.crowd for annotation in annotations], np.bool_),
+        areas=0.8 * boxes[:, 2] * boxes[:, 3],
+        annotation_ids=np.arange(len(annotations), dtype=np.int64),
+    )
+
+
+def found(image_id: int, *rows: tuple[float, float, float, float, float, int]) -> ImageDetections:
+    """Rows of x1, y1, x2, y2, score, label."""
+    table = torch.tensor(rows, dtype=torch.float64).reshape(-1, 6)
+    return ImageDetections(image_id, table[:, :4].float(), table[:, 4].float(), table[:, 5].long())
+
+
+def numbers(index: BoxIndex, predictions: list[ImageDetections], backend: Backend) -> dict[str, float]:
+    metric = CocoAP(index, backend=backend, per_class=True)
+    metric.update(predictions)
+    return metric.compute()
+
+
+def random_case(seed: int) -> tuple[BoxIndex, list[ImageDetections]]:
+    """Crowds, empty images, images without detections, ties, duplicates, every size, more than 100 of a class."""
+    random = np.random.default_rng(seed)
+    images = {int(i): (int(random.integers(80, 500)), int(random.integers(80, 500)))
+              for i in random.choice(10_000, size=12, replace=False)}
+    annotations, predictions = [], []
+    for image_id, (height, width) in images.items():
+        true = np.stack([random.uniform(0, 0.7 * width, 8), random.uniform(0, 0.7 * height, 8),
+                         random.uniform(2, 0.3 * width, 8), random.uniform(2, 0.3 * height, 8)], axis=1)
+        labels = random.choice([0, 2] if seed % 3 else [2], size=8)
+        number = 0 if random.random() < 0.2 else int(random.integers(1, 8))
+        for box, label in zip(true[:number], labels[:number], strict=True):
+            crowd = bool(random.random() < 0.2)
+            annotations.append(Truth(image_id, CLASSES.source_ids[label], tuple(box.tolist()), crowd))
+        rows = 0 if random.random() < 0.2 else int(random.choice([3, 30, 150]))
+        near = random.integers(0, 8, rows)
+        shifted = true[near] + random.normal(0, 1, (rows, 4)) * random.choice([0.0, 1.0, 8.0], (rows, 1))
+        guessed = np.where(random.random(rows) < 0.8, labels[near], 3)
+        scores = np.sort(random.integers(0, 20, rows) / 20.0)[::-1]
+        predictions.append(found(image_id, *[
+            (x, y, x + max(w, 0.5), y + max(h, 0.5), score, int(label))
+            for (x, y, w, h), score, label in zip(shifted, scores, guessed, strict=True)]))
+    return index_of(images, annotations), predictions
+
+
+@pytest.mark.parametrize("backend", BOTH)
+def test_a_hand_computed_case(backend: Backend) -> None:
+    # Two cats of 10 x 10 and 40 x 40. Found: the second exactly, then a false one, then the first at IoU 0.8.
+    index = index_of({7: (60, 100)}, [Truth(7, 1, (0, 0, 10, 10)), Truth(7, 1, (50, 10, 40, 40))])
+    got = numbers(index, [found(7, (50, 10, 90, 50, 0.9, 0), (0, 40, 9, 50, 0.8, 0), (0, 0, 8, 10, 0.7, 0))], backend)
+
+    both, one = (51 * 1 + 50 * 2 / 3) / 101, 51 / 101  # precision at 101 recalls: 1 up to 0.5, then 2/3 or nothing
+    expected = {
+        # IoU 0.8 passes 7 of the 10 thresholds; 0.5 and 0.75 are among them.
+        "AP": 0.7 * both + 0.3 * one, "AP50": both, "AP75": both,
+        # The false box is as small as the first cat and comes before it: precision 1/2, at 7 of 10 thresholds.
+        "APs": 0.7 * 0.5, "APm": 1.0, "APl": math.nan,
+        "AR1": 0.5, "AR10": 0.85, "AR100": 0.85, "ARs": 0.7, "ARm": 1.0, "ARl": math.nan,
+        "AP/cat": 0.7 * both + 0.3 * one, "AP/dog": math.nan, "AP/cow": math.nan,
+    }
+    assert got == pytest.approx(expected, abs=1e-9, nan_ok=True)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_the_backends_agree_and_are_the_official_summary(seed: int) -> None:
+    index, predictions = random_case(seed)
+    fast, reference = (numbers(index, predictions, backend) for backend in BOTH)
+    assert fast == pytest.approx(reference, abs=1e-6, nan_ok=True)
+
+    results = [dict(record) for prediction in predictions for record in records(prediction, CLASSES)]
+    assert list(reference.values())[:12] == pytest.approx(official(index, results), abs=1e-12, nan_ok=True)
+    assert 0 < reference["AP"] < 1
+
+
+def official(index: BoxIndex, results: list[dict[str, Any]] | str) -> list[float]:
+    """The twelve numbers as pycocotools' own `summarize` says them."""
+    ground_truth = COCO()
+    ground_truth.dataset = index.coco_ground_truth()
+    ground_truth.createIndex()
+    evaluation = COCOeval(ground_truth, ground_truth.loadRes(results), "bbox")
+    evaluation.evaluate()
+    evaluation.accumulate()
+    evaluation.summarize()
+    return [math.nan if number == -1 else float(number) for number in evaluation.stats]
+
+
+@pytest.mark.parametrize("backend", BOTH)
+def test_no_detections_at_all_is_zero(backend: Backend) -> None:
+    index = index_of({1: (50, 80), 2: (80, 50)}, [Truth(1, 18, (0, 0, 10, 10)), Truth(1, 1, (1, 1, 40, 40))])
+    for predictions in ([], [found(1), found(2)]):
+        got = numbers(index, predictions, backend)
+        assert {name for name, number in got.items() if math.isnan(number)} == {"APl", "ARl", "AP/cow"}
+        assert all(number == 0 for number in got.values() if not math.isnan(number))
+
+
+@pytest.mark.parametrize("backend", BOTH)
+def test_no_objects_at_all_is_nan(backend: Backend) -> None:
+    index = index_of({1: (50, 80)}, [])
+    for predictions in ([found(1)], [found(1, (0, 0, 5, 5, 0.9, 0))]):
+        got = numbers(index, predictions, backend)
+        assert tuple(got) == (*NAMES, "AP/cat", "AP/dog", "AP/cow")
+        assert all(math.isnan(number) for number in got.values())
+
+
+@pytest.mark.parametrize("backend", BOTH)
+def test_crowds_are_ignored_and_images_without_predictions_count(backend: Backend) -> None:
+    index = index_of({1: (50, 80), 2: (60, 60)},
+                  [Truth(1, 1, (0, 0, 10, 10)), Truth(1, 1, (20, 20, 30, 30), crowd=True), Truth(2, 1, (5, 5, 10, 10))])
+    in_crowd = [(20 + 5 * k, 25, 24 + 5 * k, 40, 0.95, 0) for k in range(3)]
+    got = numbers(index, [found(1, *in_crowd, (0, 0, 10, 10, 0.5, 0))], backend)
+    assert got["AP"] == pytest.approx(51 / 101)
+    assert got["AR100"] == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("backend", BOTH)
+def test_it_is_silent_and_takes_images_in_any_order_and_portions(
+    backend: Backend, capfd: pytest.CaptureFixture[str]
+) -> None:
+    index, predictions = random_case(99)
+    expected = numbers(index, predictions, backend)
+    metric = CocoAP(index, backend=backend, per_class=True)
+    metric.update(predictions[7:])
+    metric.update([])
+    metric.update(predictions[:7][::-1])
+    assert metric.compute() == pytest.approx(expected, abs=1e-12, nan_ok=True)
+    assert metric.compute() == pytest.approx(expected, abs=1e-12, nan_ok=True), "computing changed it"
+    assert tuple(CocoAP(index).compute()) == NAMES
+    assert capfd.readouterr() == ("", "")
+
+
+def test_half_precision_with_gradient_is_taken() -> None:
+    index = index_of({1: (50, 80)}, [Truth(1, 1, (0, 0, 10, 10))])
+    boxes = torch.tensor([[0.0, 0.0, 10.0, 10.0]], dtype=torch.bfloat16, requires_grad=True)
+    prediction = ImageDetections(1, boxes, torch.tensor([0.5], dtype=torch.float16), torch.tensor([0]))
+    assert numbers(index, [prediction], "hotcoco")["AP"] == pytest.approx(1.0)
+
+
+def test_what_it_refuses() -> None:
+    index = index_of({1: (50, 80), 2: (60, 60)}, [])
+    with pytest.raises(ValueError, match="no backend named 'lvis'; choose from hotcoco, pycocotools"):
+        CocoAP(index, backend="lvis")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"image id 9007199254740993 is beyond 2\^53; number the images from 1"):
+        CocoAP(index_of({2**53 + 1: (4, 4), 3: (4, 4)}, []))
+    metric = CocoAP(index)
+    metric.update([found(1)])
+    with pytest.raises(ValueError, match="image 1 was given twice; give each image once"):
+        metric.update([found(2), found(1)])
+    with pytest.raises(ValueError, match="image 3 is not one of the 2 images with annotations; evaluate on the data"):
+        metric.update([found(3)])
+    for row in ((0, 0, math.nan, 5, 0.9, 0), (0, 0, 5, 5, math.inf, 0)):
+        with pytest.raises(FloatingPointError, match="image 2 has boxes or scores that are not finite: the network"):
+            CocoAP(index).update([found(2, row)])
+    for label in (-1, 4):
+        with pytest.raises(AssertionError, match="padding, or the labels of another set of classes"):
+            CocoAP(index).update([found(2, (0, 0, 5, 5, 0.9, label))])
+
+
+def test_records_have_the_files_ids_and_leave_unused_classes_out() -> None:
+    got = records(found(7, (1.5, 2, 4, 8, 0.75, 2), (0, 0, 5, 5, 0.5, 1)), CLASSES)
+    assert got == [{"image_id": 7, "category_id": 18, "bbox": [1.5, 2.0, 2.5, 6.0], "score": 0.75}]
+    assert type(got[0]["image_id"]) is int
+
+
+@pytest.mark.parametrize("seed", [3, 4])
+def test_the_written_file_gives_the_same_number(seed: int, tmp_path: Path) -> None:
+    index, predictions = random_case(seed)
+    path = tmp_path / "new" / "results.json"
+    write_results(path, iter(predictions), classes=CLASSES)
+    got = CocoAP(index)
+    got.update(predictions)
+    assert list(got.compute().values()) == pytest.approx(official(index, str(path)), abs=1e-6, nan_ok=True)
+    assert [entry.name for entry in path.parent.iterdir()] == ["results.json"]
+
+
+def test_no_detections_are_an_empty_list(tmp_path: Path) -> None:
+    write_results(tmp_path / "results.json", [found(1)], classes=CLASSES)
+    assert json.loads((tmp_path / "results.json").read_text()) == []
+
+
+def test_a_failed_write_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "results.json"
+    path.write_text("before")
+    with pytest.raises(FloatingPointError):
+        write_results(path, [found(1, (0, 0, 5, 5, 0.9, 0)), found(2, (0, 0, 5, math.nan, 0.9, 0))], classes=CLASSES)
+    assert [entry.read_text() for entry in tmp_path.iterdir()] == ["before"]
+
+    def full(self: Path, target: Path) -> Path:
+        raise OSError(errno.ENOSPC, "No space left on device", str(self))
+
+    monkeypatch.setattr(Path, "replace", full)
+    with pytest.raises(OSError, match=r"the results were not written \(No space left on device\): .*/results.json"):
+        write_results(path, [found(1)], classes=CLASSES)
+    assert [entry.read_text() for entry in tmp_path.iterdir()] == ["before"]
+
+    with pytest.raises(NotADirectoryError, match="the results were not written"):
+        write_results(path / "inside" / "results.json", [found(1)], classes=CLASSES)
+
+
+def test_the_table_shows_the_official_rows_and_classes_best_first() -> None:
+    values = {name: k / 16 for k, name in enumerate(NAMES)} | {"APl": math.nan}
+    by_class = {"AP/cat": 0.25, "AP/dog": 0.5, "AP/cow": math.nan}
+    console = Console(width=100, record=True, file=io.StringIO())
+    console.print(ap_table({**values, **by_class}))
+    lines = [line.replace("│", " ").replace("┃", " ").split() for line in console.export_text().splitlines()]
+    assert ["AP50", "0.50", "all", "100", "0.062"] in lines
+    assert ["APl", "0.50:0.95", "large", "100", "-"] in lines
+    assert ["AR1", "0.50:0.95", "all", "1", "0.375"] in lines
+    shown = [line[0] for line in lines if line and line[0] in (*NAMES, *by_class)]
+    assert shown == [*NAMES, "AP/dog", "AP/cat", "AP/cow"]
+
+
+@pytest.mark.real
+def test_real_annotations(shared: Path, tmp_path: Path) -> None:
+    annotations = shared / "data" / "coco_mini" / "annotations" / "instances_val2017.json"
+    index = read_coco(annotations, annotations.parents[1] / "val2017")
+    exact, shifted = [], []
+    for i, image_id in enumerate(index.image_ids.tolist()):
+        rows = slice(index.offsets[i], index.offsets[i + 1])
+        x, y, width, height = torch.from_numpy(index.boxes[rows]).unbind(1)
+        corners = torch.stack([x, y, x + width, y + height], dim=1)
+        labels = torch.from_numpy(index.labels[rows].astype(np.int64))
+        prediction = ImageDetections(image_id, corners.float(), torch.rand(len(labels)), labels)
+        exact.append(prediction)
+        shifted.append(prediction._replace(boxes=prediction.boxes + 6 * torch.rand(len(labels), 4)))
+    assert numbers(index, exact, "hotcoco")["AP"] == pytest.approx(1.0)
+
+    fast, reference = (numbers(index, shifted, backend) for backend in BOTH)
+    assert fast == pytest.approx(reference, abs=1e-6, nan_ok=True)
+    assert 0.2 < fast["AP"] < 0.9
+    write_results(tmp_path / "results.json", shifted, classes=index.classes)
+    with contextlib.redirect_stdout(io.StringIO()):
+        original = COCO(str(annotations))
+        evaluation = COCOeval(original, original.loadRes(str(tmp_path / "results.json")), "bbox")
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    assert list(fast.values())[:12] == pytest.approx(list(evaluation.stats), abs=1e-6)

@@ -1,0 +1,343 @@
+"""From a folder to samples of a detector, and the tool that checks a folder."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from detseg.data.box_index import BoxIndex
+from detseg.data.check import check_boxes
+from detseg.data.detection import DetectionDataset, read_boxes
+from detseg.data.images import read_image
+from detseg.data.transforms import Letterbox, SSDAugment, Stretch
+from detseg.interfaces import Classes, Draw, Pixels, Placement
+
+SIZES = {"a.png": (20, 40), "b.png": (30, 10)}
+
+
+def coco_folder(folder: Path) -> Path:
+    """Both splits with two images of noise, the first with two boxes (one a crowd), the second with none."""
+    rng = np.random.default_rng(0)
+    for split in ("train", "val"):
+        (folder / f"{split}2017").mkdir(parents=True)
+        for name, (height, width) in SIZES.items():
+            pixels = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / f"{split}2017" / name)
+        content = {
+            "images": [
+                {"id": 7 + i, "file_name": name, "height": height, "width": width}
+                for i, (name, (height, width)) in enumerate(SIZES.items())
+            ],
+            "categories": [{"id": 4, "name": "cat"}, {"id": 8, "name": "dog"}],
+            "annotations": [
+                {"id": 1, "image_id": 7, "category_id": 8, "bbox": [4, 2, 8, 10], "area": 80, "iscrowd": 0},
+                {"id": 2, "image_id": 7, "category_id": 4, "bbox": [30, 0, 20, 5], "area": 100, "iscrowd": 1},
+                {"id": 3, "image_id": 7, "category_id": 4, "bbox": [3, 3, 0, 0], "area": 0, "iscrowd": 0},
+            ],
+        }
+        rewrite(folder, split, json.dumps(content))
+    return folder
+
+
+def rewrite(folder: Path, split: str, text: str) -> None:
+    (folder / "annotations").mkdir(exist_ok=True)
+    (folder / "annotations" / f"instances_{split}2017.json").write_text(text)
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Path:
+    return coco_folder(tmp_path / "data")
+
+
+def test_coco_is_recognised(small: Path) -> None:
+    index = read_boxes(small, "val")
+    assert index.classes.source_ids == (4, 8)
+    assert index.path(0) == small / "val2017" / "a.png"
+
+
+def test_missing_images_of_coco_are_an_error(small: Path) -> None:
+    shutil.rmtree(small / "val2017")
+    with pytest.raises(FileNotFoundError, match=r"instances_val2017\.json is there, but the folder .*val2017 with"):
+        read_boxes(small, "val")
+
+
+def test_voc_is_recognised(tmp_path: Path) -> None:
+    for part in ("Annotations", "JPEGImages", "ImageSets/Main"):
+        (tmp_path / part).mkdir(parents=True)
+    (tmp_path / "ImageSets/Main/train.txt").write_text("a\n")
+    (tmp_path / "JPEGImages/a.jpg").touch()
+    (tmp_path / "Annotations/a.xml").write_text(
+        "<annotation><size><width>9</width><height>5</height></size><object><name>cell</name><bndbox><xmin>1</xmin>"
+        "<ymin>1</ymin><xmax>4</xmax><ymax>3</ymax></bndbox></object></annotation>"
+    )
+    assert read_boxes(tmp_path, "train").classes.names == ("cell",)
+
+
+def test_a_folder_without_data_says_what_was_looked_for_and_the_ways_out(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError) as caught:
+        read_boxes(tmp_path / "coco", "train")
+    message = str(caught.value)
+    for part in (
+        f"no train data in {tmp_path / 'coco'} (no such folder)",
+        str(tmp_path / "coco/annotations/instances_train2017.json"),
+        str(tmp_path / "coco/train2017"),
+        str(tmp_path / "coco/ImageSets/Main/train.txt"),
+        "https://cocodataset.org/#download",
+        "train2017.zip, val2017.zip and annotations_trainval2017.zip",
+        "--data",
+        "--sample",
+    ):
+        assert part in message
+    with pytest.raises(FileNotFoundError, match=r"no val data in [^(]*\. Looked for"):
+        read_boxes(tmp_path, "val")
+
+
+def test_a_sample_for_evaluation_is_resized_and_placed(small: Path) -> None:
+    index = read_boxes(small, "val")
+    resize = Stretch((10, 30))
+    dataset = DetectionDataset(index, resize)
+    image, targets, source = dataset[Draw(epoch=0, item=0)]
+    assert (image.dtype, image.shape) == (torch.float32, (3, 10, 30))
+    np.testing.assert_array_equal(image.permute(1, 2, 0).numpy(), resize.apply(read_image(index.path(0))))
+    assert targets.boxes.dtype == torch.float32
+    assert targets.boxes.tolist() == [[3, 1, 9, 6], [22.5, 0, 30, 2.5]]
+    assert (targets.labels.dtype, targets.labels.tolist()) == (torch.int64, [1, 0])
+    assert (targets.crowd.dtype, targets.crowd.tolist()) == (torch.bool, [False, True])
+    assert (source.image_id, source.size) == (7, (20, 40))
+    assert source.placement == Placement(0.5, 0.75, 0.0, 0.0)
+
+
+def test_a_letterboxs_offset_moves_the_boxes(small: Path) -> None:
+    _, targets, source = DetectionDataset(read_boxes(small, "val"), Letterbox((40, 40)))[Draw(0, 0)]
+    assert source.placement == Placement(1.0, 1.0, 10.0, 0.0)
+    assert targets.boxes.tolist() == [[4, 12, 12, 22], [30, 10, 40, 15]]
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_an_image_without_objects_has_empty_targets(small: Path, training: bool) -> None:
+    resize = Stretch((16, 24))
+    dataset = DetectionDataset(read_boxes(small, "val"), resize, augment=SSDAugment(resize) if training else None)
+    image, targets, source = dataset[Draw(0, 1)]
+    assert image.shape == (3, 16, 24)
+    assert [list(values.shape) for values in targets] == [[0, 4], [0], [0]]
+    assert [values.dtype for values in targets] == [torch.float32, torch.int64, torch.bool]
+    assert source.size == (30, 10)
+
+
+def test_classes_and_index_are_public(small: Path) -> None:
+    index = read_boxes(small, "val")
+    dataset = DetectionDataset(index, Stretch((8, 8)))
+    assert dataset.index is index
+    assert dataset.classes is index.classes
+    assert len(dataset) == 2
+
+
+def test_a_negative_seed_is_an_error(small: Path) -> None:
+    with pytest.raises(ValueError, match="the seed of the data must be at least 0, got -1"):
+        DetectionDataset(read_boxes(small, "val"), Stretch((8, 8)), seed=-1)
+
+
+def test_an_item_outside_is_an_error(small: Path) -> None:
+    with pytest.raises(IndexError, match="image 2 of a data set of 2"):
+        DetectionDataset(read_boxes(small, "val"), Stretch((8, 8)))[Draw(0, 2)]
+
+
+def test_an_image_of_another_size_than_annotated_is_an_error(small: Path) -> None:
+    Image.new("RGB", (10, 10)).save(small / "val2017" / "a.png")
+    with pytest.raises(ValueError, match=r"a\.png is 10 x 10 \(height x width\), its annotations say 20 x 40"):
+        DetectionDataset(read_boxes(small, "val"), Stretch((8, 8)))[Draw(0, 0)]
+
+
+@dataclass
+class Recorder:
+    """An augmentation that paints its seed and gives back one box of its own."""
+
+    def __call__(
+        self,
+        image: Pixels,
+        boxes: NDArray[np.float32],
+        labels: NDArray[np.int64],
+        crowd: NDArray[np.bool_],
+        *,
+        seed: int,
+    ) -> tuple[Pixels, NDArray[np.float32], NDArray[np.int64], NDArray[np.bool_]]:
+        assert image.shape == (20, 40, 3)
+        assert image.dtype == np.uint8
+        assert boxes.tolist() == [[4, 2, 12, 12], [30, 0, 40, 5]]
+        assert (labels.tolist(), crowd.tolist()) == ([1, 0], [False, True])
+        painted = np.frombuffer(seed.to_bytes(8, "little"), np.uint8).reshape(1, 8, 1).repeat(3, axis=2)
+        return painted, boxes[:1], labels[:1], crowd[:1]
+
+
+def seed_given(folder: Path, draw: Draw, *, seed: int) -> tuple[int, ...]:
+    dataset = DetectionDataset(read_boxes(folder, "val"), Stretch((1, 8)), augment=Recorder(), seed=seed)
+    image, targets, _ = dataset[draw]
+    assert (image.dtype, image.shape) == (torch.uint8, (3, 1, 8))
+    assert targets.boxes.tolist() == [[4, 2, 12, 12]]
+    return tuple(image[0, 0].tolist())
+
+
+def test_the_augmentation_depends_on_seed_and_epoch_and_item_alone(small: Path) -> None:
+    first = seed_given(small, Draw(3, 0), seed=5)
+    assert seed_given(small, Draw(3, 0), seed=5) == first
+    assert len({first, seed_given(small, Draw(4, 0), seed=5), seed_given(small, Draw(3, 0), seed=6)}) == 3
+
+
+def test_the_augmentations_size_is_held(small: Path) -> None:
+    dataset = DetectionDataset(read_boxes(small, "val"), Stretch((8, 8)), augment=Recorder())
+    with pytest.raises(AssertionError, match=r"augmented to \(1, 8, 3\), the network's is \(8, 8\)"):
+        dataset[Draw(0, 0)]
+
+
+def test_ssds_augmentation_fits(small: Path) -> None:
+    resize = Stretch((16, 24))
+    dataset = DetectionDataset(read_boxes(small, "train"), resize, augment=SSDAugment(resize), seed=1)
+    for epoch in range(5):
+        image, targets, _ = dataset[Draw(epoch, 0)]
+        again = dataset[Draw(epoch, 0)]
+        assert (image.dtype, image.shape) == (torch.uint8, (3, 16, 24))
+        assert torch.equal(image, again.image)
+        assert torch.equal(targets.boxes, again.targets.boxes)
+        assert (targets.boxes[:, 2:] > targets.boxes[:, :2]).all()
+
+
+def check(*arguments: str, monkeypatch: pytest.MonkeyPatch) -> int:
+    """The exit code of tools/check_data.py."""
+    path = Path(__file__).parent.parent / "tools" / "check_data.py"
+    spec = importlib.util.spec_from_file_location("check_data", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    monkeypatch.setattr("sys.argv", ["check_data.py", *arguments])
+    code: int = module.main()
+    return code
+
+
+def test_the_check_counts_and_passes(
+    small: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert check(str(small), monkeypatch=monkeypatch) == 0
+    counts = "images 2 (without objects 1), boxes 3 (crowds 1), classes 2"
+    notes = (
+        "1 box of no area, not trained on (annotation ids: 3 in a.png)",
+        "1 box more than 1 pixel beyond the image's edge, clipped for training (annotation ids: 2 in a.png)",
+    )
+    assert capsys.readouterr().out.splitlines() == [
+        *(
+            line
+            for split in ("train", "val")
+            for line in (f"{split}: {counts}", *(f"  note: {split}: {note}" for note in notes))
+        ),
+        "problems: 0",
+    ]
+
+
+def test_the_check_reports_every_broken_image_and_fails(
+    small: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (small / "train2017" / "a.png").write_bytes(b"")
+    (small / "train2017" / "b.png").unlink()
+    assert check(str(small), monkeypatch=monkeypatch) == 1
+    lines = capsys.readouterr().out.splitlines()
+    problems = [line for line in lines if line.startswith("  problem: train: ")]
+    assert len(problems) == 2
+    assert problems[0].endswith("a.png: the file is empty")
+    assert "no image b.png in" in problems[1]
+    assert lines[-1] == "problems: 2"
+
+
+def test_the_check_reports_broken_annotations_and_goes_on(small: Path) -> None:
+    rewrite(small, "train", "{")
+    findings = list(check_boxes(small))
+    assert findings[0].level == "problem"
+    assert "broken JSON" in findings[0].text
+    assert findings[1].text.startswith("val: images 2 ")
+
+
+def test_the_check_compares_the_splits_classes(small: Path) -> None:
+    content = json.loads((small / "annotations" / "instances_val2017.json").read_text())
+    content["categories"][0]["name"] = "bird"
+    rewrite(small, "val", json.dumps(content))
+    assert list(check_boxes(small))[-1] == (
+        "problem",
+        "the classes of train (here) and val (there) differ:\n  id 4: 'cat' here, 'bird' there",
+    )
+
+
+def test_a_wrong_command_line_is_told_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for arguments, message in (((str(tmp_path / "gone"),), "no folder"), ((), "required: DIR")):
+        with pytest.raises(SystemExit) as caught:
+            check(*arguments, monkeypatch=monkeypatch)
+        assert caught.value.code == 2
+        assert message in capsys.readouterr().err
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("name", ["coco_mini", "bccd"])
+def test_real_data_become_samples(shared: Path, name: str) -> None:
+    resize = Stretch((320, 320))
+    index = read_boxes(shared / "data" / name, "train").select(range(0, 190, 19))
+    for dataset in (DetectionDataset(index, resize), DetectionDataset(index, resize, augment=SSDAugment(resize))):
+        for item in range(len(dataset)):
+            image, targets, source = dataset[Draw(0, item)]
+            assert image.shape == (3, 320, 320)
+            assert torch.isfinite(targets.boxes).all()
+            assert 0 <= targets.boxes.min() <= targets.boxes.max() <= 320
+            assert targets.labels.max() < len(dataset.classes)
+            assert source.size == index.size(item)
+
+
+@pytest.mark.real
+def test_real_data_pass_the_check(shared: Path) -> None:
+    findings = list(check_boxes(shared / "data" / "coco_mini"))
+    assert [finding.text for finding in findings] == [
+        "train: images 192 (without objects 2), boxes 1732 (crowds 18), classes 80",
+        "val: images 84 (without objects 0), boxes 745 (crowds 6), classes 80",
+    ]
+
+
+@pytest.mark.real
+def test_a_turned_or_cut_real_image_is_found(shared: Path, tmp_path: Path) -> None:
+    index = read_boxes(shared / "data" / "coco_mini", "val").select([0, 1, 2])
+    (tmp_path / "val2017").mkdir()
+    for i in range(3):
+        shutil.copyfile(index.path(i), tmp_path / "val2017" / index.path(i).name)
+    rewrite(tmp_path, "val", json.dumps(index.coco_ground_truth()))
+    turned, cut = (tmp_path / "val2017" / index.path(i).name for i in (0, 1))
+    Image.open(turned).rotate(90, expand=True).save(turned)
+    cut.write_bytes(cut.read_bytes()[:-1000])
+    problems = [finding.text for finding in check_boxes(tmp_path) if finding.level == "problem"]
+    assert len(problems) == 3
+    assert "no train data" in problems[0]
+    assert "its annotations say" in problems[1]
+    assert "truncated or damaged" in problems[2]
+
+
+def test_relabel_moves_labels_to_positions_of_another_label_space() -> None:
+    index = _index_of_two_classes()
+    wider = Classes(("unused 1", "cat", "unused 2", "dog"), (1, 3, 4, 7))
+    assert index.relabel(wider).labels.tolist() == [1, 3, 3]
+    assert index.relabel(wider).coco_ground_truth()["annotations"] == index.coco_ground_truth()["annotations"]
+    with pytest.raises(ValueError, match="classes that are not asked for: dog"):
+        index.relabel(Classes(("cat", "bird"), (3, 7)))
+
+
+def _index_of_two_classes() -> BoxIndex:
+    return BoxIndex.of(
+        Classes(("cat", "dog"), (3, 7)), Path("images"), image_ids=np.array([5]), sizes=np.array([[40, 60]], np.int32),
+        names=["a.jpg"], image_of_box=np.zeros(3, np.int64),
+        boxes=np.array([[1.0, 2, 10, 20], [5, 5, 9, 9], [0, 0, 4, 4]]),
+        labels=np.array([0, 1, 1], np.int32), crowd=np.zeros(3, np.bool_), areas=np.array([200.0, 81, 16]),
+        annotation_ids=np.array([1, 2, 3]))

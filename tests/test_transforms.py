@@ -1,0 +1,432 @@
+"""Resizing against torch, the augmentation against torchvision and by hand, and that a seed says everything."""
+
+import hashlib
+import os
+import pickle
+import random
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+import torchvision
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as MapDataset
+from torchvision import tv_tensors
+from torchvision.transforms.v2 import RandomIoUCrop
+
+import detseg
+from detseg.data import transforms
+from detseg.data.transforms import Augment, Letterbox, SSDAugment, Stretch
+from detseg.interfaces import Pixels, Placement, Resize, Size
+
+SIZES = st.tuples(st.integers(1, 700), st.integers(1, 700))
+
+Boxes = NDArray[np.float32]
+Augmented = tuple[Pixels, Boxes, NDArray[np.int64], NDArray[np.bool_]]
+
+
+def noise(size: Size, *, seed: int = 0) -> Pixels:
+    return np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)
+
+
+def interpolated(image: Pixels, size: Size) -> NDArray[np.float32]:
+    batch = torch.from_numpy(image).permute(2, 0, 1)[None].float()
+    resized = F.interpolate(batch, size=size, mode="bilinear", align_corners=False)[0]
+    return resized.permute(1, 2, 0).numpy()
+
+
+def call(
+    augment: Augment, image: Pixels, boxes: list[list[float]], *, crowd: list[bool] | None = None, seed: int = 0
+) -> Augmented:
+    array = np.array(boxes, dtype=np.float32).reshape(-1, 4)
+    crowds = np.array(crowd or [False] * len(boxes), dtype=bool)
+    return augment(image, array, np.arange(len(boxes), dtype=np.int64), crowds, seed=seed)
+
+
+def only(resize: Resize, **options: Any) -> SSDAugment:
+    """The augmentation with everything off that is not asked for."""
+    off = {"photometric": 0.0, "zoom_out": 0.0, "iou_crop": 0.0, "flip": 0.0}
+    return SSDAugment(resize, **(off | options))
+
+
+# ---------------------------------------------------------------------------------------------- resizing
+
+
+@pytest.mark.parametrize("original", [(480, 640), (427, 640), (640, 333), (123, 77), (1, 50), (1080, 1920), (1, 1)])
+@pytest.mark.parametrize("size", [(320, 320), (300, 512), (640, 200), (7, 5)])
+def test_stretch_is_torch_s_bilinear(original: Size, size: Size) -> None:
+    image = noise(original)
+    resized = Stretch(size).apply(image)
+    assert resized.dtype == np.float32
+    assert resized.shape == (*size, 3)
+    np.testing.assert_allclose(resized, interpolated(image, size), atol=0.03)
+
+
+@pytest.mark.parametrize("original", [(480, 640), (640, 333), (123, 77), (1, 50)])
+@pytest.mark.parametrize("size", [(320, 320), (300, 512)])
+def test_letterbox_is_torch_s_bilinear_between_grey_bars(original: Size, size: Size) -> None:
+    image = noise(original)
+    resize = Letterbox(size, fill=7)
+    boxed = resize.apply(image)
+    assert boxed.dtype == np.float32
+    assert boxed.shape == (*size, 3)
+    scale_y, scale_x, top, left = resize.place(original)
+    height, width = round(original[0] * scale_y), round(original[1] * scale_x)
+    inner = (slice(int(top), int(top) + height), slice(int(left), int(left) + width))
+    np.testing.assert_allclose(boxed[inner], interpolated(image, (height, width)), atol=0.03)
+    boxed[inner] = 7
+    assert (boxed == 7).all()
+
+
+def test_where_images_come_to_lie() -> None:
+    assert Stretch((300, 512)).place((600, 256)) == Placement(0.5, 2.0, 0.0, 0.0)
+    assert Letterbox((320, 320)).place((480, 640)) == Placement(0.5, 0.5, 40.0, 0.0)
+    assert Letterbox((300, 512)).place((600, 256)) == Placement(0.5, 0.5, 0.0, 192.0)
+    assert Letterbox((10, 10)).place((3, 6)) == Placement(5 / 3, 10 / 6, 2.0, 0.0)  # bars of 2 and 3
+    assert Letterbox((10, 10)).place((1, 500)) == Placement(1.0, 0.02, 4.0, 0.0)  # never without a row
+
+
+@given(SIZES, SIZES)
+def test_letterbox_keeps_the_whole_image_its_aspect_ratio_and_the_centre(size: Size, original: Size) -> None:
+    place = Letterbox(size).place(original)
+    height, width = original[0] * place.scale_y, original[1] * place.scale_x
+    for inner, length, offset in ((height, size[0], place.offset_y), (width, size[1], place.offset_x)):
+        assert 1 <= round(inner) <= length
+        assert round(length - inner - 2 * offset) in (0, 1)
+    assert max(round(height) / size[0], round(width) / size[1]) == 1
+    scale = min(size[0] / original[0], size[1] / original[1])
+    assert abs(height - original[0] * scale) <= 1
+    assert abs(width - original[1] * scale) <= 1
+
+
+@pytest.mark.parametrize("kind", [Stretch, Letterbox])
+def test_an_impossible_size_is_refused(kind: type[Stretch | Letterbox]) -> None:
+    with pytest.raises(ValueError, match=r"each at least 1, got \(0, 320\)"):
+        kind((0, 320))
+
+
+def test_an_impossible_grey_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"grey level lies in 0\.\.255, got 256"):
+        Letterbox((320, 320), fill=256)
+
+
+# ---------------------------------------------------------------------------------------------- the parts
+
+
+@pytest.mark.parametrize("resize", [Stretch((96, 128)), Letterbox((96, 128))])
+def test_with_everything_off_it_is_the_resize(resize: Resize) -> None:
+    image = noise((60, 100))
+    out, boxes, labels, crowd = call(only(resize), image, [[10, 20, 30, 60]], crowd=[True])
+    np.testing.assert_array_equal(out, np.rint(resize.apply(image)))
+    place = resize.place((60, 100))
+    expected = [
+        10 * place.scale_x + place.offset_x,
+        20 * place.scale_y + place.offset_y,
+        30 * place.scale_x + place.offset_x,
+        60 * place.scale_y + place.offset_y,
+    ]
+    np.testing.assert_allclose(boxes, [expected], rtol=1e-6)
+    assert (str(out.dtype), str(boxes.dtype)) == ("uint8", "float32")
+    assert (labels.tolist(), crowd.tolist()) == ([0], [True])
+
+
+def test_a_mirror_image() -> None:
+    image = noise((40, 60))
+    out, boxes, *_ = call(only(Stretch((40, 60)), flip=1.0), image, [[5, 10, 20, 30]])
+    np.testing.assert_array_equal(out, image[:, ::-1])
+    np.testing.assert_allclose(boxes, [[40, 10, 55, 30]], rtol=1e-6)
+
+
+def test_colours_change_and_boxes_stay() -> None:
+    image = noise((40, 60))
+    augment = only(Stretch((40, 60)), photometric=1.0)
+    out, boxes, *_ = call(augment, image, [[5, 10, 20, 30]])
+    assert np.abs(out.astype(int) - image).mean() > 2
+    np.testing.assert_allclose(boxes, [[5, 10, 20, 30]], rtol=1e-6)
+    assert len({call(augment, image, [], seed=seed)[0].tobytes() for seed in range(20)}) == 20
+
+
+@pytest.mark.parametrize(("original", "size"), [((60, 90), (320, 256)), ((480, 640), (96, 128)), ((300, 40), (64, 64))])
+def test_zoom_out_puts_the_image_on_imagenet_s_mean(original: Size, size: Size) -> None:
+    image = np.full((*original, 3), (255, 0, 0), dtype=np.uint8)
+    areas = []
+    for seed in range(40):
+        out, boxes, *_ = call(only(Stretch(size), zoom_out=1.0), image, [[0, 0, original[1], original[0]]], seed=seed)
+        assert_extent(boxes[0], out[..., 1] < 58, tolerance=2.0)
+        areas.append(float(np.prod(boxes[0, 2:] - boxes[0, :2])) / (size[0] * size[1]))
+        outside = out[(out == (124, 116, 104)).all(axis=2)]
+        assert len(outside) or areas[-1] > 0.8
+    assert min(areas) < 0.12
+    assert min(areas) > 1 / 16
+    assert max(areas) > 0.5
+
+
+def assert_extent(box: Boxes, mask: NDArray[np.bool_], *, tolerance: float) -> None:
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    extent = [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]
+    np.testing.assert_allclose(box, extent, atol=tolerance)
+
+
+def test_a_crop_keeps_boxes_by_their_centre_and_crowds_by_any_part() -> None:
+    crop = transforms._IoUCrop((None,), p=1.0)
+    rows = np.array(
+        [
+            [0.0, 0.0, 0.5, 0.5, 0, 0],  # centre (25, 25) inside
+            [0.0, 0.0, 0.38, 0.5, 1, 0],  # centre (19, 25) outside
+            [0.0, 0.0, 0.38, 0.5, 2, 1],  # the same as a crowd
+            [0.3, 0.4, 0.5, 0.6, 3, 0],  # wholly inside
+        ]
+    )
+    moved = crop.apply_to_bboxes(rows, crop=(20, 10, 70, 90), shape=(100, 100, 3))
+    np.testing.assert_allclose(
+        moved,
+        [[0.0, 0.0, 0.6, 0.5, 0, 0], [0.0, 0.0, 0.36, 0.5, 2, 1], [0.2, 0.375, 0.6, 0.625, 3, 0]],
+        atol=1e-12,
+    )
+
+
+def test_a_crop_reaches_its_overlap_as_torchvision_counts_it() -> None:
+    rng = np.random.default_rng(0)
+    corners = rng.integers(0, 60, size=(2, 50, 2))
+    crops = np.concatenate([corners[0], corners[0] + rng.integers(1, 60, size=(50, 2))], axis=1)
+    boxes = np.concatenate([corners[1], corners[1] + rng.uniform(1, 60, size=(50, 2))], axis=1)[:9]
+    overlaps = torchvision.ops.box_iou(torch.from_numpy(crops).double(), torch.from_numpy(boxes)).numpy()
+    centres = (boxes[:, :2] + boxes[:, 2:]) / 2
+    inside = ((centres > crops[:, None, :2]) & (centres < crops[:, None, 2:])).all(axis=2)
+    for least in (0.0, 0.1, 0.3, 0.5):
+        expected = (inside & (overlaps >= least)).any(axis=1)
+        assert expected.any()
+        assert transforms._reach(crops, boxes, least).tolist() == expected.tolist()
+
+
+def test_crops_are_distributed_as_torchvision_s() -> None:
+    height, width = 240, 320
+    boxes = [[20.0, 30.0, 150.0, 200.0], [200.0, 100.0, 300.0, 160.0]]
+    theirs, ours = RandomIoUCrop(), transforms._IoUCrop(SSDAugment(Stretch((1, 1))).min_overlaps, p=1.0)
+    sample = [
+        torch.zeros(3, height, width, dtype=torch.uint8),
+        tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=(height, width)),
+    ]
+    normalised = np.column_stack([np.array(boxes) / (width, height, width, height), [0, 1], [0, 0]])
+    torch.manual_seed(0)
+    ours.set_random_seed(0)
+    areas: list[list[float]] = [[], []]
+    for _ in range(400):
+        params = theirs.make_params(sample)
+        areas[0].append(params.get("height", height) * params.get("width", width))
+        drawn = ours.get_params_dependent_on_data({"shape": (height, width, 3)}, {"bboxes": normalised})
+        left, top, right, bottom = drawn["crop"]
+        areas[1].append((bottom - top) * (right - left))
+    quantiles = np.quantile(np.array(areas) / (height * width), (0.1, 0.25, 0.5, 0.75), axis=1)
+    np.testing.assert_allclose(quantiles[:, 0], quantiles[:, 1], atol=0.09)
+
+
+# ---------------------------------------------------------------------------------------------- the whole
+
+
+@pytest.mark.parametrize("resize", [Stretch((200, 300)), Letterbox((300, 200))])
+def test_boxes_stay_on_what_they_show(resize: Resize) -> None:
+    """Each box is a flat rectangle of its own colour on black, so its pixels can be found again."""
+    colours = [(250, 10, 10), (10, 250, 10), (10, 10, 250)]
+    boxes = [[10, 20, 110, 120], [120, 100, 230, 170], [150, 10, 210, 80]]
+    image = np.zeros((180, 240, 3), dtype=np.uint8)
+    for (left, top, right, bottom), colour in zip(boxes, colours, strict=True):
+        image[top:bottom, left:right] = colour
+    kept = []
+    for seed in range(60):
+        augment = SSDAugment(resize, photometric=0.0, zoom_out=0.3)
+        out, found, labels, crowd = call(augment, image, [list(map(float, box)) for box in boxes], seed=seed)
+        assert out.shape == (*resize.size, 3)
+        assert out.dtype == np.uint8
+        assert not crowd.any()
+        for box, label in zip(found, labels, strict=True):
+            assert (box >= 0).all()
+            assert (box[2:] <= resize.size[::-1]).all()
+            primary = out[..., label].astype(int)
+            others = np.delete(out, label, axis=2).max(axis=2).astype(int)
+            assert_extent(box, primary - others > 120, tolerance=3.0)
+        kept.append(len(labels))
+    assert set(kept) == {1, 2, 3}
+
+
+def test_crowds_never_decide_and_empty_images_are_cropped_too() -> None:
+    image = noise((90, 120))
+    augment = only(Stretch((60, 60)), iou_crop=1.0, zoom_out=0.5)
+    whole = np.rint(augment.resize.apply(image))
+    cropped = 0
+    for seed in range(30):
+        empty, none, *_ = call(augment, image, [], seed=seed)
+        crowded, *_ = call(augment, image, [[10, 10, 100, 80]], crowd=[True], seed=seed)
+        np.testing.assert_array_equal(empty, crowded)
+        assert none.shape == (0, 4)
+        cropped += not np.array_equal(empty, whole)
+    assert cropped > 15
+
+
+def test_a_crowd_is_cut_to_what_is_seen_and_goes_when_nothing_is() -> None:
+    image = noise((100, 100))
+    seen = []
+    for seed in range(60):
+        _, boxes, labels, crowd = call(
+            only(Stretch((100, 100)), iou_crop=1.0, min_overlaps=(0.0,)),
+            image,
+            [[0, 0, 30, 100], [60, 60, 90, 90]],
+            crowd=[True, False],
+            seed=seed,
+        )
+        assert labels.tolist() == ([0, 1] if crowd.any() else [1])
+        assert crowd.sum() == len(crowd) - 1
+        seen.append(bool(crowd.any()))
+        assert (boxes[:, 2:] - boxes[:, :2] >= transforms.SMALLEST_SIDE - 1e-4).all()
+    assert {True, False} == set(seen)
+
+
+@pytest.mark.parametrize(
+    "box", [[10, 10, 10, 30], [10, 10, 30, 10], [30, 10, 20, 30], [100, 0, 120, 50], [-9, 0, -1, 5]]
+)
+def test_boxes_without_area_are_dropped(box: list[float]) -> None:
+    for seed in range(5):
+        _, boxes, labels, crowd = call(SSDAugment(Stretch((50, 70))), noise((60, 100)), [box], seed=seed)
+        assert boxes.shape == (0, 4)
+        assert [str(array.dtype) for array in (boxes, labels, crowd)] == ["float32", "int64", "bool"]
+        assert len(labels) == len(crowd) == 0
+
+
+def test_boxes_are_clipped_to_the_image() -> None:
+    _, boxes, *_ = call(only(Stretch((60, 100))), noise((60, 100)), [[-20, 10, 50, 90]])
+    np.testing.assert_allclose(boxes, [[0, 10, 50, 60]], rtol=1e-6)
+
+
+def test_what_comes_in_is_not_changed() -> None:
+    image, boxes = noise((60, 100)), np.array([[10, 10, 50, 50]], dtype=np.float32)
+    labels, crowd = np.array([4]), np.array([False])
+    before = [array.copy() for array in (image, boxes, labels, crowd)]
+    for seed in range(10):
+        SSDAugment(Stretch((32, 32)))(image, boxes, labels, crowd, seed=seed)
+    for array, copy in zip((image, boxes, labels, crowd), before, strict=True):
+        np.testing.assert_array_equal(array, copy)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.tuples(st.integers(1, 200), st.integers(1, 200)),
+    st.lists(st.tuples(*[st.floats(-20, 220, width=32)] * 4), max_size=6),
+    st.integers(0, 2**63),
+)
+def test_nothing_breaks_it(original: Size, boxes: list[tuple[float, ...]], seed: int) -> None:
+    augment = SSDAugment(Letterbox((48, 32)))
+    out, found, labels, crowd = call(augment, noise(original), [list(box) for box in boxes], seed=seed)
+    assert out.shape == (48, 32, 3)
+    assert len(found) == len(labels) == len(crowd) == len(set(labels.tolist()))
+    assert (found[:, 2:] > found[:, :2]).all()
+    assert (found >= 0).all()
+    assert (found[:, 2:] <= (32, 48)).all()
+
+
+# ---------------------------------------------------------------------------------------------- seeds
+
+
+def fingerprint(seed: int) -> str:
+    """Of an augmented sample; also run in other processes."""
+    out = call(SSDAugment(Stretch((64, 96))), noise((60, 100)), [[10, 10, 50, 50], [30, 20, 90, 55]], seed=seed)
+    return hashlib.sha256(b"".join(array.tobytes() for array in out)).hexdigest()
+
+
+class Fingerprints(MapDataset[str]):
+    def __getitem__(self, seed: int) -> str:
+        return fingerprint(seed)
+
+    def __len__(self) -> int:
+        return 12
+
+
+def test_the_seed_says_everything_in_any_order_and_whatever_came_before() -> None:
+    augment = SSDAugment(Stretch((64, 96)))
+    image, boxes = noise((60, 100)), [[10.0, 10.0, 50.0, 50.0]]
+    forth = [call(augment, image, boxes, seed=seed)[0].tobytes() for seed in range(8)]
+    random.seed(1)
+    np.random.seed(1)
+    torch.manual_seed(1)
+    copied = pickle.loads(pickle.dumps(augment))
+    back = [call(copied, image, boxes, seed=seed)[0].tobytes() for seed in reversed(range(8))]
+    assert forth == back[::-1]
+    assert len(set(forth)) == 8
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+@pytest.mark.parametrize("workers", [1, 2])
+def test_the_seed_says_everything_in_any_worker(workers: int) -> None:
+    here = [fingerprint(seed) for seed in range(12)]
+    for base in (0, 1):  # albumentations and DataLoader seed workers from this
+        generator = torch.Generator().manual_seed(base)
+        loader = DataLoader(Fingerprints(), batch_size=None, num_workers=workers, generator=generator)
+        assert list(loader) == here
+
+
+def test_the_seed_says_everything_in_a_fresh_process_and_importing_is_quiet() -> None:
+    code = "from tests.test_transforms import fingerprint; print(fingerprint(7), flush=True)"
+    quiet = "import warnings; warnings.simplefilter('error'); import detseg.data.transforms; "
+    environment = {name: value for name, value in os.environ.items() if name != "NO_ALBUMENTATIONS_UPDATE"}
+    root = Path(detseg.__file__).parents[1]
+    done = subprocess.run(
+        [sys.executable, "-c", quiet + code],
+        cwd=root,
+        env=environment | {"PYTHONHASHSEED": "5"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert (done.stdout.strip(), done.stderr) == (fingerprint(7), "")
+
+
+def test_the_parts_are_drawn_independently() -> None:
+    """albumentations' set_random_seed would give every part the same numbers."""
+    image = noise((40, 40))
+    image[:, :20] //= 2
+    augment = only(Stretch((40, 40)), flip=0.5, photometric=1.0)
+    flipped, bright, contrast = [], [], []
+    for seed in range(300):
+        out = call(augment, image, [], seed=seed)[0].astype(float)
+        flipped.append(out[:, :20].mean() > out[:, 20:].mean())
+        bright.append(out.mean())
+        contrast.append(out.std() / out.mean())
+    table = np.corrcoef([flipped, bright, contrast])
+    assert 0.4 < np.mean(flipped) < 0.6
+    assert abs(table[0, 1:]).max() < 0.2
+    assert abs(table[1, 2]) < 0.6
+
+
+# ---------------------------------------------------------------------------------------------- options
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"flip": 1.5}, "flip is a probability in 0..1, got 1.5"),
+        ({"photometric": -0.1}, "photometric is a probability in 0..1, got -0.1"),
+        ({"zoom_out": float("nan")}, "zoom_out is a probability in 0..1, got nan"),
+        ({"iou_crop": 2}, "iou_crop is a probability in 0..1, got 2"),
+        ({"zoom_out_ratio": 0.5}, "zoom_out_ratio is at least 1 (the image itself), got 0.5"),
+        ({"min_overlaps": ()}, "min_overlaps holds at least one number in 0..1 (below 1) or None, got ()"),
+        ({"min_overlaps": (0.5, 1.0)}, "got (0.5, 1.0); iou_crop=0 switches the crop off"),
+    ],
+)
+def test_impossible_options_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        SSDAugment(Stretch((320, 320)), **options)
+
+
+def test_nothing_else_imports_albumentations() -> None:
+    package = Path(detseg.__file__).parent
+    files = [path for folder in (package, package.parent / "heads") for path in folder.rglob("*.py")]
+    importing = {path.name for path in files if re.search(r"^\s*(import|from) albumentations", path.read_text(), re.M)}
+    assert importing == {"transforms.py"}

@@ -1,0 +1,172 @@
+"""PASCAL VOC's layout to arrays: its pixels counted from 1, its missing ids, and its broken files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from detseg.data.voc import read_voc, voc_list
+
+
+def thing(name: str, *corners: float | str, difficult: str = "<difficult>0</difficult>") -> str:
+    tags = "".join(
+        f"<{key}>{value}</{key}>" for key, value in zip(("xmin", "ymin", "xmax", "ymax"), corners, strict=False)
+    )
+    return f"<object><name>{name}</name>{difficult}<bndbox>{tags}</bndbox></object>"
+
+
+SIZE = "<size><width>60</width><height>40</height><depth>3</depth></size>"
+
+
+def add(folder: Path, name: str, *, body: str, image: str | None = None) -> None:
+    for part in ("Annotations", "JPEGImages", "ImageSets/Main"):
+        (folder / part).mkdir(parents=True, exist_ok=True)
+    (folder / "Annotations" / f"{name}.xml").write_text(f"<annotation>{body}</annotation>")
+    (folder / "JPEGImages" / (image or f"{name}.jpg")).touch()
+
+
+def split(folder: Path, name: str, *images: str) -> None:
+    voc_list(folder, name).write_text("".join(f"{image}\n" for image in images))
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Path:
+    """Three training images (the second empty) and one for validation, with a class that only it has."""
+    add(tmp_path, "b", body=SIZE + thing("dog", 1, 1, 60, 40) + thing("cat", 11, 5, 20, 9))
+    add(tmp_path, "a.1", body=SIZE, image="a.1.png")
+    add(tmp_path, "c", body=SIZE + thing("cat", 2, 3, 4, 6, difficult="<difficult>1</difficult>"))
+    add(tmp_path, "v", body=SIZE + thing("bird", 2.5, 3, 4, 6, difficult=""))
+    split(tmp_path, "train", "b", "a.1", "c", "")
+    split(tmp_path, "val", "v")
+    return tmp_path
+
+
+def test_pixels_counted_from_1_become_corners(small: Path) -> None:
+    index = read_voc(small, "train")
+    assert index.boxes.tolist() == [[0, 0, 60, 40], [10, 4, 10, 5], [1, 2, 3, 4]]
+    assert index.targets(0).boxes.tolist() == [[0, 0, 60, 40], [10, 4, 20, 9]]
+    assert index.areas.tolist() == [2400, 50, 12]
+    assert index.notes == ()
+
+
+def test_images_keep_the_lists_order_and_are_numbered(small: Path) -> None:
+    index = read_voc(small, "train")
+    assert [index.path(i) for i in range(3)] == [small / "JPEGImages" / name for name in ("b.jpg", "a.1.png", "c.jpg")]
+    assert index.image_ids.tolist() == [1, 2, 3]
+    assert index.annotation_ids.tolist() == [1, 2, 3]
+    assert index.offsets.tolist() == [0, 2, 2, 3]
+    assert index.size(1) == (40, 60)
+    assert index.targets(1).boxes.shape == (0, 4)
+
+
+def test_all_splits_have_the_same_classes(small: Path) -> None:
+    train, val = read_voc(small, "train"), read_voc(small, "val")
+    assert train.classes == val.classes
+    assert train.classes.names == ("bird", "cat", "dog")
+    assert train.classes.source_ids == (1, 2, 3)
+    assert (train.labels.tolist(), val.labels.tolist()) == ([2, 1, 1], [0])
+
+
+def test_another_split_counts_for_the_classes_too(small: Path) -> None:
+    add(small, "t", body=SIZE + thing("ant", 1, 1, 2, 2))
+    split(small, "test", "t")
+    assert read_voc(small, "test").classes.names == ("ant", "bird", "cat", "dog")
+
+
+def test_difficult_objects_are_to_be_ignored(small: Path) -> None:
+    index = read_voc(small, "train")
+    assert index.crowd.tolist() == [False, False, True]
+    assert [row["iscrowd"] for row in index.coco_ground_truth()["annotations"]] == [0, 0, 1]
+    assert not read_voc(small, "val").crowd.any()
+
+
+def test_equal_corners_are_no_object(small: Path) -> None:
+    add(small, "b", body=SIZE + thing("dog", 5, 6, 5, 9) + thing("dog", 5, 6, 4, 5) + thing("dog", 5, 6, 6, 7))
+    index = read_voc(small, "train")
+    assert index.boxes[:3].tolist() == [[4, 5, 0, 4], [4, 5, -1, -1], [4, 5, 2, 2]]
+    assert index.areas[:2].tolist() == [0, 0]
+    assert index.targets(0).boxes.tolist() == [[4, 5, 6, 7]]
+    assert index.notes == ("2 boxes of no area, not trained on (annotation ids: 1 in b.jpg, 2 in b.jpg)",)
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("<object>", r"broken XML: mismatched tag: line 1"),
+        (thing("dog", 1, 1, 2, 2), r"it has no <size/height>"),
+        (SIZE.replace("60", "0"), r"the size is 40 x 0 \(height x width\); write the image's"),
+        (SIZE + thing("", 1, 1, 2, 2), r"object 1: it has no <name>"),
+        (SIZE + thing("dog", 1, 1, 2, 2) + thing("dog", 1, 1, 2), r"object 2: it has no <bndbox/ymax>"),
+        (SIZE + thing("dog", 1, "x", 2, 2), r"object 1: <bndbox/ymin> must be a number, got 'x'"),
+        (SIZE + thing("dog", 1, 1, "nan", 2), r"object 1: <bndbox/xmax> must be finite, got 'nan'"),
+        (SIZE + thing("dog", 1, 1, 2, "inf"), r"object 1: <bndbox/ymax> must be finite, got 'inf'"),
+        (
+            SIZE + thing("dog", 1, 1, 2, 2, difficult="<difficult>very</difficult>"),
+            r"object 1: <difficult> must be 0 or 1, got 'very'",
+        ),
+    ],
+)
+def test_what_is_wrong_in_an_annotation_is_said(small: Path, body: str, message: str) -> None:
+    add(small, "c", body=body)
+    with pytest.raises(ValueError, match=rf"c\.xml: {message}"):
+        read_voc(small, "train")
+
+
+def test_a_missing_annotation_is_an_error(small: Path) -> None:
+    split(small, "train", "b", "gone")
+    with pytest.raises(FileNotFoundError, match=r"no annotation gone\.xml in .*Annotations; an image list names it"):
+        read_voc(small, "train")
+
+
+def test_a_missing_image_is_an_error(small: Path) -> None:
+    (small / "JPEGImages" / "c.jpg").unlink()
+    with pytest.raises(FileNotFoundError, match=r"no image in .*JPEGImages for the listed c$"):
+        read_voc(small, "train")
+    names = [f"n{i}" for i in range(7)]
+    for name in names:
+        add(small, name, body=SIZE)
+        (small / "JPEGImages" / f"{name}.jpg").unlink()
+    split(small, "train", *names)
+    with pytest.raises(FileNotFoundError, match=r"for the listed n0, n1, n2, n3, n4 and 2 more$"):
+        read_voc(small, "train")
+
+
+def test_a_missing_image_folder_is_an_error(small: Path) -> None:
+    (small / "JPEGImages").rename(small / "pictures")
+    with pytest.raises(FileNotFoundError, match=r"no folder .*JPEGImages with the images"):
+        read_voc(small, "train")
+
+
+def test_a_list_must_be_there_and_name_each_image_once(small: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"test\.txt"):
+        read_voc(small, "test")
+    split(small, "train", "")
+    with pytest.raises(ValueError, match=r"train\.txt lists no images"):
+        read_voc(small, "train")
+    split(small, "train", "b", "c", "b")
+    with pytest.raises(ValueError, match=r"train\.txt lists images more than once: b; remove the repetitions"):
+        read_voc(small, "train")
+
+
+def test_a_folder_without_any_object_is_an_error(tmp_path: Path) -> None:
+    add(tmp_path, "a", body=SIZE)
+    split(tmp_path, "train", "a")
+    with pytest.raises(ValueError, match=r"Annotations: none of 1 files has an object"):
+        read_voc(tmp_path, "train")
+
+
+@pytest.mark.real
+def test_bccd_is_read_whole(shared: Path) -> None:
+    train, val = (read_voc(shared / "data/bccd", name) for name in ("train", "val"))
+    assert (len(train), len(train.boxes), len(val), len(val.boxes)) == (205, 2805, 87, 1138)
+    assert train.classes == val.classes
+    assert train.classes.names == ("Platelets", "RBC", "WBC")
+    assert train.notes == ("1 box of no area, not trained on (annotation ids: 2288 in BloodImage_00343.jpg)",)
+    assert val.notes == ("1 box of no area, not trained on (annotation ids: 887 in BloodImage_00338.jpg)",)
+    assert train.path(0).is_file()
+    boxes = np.concatenate([train.targets(i).boxes for i in range(len(train))])
+    assert len(boxes) == 2804
+    assert boxes.min() == 0
+    assert boxes[:, 2:].max(0).tolist() == [640, 480]

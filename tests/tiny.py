@@ -1,0 +1,254 @@
+"""A whole experiment in miniature, for tests of the loop: is the picture bright or dark? With BatchNorm and dropout."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from detseg.config import Data
+from detseg.interfaces import (
+    Backbone,
+    Batch,
+    Classes,
+    Dataset,
+    Draw,
+    Features,
+    FeatureSpec,
+    Head,
+    Losses,
+    Metric,
+    Pixels,
+    Placement,
+    Resize,
+    Sample,
+    Size,
+    Source,
+    Task,
+)
+from detseg.layers import ConvNormAct, Norm
+from detseg.model import Predictor
+
+SIZE = (8, 12)
+CLASSES = Classes(names=("dark", "unused", "bright"), source_ids=(3, 4, 5))
+FILE_CLASSES = Classes(names=("dark", "bright"), source_ids=(3, 5))
+
+
+class Labels(NamedTuple):
+    """[B], of each picture."""
+
+    labels: Tensor
+
+
+class Prediction(NamedTuple):
+    image_id: int
+    probabilities: Tensor
+
+
+@dataclass(frozen=True)
+class Index:
+    """Pictures of which every other one is bright."""
+
+    labels: tuple[int, ...]
+    classes: Classes
+    notes: tuple[str, ...] = ("one picture is odd",)
+
+    def relabel(self, classes: Classes, /) -> Self:
+        position = {source_id: k for k, source_id in enumerate(classes.source_ids)}
+        labels = tuple(position[self.classes.source_ids[label]] for label in self.labels)
+        return replace(self, labels=labels, classes=classes)
+
+
+def read(folder: Path, split: Literal["train", "val"]) -> Index:
+    """The folder holds one file that says how many pictures there are."""
+    if not (folder / "size.txt").is_file():
+        raise FileNotFoundError(f"no {split} data in {folder}: looked for size.txt")
+    number = int((folder / "size.txt").read_text()) if split == "train" else 7
+    return Index(tuple(i % 2 for i in range(number)), FILE_CLASSES)
+
+
+def generate(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "size.txt").write_text("20")
+    return folder
+
+
+class Stretch(Resize):
+    size = SIZE
+
+    def place(self, original: Size) -> Placement:
+        return Placement(self.size[0] / original[0], self.size[1] / original[1], 0.0, 0.0)
+
+    def apply(self, image: Pixels) -> NDArray[np.float32]:
+        raise NotImplementedError("tiny pictures are born at this size")
+
+
+def noise(resize: Resize) -> float:
+    """The augmentation: the strength of the noise."""
+    assert resize.size == SIZE
+    return 20.0
+
+
+class Pictures(Dataset[Labels]):
+    def __init__(self, index: Index, resize: Resize, /, *, augment: float | None, seed: int) -> None:
+        self.index, self.classes, self.resize, self.augment, self.seed = index, index.classes, resize, augment, seed
+
+    def __len__(self) -> int:
+        return len(self.index.labels)
+
+    def __getitem__(self, draw: Draw) -> Sample[Labels]:
+        label = self.index.labels[draw.item]
+        bright = self.classes.names[label] == "bright"
+        image = np.random.default_rng(draw.item).normal(150 if bright else 100, 40, (3, *SIZE))
+        if self.augment is not None:
+            image += np.random.default_rng((self.seed, draw.epoch, draw.item)).normal(0, self.augment, (3, 1, 1))
+        pixels = torch.from_numpy(image.clip(0, 255).astype(np.uint8))
+        size = (16, 36)
+        source = Source(100 + draw.item, size, self.resize.place(size))
+        return Sample(pixels, Labels(torch.tensor(label)), source)
+
+
+class Accuracy(Metric[Prediction]):
+    main = "accuracy"
+
+    def __init__(self, dataset: Pictures, *, per_class: bool, reference: bool) -> None:
+        self.dataset, self.per_class, self.reference = dataset, per_class, reference
+        self.right: dict[int, bool] = {}
+
+    def update(self, predictions: Sequence[Prediction]) -> None:
+        for prediction in predictions:
+            assert prediction.image_id not in self.right, "an image came twice"
+            label = self.dataset.index.labels[prediction.image_id - 100]
+            self.right[prediction.image_id] = int(prediction.probabilities.argmax()) == label
+
+    def compute(self) -> dict[str, float]:
+        assert len(self.right) == len(self.dataset)
+        numbers = {"accuracy": sum(self.right.values()) / len(self.right), "absent": float("nan")}
+        return numbers | ({"accuracy/bright": 0.5, "reference": float(self.reference)} if self.per_class else {})
+
+
+class Brightness(Task[Labels, Tensor, Tensor, Prediction]):
+    def collate(self, samples: Sequence[Sample[Labels]]) -> Batch[Labels]:
+        return Batch(torch.stack([sample.image for sample in samples]),
+                     Labels(torch.stack([sample.targets.labels for sample in samples])),
+                     tuple(sample.source for sample in samples))
+
+    def finish(self, dense: Tensor) -> Tensor:
+        return dense
+
+    def restore(self, finished: Tensor, sources: Sequence[Source]) -> list[Prediction]:
+        return [Prediction(source.image_id, row) for source, row in zip(sources, finished, strict=True)]
+
+    def metric(
+        self, dataset: Dataset[Labels], *, per_class: bool = False, reference: bool = False
+    ) -> Metric[Prediction]:
+        assert isinstance(dataset, Pictures)
+        return Accuracy(dataset, per_class=per_class, reference=reference)
+
+    def draw(self, image: Pixels, prediction: Prediction, classes: Classes, *, threshold: float) -> Pixels:
+        picture = image.copy()
+        picture[:4] = classes.colours[int(prediction.probabilities.argmax())]
+        return picture
+
+    def records(self, prediction: Prediction, classes: Classes) -> list[Mapping[str, Any]]:
+        return [{"image_id": prediction.image_id, "score": float(prediction.probabilities.max())}]
+
+
+class Trunk(Backbone):
+    def __init__(self, channels: int, *, batch_norm: bool) -> None:
+        super().__init__()
+        self.specs = {"c1": FeatureSpec(channels, 2)}
+        self.block: nn.Module = nn.Sequential(nn.Conv2d(3, channels, 3, stride=2, padding=1), nn.ReLU())
+        if batch_norm:
+            self.block = ConvNormAct(3, channels, kernel=3, stride=2, norm=Norm(0.1, 1e-5), activation="relu")
+
+    def forward(self, images: Tensor) -> Features:
+        return {"c1": self.block(images)}
+
+
+class BrightnessHead(Head[Labels, Tensor, Tensor]):
+    """Loss on the first class weighs double, so that sums and divisor differ from a plain mean."""
+
+    interrupt_at: int | None = None
+    """For tests: Ctrl-C comes in the middle of this call of `loss`."""
+    calls = 0
+
+    def __init__(
+        self, specs: Mapping[str, FeatureSpec], *, num_classes: int, dropout: float, not_a_number: bool
+    ) -> None:
+        super().__init__()
+        self.dropout = nn.Dropout(dropout)
+        self.linear = nn.Linear(specs["c1"].channels, num_classes)
+        self.not_a_number = not_a_number
+
+    def forward(self, features: Features, size: Size) -> Tensor:
+        logits: Tensor = self.linear(self.dropout(features["c1"].mean(dim=(2, 3))))
+        return logits
+
+    def loss(self, raw: Tensor, targets: Labels) -> Losses:
+        BrightnessHead.calls += 1
+        if BrightnessHead.calls == BrightnessHead.interrupt_at:
+            signal.raise_signal(signal.SIGINT)
+        weights = torch.where(targets.labels == 0, 2.0, 1.0)
+        entropy = (nn.functional.cross_entropy(raw, targets.labels, reduction="none") * weights).sum()
+        if self.not_a_number:
+            entropy = entropy * float("nan")
+        return Losses({"entropy": entropy, "size": 0.001 * raw.square().sum()}, weights.sum())
+
+    def decode(self, raw: Tensor) -> Tensor:
+        return raw.softmax(dim=1)
+
+
+def model(
+    classes: Classes, *, channels: int = 4, batch_norm: bool = True, dropout: float = 0.3, not_a_number: bool = False
+) -> Predictor:
+    trunk = Trunk(channels, batch_norm=batch_norm)
+    head = BrightnessHead(trunk.specs, num_classes=len(classes), dropout=dropout, not_a_number=not_a_number)
+    return Predictor(trunk, head, classes=classes, resize=Stretch(), mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
+
+
+DATA = Data(read=read, dataset=Pictures, generate=generate)
+
+CONFIG = '''"""A config as a user would write it."""
+
+from detseg.config import Experiment, SampleRun
+from detseg.interfaces import Classes
+from detseg.model import Predictor
+from detseg.optim import EMA, SGD, Cosine
+from tests import tiny
+
+
+def model(classes: Classes, *, channels: int = 4, batch_norm: bool = True, dropout: float = 0.3,
+          not_a_number: bool = False) -> Predictor:
+    return tiny.model(classes, channels=channels, batch_norm=batch_norm, dropout=dropout, not_a_number=not_a_number)
+
+
+experiment = Experiment(
+    task=tiny.Brightness(),
+    data=tiny.DATA,
+    model=model,
+    classes=tiny.CLASSES,
+    augment=tiny.noise,
+    optimizer=SGD(lr=0.1, weight_decay=1e-4),
+    schedule=Cosine(epochs=3, warmup_steps=2),
+    batch_size=6,
+    ema=EMA(decay=0.99),
+    clip_norm=5.0,
+    workers=0,
+    log_every=1,
+    sample=SampleRun(schedule=Cosine(epochs=2), batch_size=4, ema=None, model={"channels": 5}),
+)
+'''
+
+
+def write_config(folder: Path, *, text: str = CONFIG) -> Path:
+    path = folder / "brightness.py"
+    path.write_text(text)
+    return path

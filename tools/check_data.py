@@ -1,0 +1,32 @@
+"""Checks a detection data set: `python tools/check_data.py DIR` (COCO's layout or PASCAL VOC's).
+
+Counts what is in it and decodes every image. Exit code 0: it can be trained on; 1: something is broken; 2: the command
+line is wrong.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from detseg.data.check import check_boxes
+
+
+def main() -> int:
+    """Prints every finding as it comes and gives the exit code."""
+    parser = argparse.ArgumentParser(description="Reads both splits of a data set and decodes every image.")
+    parser.add_argument("folder", type=Path, metavar="DIR", help="in COCO's layout or in PASCAL VOC's")
+    folder: Path = parser.parse_args().folder
+    if not folder.is_dir():
+        parser.error(f"no folder {folder}")
+    problems = 0
+    for finding in check_boxes(folder):
+        problems += finding.level == "problem"
+        print(finding.text if finding.level == "count" else f"  {finding.level}: {finding.text}", flush=True)
+    print(f"problems: {problems}")
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
