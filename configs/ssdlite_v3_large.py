@@ -50,11 +50,12 @@ experiment = Experiment(
     ema=EMA(decay=0.9998),
     validate_every=10,
     sample=SampleRun(
+        model={"size": 224},
         optimizer=SGD(lr=0.05, momentum=0.9, weight_decay=4e-5),
-        schedule=Cosine(epochs=20, warmup_steps=50),
+        schedule=Cosine(epochs=32, warmup_steps=100),
         batch_size=16,
         ema=EMA(decay=0.99),
         clip_norm=10.0,
-        validate_every=5,
+        validate_every=4,
     ),
 )

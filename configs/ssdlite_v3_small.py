@@ -29,7 +29,7 @@ def model(classes: Classes, *, width: float = 1.0, size: int = 320, reduced_tail
         width=width, taps=("c4.expansion", "c5"), reduced_tail="detection" if reduced_tail else "none", norm=NORM)
     head = SSDLite(
         backbone.specs, len(classes), anchors=SSDAnchors(three_on_first=True, clip_sizes=False), class_loss="focal",
-        width=width)
+        box_weight=0.25, width=width)
     return Predictor(backbone, head, classes=classes, resize=Stretch((size, size)), mean=(0.5, 0.5, 0.5),
                      std=(0.5, 0.5, 0.5))
 
@@ -52,11 +52,12 @@ experiment = Experiment(
     clip_norm=10.0,
     validate_every=50,
     sample=SampleRun(
+        model={"size": 224},
         optimizer=SGD(lr=0.05, momentum=0.9, weight_decay=4e-5),
-        schedule=Cosine(epochs=30, warmup_steps=50),
+        schedule=Cosine(epochs=32, warmup_steps=100),
         batch_size=16,
         ema=EMA(decay=0.99),
         clip_norm=10.0,
-        validate_every=5,
+        validate_every=4,
     ),
 )

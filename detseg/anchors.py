@@ -21,7 +21,8 @@ class SSDAnchors:
 
     three_on_first: the papers' networks give the first map only a square at half its scale and the two boxes of ratio
     2 (TensorFlow's reduce_boxes_in_lowest_layer): 2,034 boxes at 320 x 320; torchvision gives all maps six: 3,234.
-    clip_sizes: whether no side may exceed the image, as in torchvision.
+    clip_sizes: whether no side may exceed the image, as in torchvision. scales: one for each map instead of the even
+    ones, for objects of known sizes.
     """
 
     num_maps: int = 6
@@ -30,12 +31,15 @@ class SSDAnchors:
     ratios: tuple[float, ...] = (2.0, 3.0)
     three_on_first: bool = False
     clip_sizes: bool = True
+    scales: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.num_maps < 2:
             raise ValueError(f"SSD anchors need at least 2 maps, got {self.num_maps}")
         if not 0 < self.min_scale < self.max_scale:
             raise ValueError(f"anchor scales must satisfy 0 < min < max, got {self.min_scale} and {self.max_scale}")
+        if self.scales is not None and (len(self.scales) != self.num_maps or min(self.scales) <= 0):
+            raise ValueError(f"scales needs a positive number for each of the {self.num_maps} maps, got {self.scales}")
 
     @property
     def num_per_cell(self) -> tuple[int, ...]:
@@ -45,11 +49,12 @@ class SSDAnchors:
     def relative_sizes(self) -> list[list[tuple[float, float]]]:
         """(width, height) of a cell's anchors as fractions of the image, by map."""
         step = (self.max_scale - self.min_scale) / (self.num_maps - 1)
-        scales = [self.min_scale + step * k for k in range(self.num_maps)] + [1.0]
+        even = [self.min_scale + step * k for k in range(self.num_maps)]
+        scales = [*(self.scales or even), 1.0]
         sizes = []
         for k in range(self.num_maps):
             if k == 0 and self.three_on_first:
-                half, ratio = self.min_scale / 2, math.sqrt(2.0)
+                half, ratio = scales[0] / 2, math.sqrt(2.0)
                 cell = [(half, half), (scales[0] * ratio, scales[0] / ratio), (scales[0] / ratio, scales[0] * ratio)]
             else:
                 between = math.sqrt(scales[k] * scales[k + 1])

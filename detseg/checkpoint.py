@@ -5,9 +5,7 @@ A checkpoint holds tensors and plain values only, so `torch.load(weights_only=Tr
 
 from __future__ import annotations
 
-import contextlib
 import io
-import os
 import pickle
 import re
 import warnings
@@ -19,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from detseg.files import whole_file
 from detseg.interfaces import Classes
 from detseg.settings import Value
 
@@ -64,19 +63,8 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
     # In memory first: torch's own writer turns a full disk into a RuntimeError about positions in a zip archive.
     content = io.BytesIO()
     torch.save(state, content)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
-    try:
-        with unfinished.open("wb") as file:
-            file.write(content.getbuffer())
-            file.flush()
-            os.fsync(file.fileno())
-        unfinished.replace(path)
-    except OSError as error:
-        kept = "; the one from before is still whole" if _exists(path) else ""
-        raise OSError(error.errno, f"the checkpoint was not written ({error.strerror}){kept}", str(path)) from error
-    finally:
-        with contextlib.suppress(OSError):
-            unfinished.unlink()
+    with whole_file(path, failure="the checkpoint was not written", sync=True) as unfinished:
+        unfinished.write_bytes(content.getbuffer())
 
 
 def load(path: Path) -> Checkpoint:
@@ -168,10 +156,3 @@ def _shape(tensor: Tensor) -> str:
 def _listed(title: str, names: Sequence[str]) -> str:
     rest = [f"    and {len(names) - 10} more"] if len(names) > 10 else []
     return "\n".join([f"  {title}:", *(f"    {name}" for name in names[:10]), *rest])
-
-
-def _exists(path: Path) -> bool:
-    try:
-        return path.exists()
-    except OSError:
-        return False

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
-import cv2
 import numpy as np
 import torch
 import torch.distributed as distributed
 from torch.utils._pytree import tree_map_only
 
 from detseg.data.loading import evaluation_batches
-from detseg.interfaces import Batch, Dataset, Draw, Metric, Pixels, Sample, Task
+from detseg.interfaces import Batch, Dataset, Draw, Metric, Pixels, Task
 from detseg.model import Predictor
 
 PredictionT = TypeVar("PredictionT")
@@ -72,21 +71,9 @@ def predict(network: Predictor, task: Task[Any, Any, Any, PredictionT], batch: B
 def draw_examples(
     predictor: Predictor, task: Task[Any, Any, Any, Any], dataset: Dataset[Any], *, number: int, threshold: float
 ) -> list[Pixels]:
-    """Images spread evenly over the data set with their predictions drawn on them."""
+    """Images spread evenly over the data set, in their original size, with their predictions drawn on them."""
     network = predictor.folded()
     items = np.linspace(0, len(dataset) - 1, min(number, len(dataset))).round().astype(int).tolist()
-    samples: Sequence[Sample[Any]] = [dataset[Draw(0, item)] for item in items]
-    predictions = predict(network, task, task.collate(samples))
-    return [task.draw(_as_original(sample), prediction, dataset.classes, threshold=threshold)
-            for sample, prediction in zip(samples, predictions, strict=True)]
-
-
-def _as_original(sample: Sample[Any]) -> Pixels:
-    """What the network saw of the image, at the size and in the proportions of the original."""
-    (height, width), (scale_y, scale_x, offset_y, offset_x) = sample.source.size, sample.source.placement
-    # Pixel centres lie at half: network = (original + 0.5) * scale + offset - 0.5.
-    inverse = np.array([[scale_x, 0, 0.5 * scale_x + offset_x - 0.5], [0, scale_y, 0.5 * scale_y + offset_y - 0.5]])
-    seen = sample.image.permute(1, 2, 0).float().clamp(0, 255).round().byte().numpy()
-    picture: Pixels = cv2.warpAffine(seen, inverse, (width, height), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
-                                     borderMode=cv2.BORDER_REPLICATE).astype(np.uint8)
-    return picture
+    predictions = predict(network, task, task.collate([dataset[Draw(0, item)] for item in items]))
+    return [task.draw(dataset.original(item), prediction, dataset.classes, threshold=threshold)
+            for item, prediction in zip(items, predictions, strict=True)]

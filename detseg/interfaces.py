@@ -32,6 +32,7 @@ from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from rich.console import RenderableType
 from torch import Tensor, nn
 
 Size: TypeAlias = tuple[int, int]
@@ -223,6 +224,10 @@ class Dataset(ABC, Generic[TargetsT]):
     @abstractmethod
     def __getitem__(self, draw: Draw) -> Sample[TargetsT]: ...
 
+    @abstractmethod
+    def original(self, item: int) -> Pixels:
+        """The image as it is before any resizing, of the size that `Source.size` tells: what pictures are drawn on."""
+
 
 class BoxTargets(NamedTuple):
     """True boxes of one image ([M, ...]) or, padded, of a batch ([B, M, ...])."""
@@ -301,6 +306,10 @@ class Metric(ABC, Generic[PredictionT]):
     def compute(self) -> dict[str, float]:
         """Every number by name; fractions, not percent. A number that does not exist (no such objects) is NaN."""
 
+    @abstractmethod
+    def table(self, numbers: Mapping[str, float]) -> RenderableType:
+        """What `compute` gave, as people of the field are used to read it; for a terminal."""
+
 
 class Task(ABC, Generic[TargetsT, DenseT, FinishedT, PredictionT]):
     """What is particular to detection or to segmentation; the loop, evaluation and export ask it."""
@@ -327,6 +336,10 @@ class Task(ABC, Generic[TargetsT, DenseT, FinishedT, PredictionT]):
     @abstractmethod
     def draw(self, image: Pixels, prediction: PredictionT, classes: Classes, *, threshold: float) -> Pixels:
         """The picture with the prediction on it; less sure than `threshold` is left out."""
+
+    @abstractmethod
+    def summary(self, prediction: PredictionT, classes: Classes, *, threshold: float) -> str:
+        """What the picture shows, in a few words without a line break."""
 
     @abstractmethod
     def records(self, prediction: PredictionT, classes: Classes) -> list[Mapping[str, Any]]:

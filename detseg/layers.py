@@ -6,17 +6,29 @@ A block returns a `Parts` bundle: its output, and the two inner activations that
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, TypeAlias
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torchvision.ops import StochasticDepth
 
-Activation: TypeAlias = Literal["relu", "relu6", "hardswish", "none"]
+Activation: TypeAlias = Literal["relu", "relu6", "hardswish", "gelu", "none"]
 Part: TypeAlias = Literal["expansion", "depthwise", "output"]
+Padding: TypeAlias = Literal["symmetric", "same"]
+"""Where a convolution with stride pads. "symmetric" is PyTorch's habit, the same on all sides; "same" is TensorFlow's,
+which pads an even size by one more at the end, and shifts what a network sees by half a cell. Weights know one."""
 
-_ACTIVATIONS: dict[Activation, type[nn.Module]] = {"relu": nn.ReLU, "relu6": nn.ReLU6, "hardswish": nn.Hardswish}
+_ACTIVATIONS: dict[Activation, Callable[[], nn.Module]] = {
+    "relu": lambda: nn.ReLU(inplace=True),
+    "relu6": lambda: nn.ReLU6(inplace=True),
+    "hardswish": lambda: nn.Hardswish(inplace=True),
+    "gelu": nn.GELU,
+    "none": nn.Identity,
+}
 
 
 def make_divisible(channels: float, divisor: int = 8) -> int:
@@ -42,18 +54,22 @@ class ConvNormAct(nn.Module):
 
     def __init__(
         self, in_channels: int, out_channels: int, *, kernel: int, norm: Norm, activation: Activation,
-        stride: int = 1, dilation: int = 1, groups: int = 1,
+        stride: int = 1, dilation: int = 1, groups: int = 1, padding: Padding = "symmetric",
     ) -> None:
         super().__init__()
+        # With stride 1 and an odd kernel the two paddings are one.
+        self.pads_same = padding == "same" and stride > 1
         self.conv = nn.Conv2d(
-            in_channels, out_channels, kernel, stride=stride, padding=(kernel - 1) // 2 * dilation,
-            dilation=dilation, groups=groups, bias=False,
+            in_channels, out_channels, kernel, stride=stride, dilation=dilation, groups=groups, bias=False,
+            padding=0 if self.pads_same else (kernel - 1) // 2 * dilation,
         )
         self.norm: nn.Module = norm(out_channels)
-        self.act: nn.Module = nn.Identity() if activation == "none" else _ACTIVATIONS[activation](inplace=True)
+        self.act = _ACTIVATIONS[activation]()
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, in, H, W] to [B, out, ceil(H / stride), ceil(W / stride)]."""
+        if self.pads_same:
+            x = _pad_same(x, self.conv)
         out: Tensor = self.act(self.norm(self.conv(x)))
         return out
 
@@ -62,6 +78,16 @@ class ConvNormAct(nn.Module):
         if isinstance(self.norm, nn.BatchNorm2d):
             self.conv = fuse_conv_bn_eval(self.conv, self.norm)
             self.norm = nn.Identity()
+
+
+def _pad_same(x: Tensor, conv: nn.Conv2d) -> Tensor:
+    """Zeros around x so that `conv` without padding gives ceil(size / stride), the odd one at the end."""
+    kernel, stride, dilation = conv.kernel_size[0], conv.stride[0], conv.dilation[0]
+    before_after = []
+    for size in (x.shape[3], x.shape[2]):
+        total = max((-(-size // stride) - 1) * stride + (kernel - 1) * dilation + 1 - size, 0)
+        before_after += [total // 2, total - total // 2]
+    return F.pad(x, before_after)
 
 
 def depthwise_separable(
@@ -75,17 +101,21 @@ def depthwise_separable(
 
 
 class SqueezeExcite(nn.Module):
-    """Scales channels by a gate computed from their means (MobileNetV3 section 5.2: ReLU, then hard sigmoid)."""
+    """Scales channels by a gate computed from their means: reduce, ReLU, expand, gate.
 
-    def __init__(self, channels: int, squeezed: int) -> None:
+    gate: "hardsigmoid" (MobileNetV3, section 5.2) or "sigmoid" (MnasNet).
+    """
+
+    def __init__(self, channels: int, squeezed: int, *, gate: Literal["hardsigmoid", "sigmoid"]) -> None:
         super().__init__()
         self.reduce = nn.Conv2d(channels, squeezed, 1)
         self.expand = nn.Conv2d(squeezed, channels, 1)
+        self.gate: nn.Module = nn.Hardsigmoid() if gate == "hardsigmoid" else nn.Sigmoid()
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] to the same."""
-        gate = F.relu(self.reduce(x.mean((2, 3), keepdim=True)))
-        return x * F.hardsigmoid(self.expand(gate))
+        gate: Tensor = self.gate(self.expand(F.relu(self.reduce(x.mean((2, 3), keepdim=True)))))
+        return x * gate
 
 
 class Parts(NamedTuple):
@@ -96,16 +126,29 @@ class Parts(NamedTuple):
     output: Tensor | None
 
 
+class Place(NamedTuple):
+    """What a block gets from its place in a network."""
+
+    stride: int = 1
+    """1 where a dilated tail takes the stride away."""
+    dilation: int = 1
+    """Of the depthwise kernels."""
+    until: Part = "output"
+    """The last part that is needed; what lies behind it is not built."""
+    drop_path: float = 0.0
+    """The probability of skipping the block for an image in training (stochastic depth, Huang et al. 2016)."""
+
+
 class InvertedResidual(nn.Module):
     """MobileNetV2's block: expand 1 x 1, depthwise, (squeeze-excite), project 1 x 1; identity where shapes allow.
 
     Without expansion (`expanded == in_channels`) the first convolution is left out, as in all published networks.
-    With a dilated tail `stride` is 1 and `dilation` spreads the depthwise kernel.
     """
 
     def __init__(
-        self, in_channels: int, out_channels: int, *, expanded: int, kernel: int, stride: int, norm: Norm,
-        activation: Activation, squeezed: int = 0, dilation: int = 1, skip: bool = True, until: Part = "output",
+        self, in_channels: int, out_channels: int, *, expanded: int, kernel: int, place: Place, norm: Norm,
+        activation: Activation, squeezed: int = 0, gate: Literal["hardsigmoid", "sigmoid"] = "hardsigmoid",
+        padding: Padding = "symmetric",
     ) -> None:
         super().__init__()
         self.expand: nn.Module | None = None
@@ -114,15 +157,16 @@ class InvertedResidual(nn.Module):
         self.depthwise: nn.Module | None = None
         self.squeeze: nn.Module | None = None
         self.project: nn.Module | None = None
-        if until != "expansion":
+        if place.until != "expansion":
             self.depthwise = ConvNormAct(
-                expanded, expanded, kernel=kernel, norm=norm, activation=activation, stride=stride,
-                dilation=dilation, groups=expanded,
+                expanded, expanded, kernel=kernel, norm=norm, activation=activation, stride=place.stride,
+                dilation=place.dilation, groups=expanded, padding=padding,
             )
-        if until == "output":
-            self.squeeze = SqueezeExcite(expanded, squeezed) if squeezed else None
+        if place.until == "output":
+            self.squeeze = SqueezeExcite(expanded, squeezed, gate=gate) if squeezed else None
             self.project = ConvNormAct(expanded, out_channels, kernel=1, norm=norm, activation="none")
-        self.skip = skip and stride == 1 and in_channels == out_channels
+        self.skip = place.stride == 1 and in_channels == out_channels
+        self.drop_path = StochasticDepth(place.drop_path, "row")
 
     def forward(self, x: Tensor) -> Parts:
         """[B, in, H, W] to the parts; expansion at the input's size, the others at ceil(size / stride)."""
@@ -132,9 +176,160 @@ class InvertedResidual(nn.Module):
         depthwise = self.depthwise(expansion)
         if self.project is None:
             return Parts(expansion, depthwise, None)
-        inner = depthwise if self.squeeze is None else self.squeeze(depthwise)
-        output = self.project(inner)
-        return Parts(expansion, depthwise, x + output if self.skip else output)
+        output = self.project(depthwise if self.squeeze is None else self.squeeze(depthwise))
+        return Parts(expansion, depthwise, x + self.drop_path(output) if self.skip else output)
+
+
+class DepthwiseSeparable(nn.Module):
+    """MobileNetV1's block: depthwise, then 1 x 1, each with norm and activation; also MnasNet's first, whose 1 x 1 has
+    no activation."""
+
+    def __init__(
+        self, in_channels: int, out_channels: int, *, place: Place, norm: Norm, activation: Activation,
+        last_activation: Activation, padding: Padding = "symmetric",
+    ) -> None:
+        super().__init__()
+        self.depthwise = ConvNormAct(
+            in_channels, in_channels, kernel=3, norm=norm, activation=activation, stride=place.stride,
+            dilation=place.dilation, groups=in_channels, padding=padding,
+        )
+        self.project: nn.Module | None = None
+        if place.until == "output":
+            self.project = ConvNormAct(in_channels, out_channels, kernel=1, norm=norm, activation=last_activation)
+
+    def forward(self, x: Tensor) -> Parts:
+        """[B, in, H, W] to the depthwise output and the output at ceil(size / stride)."""
+        depthwise = self.depthwise(x)
+        return Parts(None, depthwise, None if self.project is None else self.project(depthwise))
+
+
+class FusedBottleneck(nn.Module):
+    """MobileNetV4's FusedIB: one k x k convolution that expands, and takes the stride, then project 1 x 1.
+
+    activates_output: Conv-S has a plain pair of convolutions in its place, with an activation behind the second.
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, *, expanded: int, place: Place, norm: Norm, activation: Activation,
+        activates_output: bool, padding: Padding = "symmetric",
+    ) -> None:
+        super().__init__()
+        self.expand = ConvNormAct(
+            in_channels, expanded, kernel=3, norm=norm, activation=activation, stride=place.stride,
+            dilation=place.dilation, padding=padding,
+        )
+        self.project = ConvNormAct(
+            expanded, out_channels, kernel=1, norm=norm, activation=activation if activates_output else "none")
+
+    def forward(self, x: Tensor) -> Parts:
+        """[B, in, H, W] to the output; the expansion lies behind the stride, so it is no tap."""
+        return Parts(None, None, self.project(self.expand(x)))
+
+
+class LayerScale(nn.Module):
+    """A learned factor for each channel, small at first (Touvron et al. 2021)."""
+
+    def __init__(self, channels: int, initial: float = 1e-5) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.full((channels,), initial))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, H, W] to the same."""
+        return x * self.gamma[:, None, None]
+
+
+class UniversalBottleneck(nn.Module):
+    """MobileNetV4's universal inverted bottleneck (section 3): up to two depthwise convolutions around the expansion.
+
+    start, middle: kernels of the depthwise convolutions before and behind the expansion, 0 for none. Both: ExtraDW;
+    the middle alone: inverted bottleneck; the start alone: ConvNext-like; none: feed-forward. The stride sits on the
+    middle one, and on the start where there is no middle. The start has no activation.
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, *, expanded: int, start: int, middle: int, place: Place, norm: Norm,
+        activation: Activation, layer_scale: bool = False, padding: Padding = "symmetric",
+    ) -> None:
+        super().__init__()
+        self.start: nn.Module | None = None
+        if start:
+            self.start = ConvNormAct(
+                in_channels, in_channels, kernel=start, norm=norm, activation="none", groups=in_channels,
+                stride=1 if middle else place.stride, dilation=place.dilation, padding=padding,
+            )
+        self.expand: nn.Module | None = None
+        self.middle: nn.Module | None = None
+        self.project: nn.Module | None = None
+        if place.until != "depthwise" or middle:
+            self.expand = ConvNormAct(in_channels, expanded, kernel=1, norm=norm, activation=activation)
+        if middle and place.until != "expansion":
+            self.middle = ConvNormAct(
+                expanded, expanded, kernel=middle, norm=norm, activation=activation, groups=expanded,
+                stride=place.stride, dilation=place.dilation, padding=padding,
+            )
+        if place.until == "output":
+            self.project = ConvNormAct(expanded, out_channels, kernel=1, norm=norm, activation="none")
+        self.scale: nn.Module = LayerScale(out_channels) if layer_scale and self.project is not None else nn.Identity()
+        self.skip = place.stride == 1 and in_channels == out_channels
+        self.drop_path = StochasticDepth(place.drop_path, "row")
+
+    def forward(self, x: Tensor) -> Parts:
+        """[B, in, H, W] to the parts; the depthwise is the middle one, or the start where there is no middle."""
+        started = x if self.start is None else self.start(x)
+        if self.expand is None:
+            return Parts(None, started, None)
+        expansion = self.expand(started)
+        depthwise = expansion if self.middle is None else self.middle(expansion)
+        named = started if self.middle is None else depthwise
+        if self.project is None:
+            return Parts(expansion, named, None)
+        output = self.scale(self.project(depthwise))
+        return Parts(expansion, named, x + self.drop_path(output) if self.skip else output)
+
+
+class MobileAttention(nn.Module):
+    """MobileNetV4's mobile multi-query attention (section 4): all heads share one key and one value.
+
+    kv_stride: keys and values come from a map made smaller by a depthwise convolution (asymmetric spatial
+    downsampling); queries keep every position.
+    """
+
+    def __init__(
+        self, channels: int, *, num_heads: int, key_channels: int, kv_stride: int, norm: Norm, place: Place,
+        padding: Padding = "symmetric",
+    ) -> None:
+        super().__init__()
+        self.num_heads, self.key_channels = num_heads, key_channels
+        self.norm = norm(channels)
+        self.query = nn.Conv2d(channels, num_heads * key_channels, 1, bias=False)
+        self.smaller_key: nn.Module = nn.Identity()
+        self.smaller_value: nn.Module = nn.Identity()
+        if kv_stride > 1:
+            self.smaller_key, self.smaller_value = (
+                ConvNormAct(channels, channels, kernel=3, stride=kv_stride, groups=channels, norm=norm,
+                            activation="none", padding=padding)
+                for _ in range(2))
+        self.key = nn.Conv2d(channels, key_channels, 1, bias=False)
+        self.value = nn.Conv2d(channels, key_channels, 1, bias=False)
+        self.output = nn.Conv2d(num_heads * key_channels, channels, 1, bias=False)
+        self.scale = LayerScale(channels)
+        self.drop_path = StochasticDepth(place.drop_path, "row")
+        for projection in (self.query, self.key, self.value, self.output):
+            nn.init.xavier_uniform_(projection.weight)
+
+    def forward(self, x: Tensor) -> Parts:
+        """[B, C, H, W] to the same, as the output."""
+        num_images, _, height, width = x.shape
+        inner = self.norm(x)
+        # One key and value serve all heads, so that the heads are but more queries.
+        query = self.query(inner).reshape(num_images, self.num_heads, self.key_channels, -1).transpose(2, 3)
+        query = query.reshape(num_images, 1, -1, self.key_channels)
+        key = self.key(self.smaller_key(inner)).flatten(2).transpose(1, 2)[:, None]
+        value = self.value(self.smaller_value(inner)).flatten(2).transpose(1, 2)[:, None]
+        mixed = F.scaled_dot_product_attention(query, key, value)
+        mixed = mixed.reshape(num_images, self.num_heads, -1, self.key_channels).transpose(2, 3)
+        output = self.scale(self.output(mixed.reshape(num_images, -1, height, width)))
+        return Parts(None, None, x + self.drop_path(output))
 
 
 class Pointwise(nn.Module):

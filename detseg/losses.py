@@ -13,6 +13,9 @@ from detseg import boxes
 from detseg.interfaces import BoxTargets
 from detseg.matching import IGNORED, gather_targets
 
+_SMALLEST_SIDE = 0.01
+"""Pixels: a predicted box counts as at least so wide and high in the complete IoU."""
+
 
 def hard_negative_cross_entropy(
     logits_BNC: Tensor, targets_BN: Tensor, *, negatives_per_positive: float, min_negatives: int
@@ -59,6 +62,8 @@ def box_loss(
     if kind == "smooth_l1":
         loss_BN = F.smooth_l1_loss(deltas_BN4, boxes.encode(wanted_BN4, anchors_N4, weights), reduction="none").sum(-1)
     else:
-        decoded_BN4 = boxes.decode(deltas_BN4, anchors_N4, weights)
-        loss_BN = complete_box_iou_loss(decoded_BN4, wanted_BN4)
+        # Sides of 0 have no aspect ratio; the gradient would not be a number, and poison that of the other anchors.
+        decoded_BN4 = boxes.decode(torch.where(positive_BN[..., None], deltas_BN4, 0.0), anchors_N4, weights)
+        corners = decoded_BN4[..., :2], torch.maximum(decoded_BN4[..., 2:], decoded_BN4[..., :2] + _SMALLEST_SIDE)
+        loss_BN = complete_box_iou_loss(torch.cat(corners, -1), wanted_BN4)
     return torch.where(positive_BN, loss_BN, 0.0).sum()

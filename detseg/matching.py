@@ -15,7 +15,7 @@ IGNORED = -2
 
 
 def match(
-    anchors: Tensor, targets: BoxTargets, *, positive: float, negative: float, keep_best: bool,
+    anchors: Tensor, targets: BoxTargets, *, limits: Tensor, positive: float, negative: float, keep_best: bool,
     crowd_coverage: float = 0.5,
 ) -> Tensor:
     """The number of the true box that each anchor stands for, or NEGATIVE, or IGNORED: int64 [B, N].
@@ -23,11 +23,12 @@ def match(
     An anchor takes the box it overlaps most if their IoU reaches `positive`; below `negative` it is NEGATIVE, between
     the two IGNORED. keep_best: every true box keeps the anchor that overlaps it most, however little (of two boxes
     with the same best anchor the later one gets it, as in torchvision). Padding and crowds are never matched; an
-    anchor not taken that lies to `crowd_coverage` inside a crowd region is IGNORED.
+    anchor not taken of which `crowd_coverage` of the part inside the image lies in a crowd region is IGNORED.
 
-    anchors: [N, 4]. targets: a padded batch; M may be 0.
+    anchors: [N, 4]. targets: a padded batch; M may be 0. limits: [4], width, height, width, height of the image.
     """
     assert 0 <= negative <= positive <= 1, (negative, positive)
+    assert positive > 0, "boxes that overlap nothing, such as padding, must not be matched"
     num_images, num_boxes = targets.labels.shape
     if num_boxes == 0:
         return torch.full((num_images, len(anchors)), NEGATIVE, device=anchors.device)
@@ -45,7 +46,8 @@ def match(
         matched_BN = torch.where(claimed_BN >= 0, claimed_BN, matched_BN)
 
     crowd_BM = (targets.labels >= 0) & targets.crowd
-    inside_BMN = boxes.coverage(anchors, targets.boxes).transpose(1, 2) >= crowd_coverage
+    visible = torch.minimum(anchors.clamp(min=0.0), limits)
+    inside_BMN = boxes.coverage(visible, targets.boxes).transpose(1, 2) >= crowd_coverage
     in_crowd_BN = (inside_BMN & crowd_BM[..., None]).any(1)
     return torch.where(in_crowd_BN & (matched_BN < 0), IGNORED, matched_BN)
 

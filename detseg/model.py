@@ -27,16 +27,24 @@ class Predictor(nn.Module):
         mean: tuple[float, float, float], std: tuple[float, float, float], neck: Neck | None = None,
     ) -> None:
         super().__init__()
-        if min(std) <= 0:
-            raise ValueError(f"std must be positive, got {std}")
         self.backbone, self.neck, self.head = backbone, neck, head
         self.classes, self.resize = classes, resize
-        scale = 1 / (255 * torch.tensor(std, dtype=torch.float64))
-        shift = -torch.tensor(mean, dtype=torch.float64) * 255 * scale
         self.scale: Tensor
         self.shift: Tensor
-        self.register_buffer("scale", scale.float().view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("shift", shift.float().view(1, 3, 1, 1), persistent=False)
+        # Part of the state: what a checkpoint was trained with travels with it.
+        self.register_buffer("scale", torch.empty(1, 3, 1, 1))
+        self.register_buffer("shift", torch.empty(1, 3, 1, 1))
+        self.set_normalisation(mean, std)
+
+    def set_normalisation(self, mean: tuple[float, float, float], std: tuple[float, float, float]) -> None:
+        """Takes the mean and deviation (RGB, 0..1) that weights expect."""
+        if min(std) <= 0:
+            raise ValueError(f"std must be positive, got {std}")
+        scale = 1 / (255 * torch.tensor(std, dtype=torch.float64))
+        shift = -torch.tensor(mean, dtype=torch.float64) * 255 * scale
+        with torch.no_grad():
+            self.scale.copy_(scale.view(1, 3, 1, 1))
+            self.shift.copy_(shift.view(1, 3, 1, 1))
 
     def forward(self, images: Tensor) -> Any:
         """uint8 or float [B, 3, H, W] RGB, 0..255, to the head's raw predictions."""

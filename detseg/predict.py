@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import glob
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import cv2
 import torch
 
 from detseg.data.images import read_image
@@ -19,6 +21,7 @@ IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".
 class ImagePrediction(NamedTuple):
     """One image file and what was found in it."""
 
+    image_id: int
     path: Path
     image: Pixels
     prediction: Any
@@ -40,21 +43,36 @@ def predict_image(predictor: Predictor, task: Task[Any, Any, Any, Any], image: P
 
 
 def predict_files(
-    predictor: Predictor, task: Task[Any, Any, Any, Any], paths: Sequence[Path]
+    predictor: Predictor,
+    task: Task[Any, Any, Any, Any],
+    paths: Sequence[Path],
+    *,
+    unreadable: Callable[[Exception], None] | None = None,
 ) -> Iterator[ImagePrediction]:
-    """Each file's prediction, in order; the image id is the position. ValueError names an unreadable file."""
+    """Each file's prediction, in order; the image id is the position.
+
+    A file that cannot be read is left out, and `unreadable` gets the ValueError or OSError that names it; without
+    `unreadable` it is raised.
+    """
     network = predictor.folded()
-    for number, path in enumerate(paths):
-        image = read_image(path)
-        yield ImagePrediction(path, image, predict_image(network, task, image, image_id=number))
+    for image_id, path in enumerate(paths):
+        try:
+            image = read_image(path)
+        except (OSError, ValueError) as problem:
+            if unreadable is None:
+                raise
+            unreadable(problem)
+            continue
+        yield ImagePrediction(image_id, path, image, predict_image(network, task, image, image_id=image_id))
 
 
 def find_images(patterns: Sequence[str]) -> list[Path]:
     """The image files that paths, folders and glob patterns mean, each once, in order.
 
-    A folder means the images directly in it. ValueError where a pattern means none.
+    A folder means the images directly in it. ValueError where a pattern means none, FileNotFoundError for a path of
+    nothing.
     """
-    found: dict[Path, None] = {}
+    found: dict[str, Path] = {}
     for pattern in patterns:
         path = Path(pattern)
         if path.is_dir():
@@ -70,5 +88,24 @@ def find_images(patterns: Sequence[str]) -> list[Path]:
             problem = f"no image matches {pattern}"
         if not files:
             raise ValueError(problem)
-        found.update(dict.fromkeys(files))
-    return list(found)
+        for file in files:
+            found.setdefault(os.path.abspath(file), file)
+    return list(found.values())
+
+
+def picture_paths(images: Sequence[Path], folder: Path) -> list[Path]:
+    """Where in `folder` the annotated picture of each image goes: to a file of the same name.
+
+    Where two images share a name, all keep the folders that tell them apart. A format that cannot be written becomes
+    PNG. ValueError where a picture would replace one of the images.
+    """
+    originals = [Path(os.path.abspath(image)) for image in images]
+    names = [Path(image.name) for image in originals]
+    # Compared as a file system does that takes A.jpg and a.jpg for the same.
+    if len({str(name).casefold() for name in names}) < len(names):
+        above = os.path.commonpath([image.parent for image in originals])
+        names = [image.relative_to(above) for image in originals]
+    pictures = [folder / (name if cv2.haveImageWriter(name.name) else f"{name}.png") for name in names]
+    if taken := {image.resolve() for image in images} & {picture.resolve() for picture in pictures}:
+        raise ValueError(f"the picture would replace the image {min(taken)}; choose another folder for the pictures")
+    return pictures

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -95,6 +96,11 @@ class Detection(Task[BoxTargets, DenseBoxes, Detections, ImageDetections]):
     def draw(self, image: Pixels, prediction: ImageDetections, classes: Classes, *, threshold: float) -> Pixels:
         """Boxes with class and score."""
         return draw_boxes(image, prediction, classes, threshold=threshold)
+
+    def summary(self, prediction: ImageDetections, classes: Classes, *, threshold: float) -> str:
+        """How many of each class, the most frequent first."""
+        counts = Counter(prediction.labels[prediction.scores >= threshold].tolist())
+        return ", ".join(f"{count} {classes.names[label]}" for label, count in counts.most_common()) or "nothing"
 
     def records(self, prediction: ImageDetections, classes: Classes) -> list[Mapping[str, Any]]:
         """COCO's results format."""

@@ -28,7 +28,7 @@ from detseg.evaluate import draw_examples, evaluate
 from detseg.interfaces import Batch, Classes
 from detseg.memory import keep_freed_memory
 from detseg.model import Predictor
-from detseg.report.console import Reporter, numbers_table, shown
+from detseg.report.console import Reporter, shown
 from detseg.report.pictures import contact_sheet, write_picture
 from detseg.run_folder import RunFolder, existing_run, new_run, versions
 
@@ -54,13 +54,14 @@ def fit(
     *,
     out: Path | None = None,
     resume: bool = False,
-    initialise: Callable[[Predictor], None] | None = None,
+    initialise: Callable[[Predictor], str] | None = None,
 ) -> Result:
     """Trains the experiment on the data in `folder`, and leaves a run folder (`out`, or the next of runs/<config>).
 
-    initialise: loads published weights into the new model; a resumed run has its own. Each step is a function of the
-    checkpoint before it: random numbers come from (seed, step), the learning rate from the step, batches from
-    (seed, step). So a run that was killed and resumed ends with the weights of one that was not, bit for bit on a CPU.
+    initialise: loads published weights into the new model and says what it did; a resumed run has its own. Each step is
+    a function of the checkpoint before it: random numbers come from (seed, step), the learning rate from the step,
+    batches from (seed, step). So a run that was killed and resumed ends with the weights of one that was not, bit for
+    bit on a CPU.
 
     ValueError or OSError for what the user can change, FloatingPointError for a run that diverged. KeyboardInterrupt
     passes through after the state is saved.
@@ -78,7 +79,7 @@ def fit(
     torch.manual_seed(experiment.seed)
     model = config.build_model(classes).to(memory_format=torch.channels_last)
     if initialise is not None and checkpoint is None:
-        initialise(model)
+        console.print(initialise(model), highlight=False, markup=False, soft_wrap=True)
     augment = None if experiment.augment is None else experiment.augment(model.resize)
     train_set = experiment.data.dataset(train_index, model.resize, augment=augment, seed=experiment.seed)
     val_set = experiment.data.dataset(val_index, model.resize, augment=None, seed=experiment.seed)
@@ -201,7 +202,7 @@ def fit(
     if leads:
         examples = draw_examples(evaluated, task, val_set, number=12, threshold=_SMALLEST_SCORE_DRAWN)
         write_picture(run.picture, contact_sheet(examples, columns=4))
-    console.print(f"validation after {validated} steps", numbers_table(numbers), sep="\n")
+    console.print(f"validation after {validated} steps", task.metric(val_set).table(numbers), sep="\n")
     for what, path in {"best": run.best, "last": run.last, "predictions": run.picture}.items():
         console.print(f"{what}: {path}", highlight=False, soft_wrap=True)
     return Result(run, numbers, best)

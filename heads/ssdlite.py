@@ -2,8 +2,8 @@
 
 Two wirings are in the world, and this head is both. torchvision's (ssdlite320_mobilenet_v3_large): six anchors on
 every map, softmax over the classes and background, SSD's multibox loss. The papers', from TensorFlow's object
-detection API: three anchors on the first map, sigmoid scores, for MobileNetV3 the focal loss with a background column.
-Both predict K + 1 outputs a box, background first, as all published weights do.
+detection API: three anchors on the first map, sigmoid scores, for MobileNetV3 the focal loss. Both predict K + 1
+outputs a box, background first, as all published weights do; sigmoid scores leave the background unused.
 """
 
 from __future__ import annotations
@@ -51,12 +51,14 @@ class SSDLite(Head[BoxTargets, SSDRaw, DenseBoxes]):
     (TensorFlow's depth multiplier). class_loss: "multibox" is softmax cross entropy over positives and the hardest
     negatives, "focal" the sigmoid focal loss with alpha 0.75 and gamma 2. box_loss: "smooth_l1" as published, or
     "ciou". min_negatives: what an image without objects teaches in "multibox"; TensorFlow takes 3, torchvision 0.
+    box_weight: the localisation loss counts so much; TensorFlow's V3 divides it by the box's four numbers.
     """
 
     def __init__(
         self, specs: Mapping[str, FeatureSpec], num_classes: int, *, anchors: SSDAnchors,
         class_loss: ClassLoss = "multibox", box_loss: BoxLoss = "smooth_l1", negatives_per_positive: float = 3.0,
-        min_negatives: int = 3, extra_channels: Sequence[int] = EXTRA_CHANNELS, width: float = 1.0, norm: Norm = NORM,
+        min_negatives: int = 3, box_weight: float = 1.0, extra_channels: Sequence[int] = EXTRA_CHANNELS,
+        width: float = 1.0, norm: Norm = NORM,
     ) -> None:
         super().__init__()
         if num_classes < 1:
@@ -69,6 +71,7 @@ class SSDLite(Head[BoxTargets, SSDRaw, DenseBoxes]):
         self.num_outputs = num_classes + 1
         self.anchors, self.class_loss, self.box_loss = anchors, class_loss, box_loss
         self.negatives_per_positive, self.min_negatives = negatives_per_positive, min_negatives
+        self.box_weight = box_weight
 
         channels = [spec.channels for spec in specs.values()]
         self.extras = nn.ModuleList()
@@ -97,9 +100,13 @@ class SSDLite(Head[BoxTargets, SSDRaw, DenseBoxes]):
 
     def loss(self, raw: SSDRaw, targets: BoxTargets) -> Losses:
         """Classification and localisation, to be divided by the number of matched anchors."""
-        matched_BN = matching.match(raw.anchors, targets, positive=0.5, negative=0.5, keep_best=True)
+        matched_BN = matching.match(
+            raw.anchors, targets, limits=raw.limits, positive=0.5, negative=0.5, keep_best=True)
         _, labels_BN = matching.gather_targets(targets, matched_BN)
-        outputs_BN = torch.where(matched_BN >= 0, labels_BN + 1, torch.where(matched_BN == matching.NEGATIVE, 0, -2))
+        # TensorFlow's V3 config encodes background as zeros: with the focal loss a negative anchor wants no output.
+        background = -1 if self.class_loss == "focal" else 0
+        unmatched_BN = torch.where(matched_BN == matching.NEGATIVE, background, matching.IGNORED)
+        outputs_BN = torch.where(matched_BN >= 0, labels_BN + 1, unmatched_BN)
         logits = raw.logits.float()
         if self.class_loss == "focal":
             classification = losses.focal_loss(logits, outputs_BN, alpha=0.75, gamma=2.0)
@@ -109,7 +116,7 @@ class SSDLite(Head[BoxTargets, SSDRaw, DenseBoxes]):
                 min_negatives=self.min_negatives)
         localisation = losses.box_loss(
             raw.deltas.float(), raw.anchors, targets, matched_BN, weights=BOX_WEIGHTS, kind=self.box_loss)
-        return Losses({"class": classification, "box": localisation}, (matched_BN >= 0).sum())
+        return Losses({"class": classification, "box": self.box_weight * localisation}, (matched_BN >= 0).sum())
 
     def decode(self, raw: SSDRaw) -> DenseBoxes:
         """Boxes inside the image, and the classes' probabilities without background."""

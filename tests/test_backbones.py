@@ -6,20 +6,34 @@ import inspect
 import itertools
 import math
 import re
-from collections.abc import Callable
-from typing import Any
+import warnings
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import pytest
+import timm
 import torch
 import torchvision
-from torch import nn
+from torch import Tensor, nn
 
+from detseg.backbones.mnasnet import mnasnet_a1, mnasnet_b1
+from detseg.backbones.mobilenet_v1 import mobilenet_v1
 from detseg.backbones.mobilenet_v2 import mobilenet_v2
 from detseg.backbones.mobilenet_v3 import mobilenet_v3_large, mobilenet_v3_small
+from detseg.backbones.mobilenet_v4 import (
+    mobilenet_v4_conv_large,
+    mobilenet_v4_conv_medium,
+    mobilenet_v4_conv_small,
+    mobilenet_v4_hybrid_large,
+    mobilenet_v4_hybrid_medium,
+)
 from detseg.backbones.trunk import Trunk
+from detseg.cost import count_macs, count_parameters
 from detseg.interfaces import Backbone
-from detseg.layers import ConvNormAct
-from detseg.weights.torchvision import mobilenet_names
+from detseg.layers import ConvNormAct, Norm
+from detseg.weights import timm as timm_weights
+from detseg.weights import torchvision as torchvision_weights
 
 from . import discovery
 
@@ -93,49 +107,105 @@ def test_folding_gives_the_same(name: str) -> None:
 
 
 def _randomise_statistics(network: nn.Module) -> None:
-    for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.normal_(module.running_mean, std=0.1)  # type: ignore[arg-type]
-            nn.init.uniform_(module.running_var, 0.5, 2.0)  # type: ignore[arg-type]
-            nn.init.uniform_(module.weight, 0.5, 1.5)
-            nn.init.normal_(module.bias, std=0.1)
+    for name, value in [*network.named_parameters(), *network.named_buffers()]:
+        if name.endswith("running_mean"):
+            nn.init.normal_(value, std=0.1)
+        elif name.endswith("running_var"):
+            nn.init.uniform_(value, 0.5, 2.0)
+        elif name.endswith("gamma"):
+            nn.init.uniform_(value, 0.2, 0.6)
+        elif value.dim() == 1 and name.endswith("weight"):
+            nn.init.uniform_(value, 0.5, 1.5)
+        elif value.dim() == 1 and name.endswith("bias"):
+            nn.init.normal_(value, std=0.1)
 
 
-@pytest.mark.parametrize(
-    ("peer", "build", "options"),
-    [
-        ("mobilenet_v2", mobilenet_v2, {}),
-        ("mobilenet_v2", mobilenet_v2, {"width_mult": 0.75}),
-        ("mobilenet_v2", mobilenet_v2, {"width_mult": 1.4}),
-        ("mobilenet_v3_large", mobilenet_v3_large, {}),
-        ("mobilenet_v3_large", mobilenet_v3_large, {"width_mult": 0.75}),
-        ("mobilenet_v3_small", mobilenet_v3_small, {}),
-        ("mobilenet_v3_small", mobilenet_v3_small, {"width_mult": 1.25}),
-    ],
+class _Peer(NamedTuple):
+    """A published network: its library and name, the builder here, and the arguments of both."""
+
+    library: str
+    name: str
+    build: Callable[..., Trunk]
+    theirs: Mapping[str, Any] = MappingProxyType({})
+    ours: Mapping[str, Any] = MappingProxyType({})
+
+
+_TIMM_V3 = Norm(momentum=0.01, eps=1e-5)
+_PEERS = (
+    _Peer("torchvision", "mobilenet_v2", mobilenet_v2),
+    _Peer("torchvision", "mobilenet_v2", mobilenet_v2, {"width_mult": 0.75}, {"width": 0.75}),
+    _Peer("torchvision", "mobilenet_v2", mobilenet_v2, {"width_mult": 1.4}, {"width": 1.4}),
+    _Peer("torchvision", "mobilenet_v3_large", mobilenet_v3_large),
+    _Peer("torchvision", "mobilenet_v3_large", mobilenet_v3_large, {"width_mult": 0.75}, {"width": 0.75}),
+    _Peer("torchvision", "mobilenet_v3_small", mobilenet_v3_small),
+    _Peer("torchvision", "mobilenet_v3_small", mobilenet_v3_small, {"width_mult": 1.25}, {"width": 1.25}),
+    _Peer("torchvision", "mnasnet0_5", mnasnet_b1, {}, {"width": 0.5}),
+    _Peer("torchvision", "mnasnet1_0", mnasnet_b1),
+    _Peer("torchvision", "mnasnet1_3", mnasnet_b1, {}, {"width": 1.3}),
+    _Peer("timm", "mobilenetv1_100", mobilenet_v1),
+    _Peer("timm", "mobilenetv1_125", mobilenet_v1, {}, {"width": 1.25}),
+    _Peer("timm", "mobilenetv2_050", mobilenet_v2, {}, {"width": 0.5}),
+    _Peer("timm", "mobilenetv2_140", mobilenet_v2, {}, {"width": 1.4}),
+    _Peer("timm", "mobilenetv3_large_100", mobilenet_v3_large, {}, {"norm": _TIMM_V3}),
+    _Peer("timm", "mobilenetv3_small_075", mobilenet_v3_small, {},
+          {"norm": _TIMM_V3, "width": 0.75, "widths": "tensorflow"}),
+    _Peer("timm", "tf_mobilenetv3_large_100", mobilenet_v3_large, {}, {"padding": "same"}),
+    _Peer("timm", "tf_mobilenetv3_small_075", mobilenet_v3_small, {},
+          {"padding": "same", "width": 0.75, "widths": "tensorflow"}),
+    _Peer("timm", "tf_mobilenetv3_large_minimal_100", mobilenet_v3_large, {},
+          {"padding": "same", "minimalistic": True}),
+    _Peer("timm", "tf_mobilenetv3_small_minimal_100", mobilenet_v3_small, {},
+          {"padding": "same", "minimalistic": True}),
+    _Peer("timm", "semnasnet_100", mnasnet_a1),
+    _Peer("timm", "semnasnet_050", mnasnet_a1, {}, {"width": 0.5}),
+    _Peer("timm", "semnasnet_140", mnasnet_a1, {}, {"width": 1.4}),
+    _Peer("timm", "mnasnet_100", mnasnet_b1),
+    _Peer("timm", "mobilenetv4_conv_small", mobilenet_v4_conv_small),
+    _Peer("timm", "mobilenetv4_conv_small_050", mobilenet_v4_conv_small, {}, {"width": 0.5}),
+    _Peer("timm", "mobilenetv4_conv_medium", mobilenet_v4_conv_medium),
+    _Peer("timm", "mobilenetv4_conv_large", mobilenet_v4_conv_large),
+    _Peer("timm", "mobilenetv4_hybrid_medium", mobilenet_v4_hybrid_medium),
+    _Peer("timm", "mobilenetv4_hybrid_large", mobilenet_v4_hybrid_large),
 )
-@pytest.mark.parametrize("size", [(224, 320), (321, 321)])
-def test_features_equal_torchvision(
-    peer: str, build: Callable[..., Trunk], options: dict[str, float], size: tuple[int, int]
-) -> None:
-    theirs: Any = torchvision.models.get_model(peer, weights=None, **options).eval()
+
+
+@pytest.mark.parametrize("peer", _PEERS, ids=lambda peer: "-".join([peer.name, *map(str, peer.theirs.values())]))
+def test_every_tap_equals_the_published_network(peer: _Peer) -> None:
+    """In double precision, so that what is compared is the network and not the order of additions."""
+    if peer.library == "timm":
+        theirs: Any = timm.create_model(peer.name, pretrained=False, **peer.theirs)
+    else:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torchvision's mnasnet warns of its initialisation
+            theirs = torchvision.models.get_model(peer.name, weights=None, **peer.theirs)
     _randomise_statistics(theirs)
-    ours = build(width=options.get("width_mult", 1.0), taps=("c1", "c2", "c3", "c4", "c4.expansion", "c5")).eval()
-    state = theirs.state_dict()
-    names = mobilenet_names(state)
+    state = theirs.eval().double().state_dict()
+    if peer.library == "timm":
+        names = timm_weights.mobilenet_names(state)
+    elif peer.name.startswith("mnasnet"):
+        names = torchvision_weights.mnasnet_names(state)
+    else:
+        names = torchvision_weights.mobilenet_names(state)
+    ours = peer.build(taps=_all_taps(peer.build), **peer.ours).eval().double()
     ours.load_state_dict({names[key]: value for key, value in state.items() if key in names})
-    assert all(key.startswith("classifier") for key in state if key not in names)
-    images, found = torch.randn(1, 3, *size), []
-    with torch.no_grad():
-        features, x = ours(images), images
-        for layer in theirs.features:
-            x = layer(x)
-            found.append(x)
-    for tap, tensor in features.items():
-        if tap == "c4.expansion":
-            continue
-        same = [other for other in found if other.shape == tensor.shape]
-        scale = float(tensor.abs().max())
-        assert any(float((other - tensor).abs().max()) <= 1e-5 * scale for other in same), tap
+    behind_the_trunk = ("classifier", "conv_head", "norm_head")
+    assert all(key.startswith(behind_the_trunk) for key in state if key not in names)
+
+    found: list[Tensor] = []
+    hooks = [module.register_forward_hook(lambda _module, _inputs, output: found.append(output.clone()))
+             for module in theirs.modules()]
+    large = "large" in peer.name and "v4" in peer.name
+    for size in ((96, 160), (97, 97)) if large else ((224, 320), (321, 321)):
+        images = torch.randn(1, 3, *size, dtype=torch.float64)
+        found.clear()
+        with torch.no_grad():
+            theirs(images)
+            features = ours(images)
+        for tap, tensor in features.items():
+            same = [float((other - tensor).abs().max()) for other in found if other.shape == tensor.shape]
+            assert min(same, default=math.inf) <= 1e-9 * float(tensor.abs().max()), (tap, size)
+    for hook in hooks:
+        hook.remove()
 
 
 # Whole ImageNet networks: the trunk here, and the classifiers' parameters from the papers' tables.
@@ -149,6 +219,9 @@ def test_features_equal_torchvision(
          576 * 1024 + 1024 * 1000),
         (mobilenet_v3_large, {"minimalistic": True}, 960 * 1280 + 1280 + 1280 * 1000 + 1000, 3_924_288, 209_136_704,
          960 * 1280 + 1280 * 1000),
+        (mobilenet_v1, {}, 1024 * 1000 + 1000, 4_231_976, 568_740_352, 1024 * 1000),
+        (mnasnet_a1, {}, 1280 * 1000 + 1000, 3_887_038, 311_579_072, 1280 * 1000),
+        (mnasnet_b1, {}, 1280 * 1000 + 1000, 4_383_312, 314_415_872, 1280 * 1000),
         (mobilenet_v3_small, {"minimalistic": True}, 576 * 1024 + 1024 + 1024 * 1000 + 1000, 2_044_736, 52_288_448,
          576 * 1024 + 1024 * 1000),
     ],
@@ -156,8 +229,6 @@ def test_features_equal_torchvision(
 def test_imagenet_costs_are_exact(
     build: Callable[..., Trunk], options: dict[str, Any], classifier: int, total: int, macs: int, classifier_macs: int
 ) -> None:
-    from detseg.cost import count_macs, count_parameters
-
     network = build(taps=("c5",), **options)
     assert count_parameters(network) + classifier == total
     assert count_macs(network, torch.empty(1, 3, 224, 224)) + classifier_macs == macs
@@ -171,7 +242,7 @@ def test_imagenet_costs_are_exact(
         ({"output_stride": 4}, "output_stride must be 32, 16 or 8, got 4"),
         ({"taps": ()}, "at least one tap is needed; this network has c1, "),
         ({"taps": ("c4", "c4")}, "taps must differ"),
-        ({"taps": ("c4.expansoin",)}, "did you mean 'c4.expansion'"),
+        ({"taps": ("c4.depthwize",)}, "did you mean 'c4.depthwise'"),
         ({"reduced_tail": "half"}, 'reduced_tail must be "none", "detection" or "segmentation", got \'half\''),
     ],
 )
@@ -181,6 +252,25 @@ def test_bad_arguments_are_explained(name: str, options: dict[str, Any], message
         return
     with pytest.raises(ValueError, match=re.escape(message)):
         BACKBONES[name](**options)
+
+
+@pytest.mark.parametrize(
+    ("build", "size", "total"),
+    [
+        (mobilenet_v4_conv_small, 224, 3_774_024),
+        (mobilenet_v4_conv_medium, 256, 9_715_512),
+        (mobilenet_v4_conv_large, 384, 32_590_864),
+        (mobilenet_v4_hybrid_medium, 256, 11_074_648),
+        (mobilenet_v4_hybrid_large, 384, 37_764_624),
+    ],
+)
+def test_v4_costs_are_exact(build: Callable[..., Trunk], size: int, total: int) -> None:
+    """Released code, counted with the classifier: 1280 channels with BatchNorm and no bias, then 1000 classes."""
+    peer_macs = {224: 0.186, 256: 1.080, 384: 6.376} | ({256: 1.271, 384: 7.712} if "hybrid" in build.__name__ else {})
+    network = build(taps=("c5",))
+    assert count_parameters(network) + 960 * 1280 + 2 * 1280 + 1281 * 1000 == total
+    macs = count_macs(network, torch.empty(1, 3, size, size)) + 960 * 1280 + 1280 * 1000
+    assert round(macs / 1e9, 3) == peer_macs[size]
 
 
 def test_where_the_dilation_begins() -> None:

@@ -146,6 +146,18 @@ def test_a_negative_seed_is_an_error(small: Path) -> None:
         DetectionDataset(read_boxes(small, "val"), Stretch((8, 8)), seed=-1)
 
 
+def test_the_original_is_the_file_turned_as_annotated(small: Path) -> None:
+    dataset = DetectionDataset(read_boxes(small, "val"), Stretch((8, 8)))
+    assert [dataset.original(item).shape for item in range(2)] == [(20, 40, 3), (30, 10, 3)]
+    path = small / "val2017" / "a.png"
+    np.testing.assert_array_equal(dataset.original(0), read_image(path))
+    orientation = Image.Exif()
+    orientation[0x0112] = 6
+    stored = Image.fromarray(np.random.default_rng(1).integers(0, 256, (20, 40, 3), dtype=np.uint8))
+    stored.save(path, exif=orientation)
+    np.testing.assert_array_equal(dataset.original(0), np.asarray(stored), "annotated as it is stored")
+
+
 def test_an_item_outside_is_an_error(small: Path) -> None:
     with pytest.raises(IndexError, match="image 2 of a data set of 2"):
         DetectionDataset(read_boxes(small, "val"), Stretch((8, 8)))[Draw(0, 2)]

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import numpy as np
 import pytest
 import torch
 from lightning.fabric import Fabric
@@ -22,11 +23,12 @@ from detseg import train
 from detseg.checkpoint import Checkpoint, load
 from detseg.config import Data
 from detseg.config import load as load_config
-from detseg.evaluate import evaluate
+from detseg.evaluate import draw_examples, evaluate
 from detseg.interfaces import Classes, Draw
 from detseg.report.command import write_whole
 from detseg.report.console import Reporter
 from detseg.train import Result, fit
+from detseg.weights.load import load_weights
 from tests import tiny
 
 ROOT = Path(__file__).parents[1]
@@ -96,7 +98,7 @@ def test_a_run_learns_and_leaves_everything(capsys: pytest.CaptureFixture[str]) 
     assert "20 images to train on, 7 to validate on, 2 classes; 90 steps (3 an epoch)" in said
     assert "epoch 30: accuracy 1.000 (best 1.000)" in said
     assert "predictions: run/predictions.jpg" in said
-    assert "absent" in said
+    assert "validation after 90 steps\naccuracy is 1.000\nabsent is nan\nbest: run/best.pt" in said
 
 
 def test_best_is_the_first_of_equals_and_evaluates_alike() -> None:
@@ -177,11 +179,14 @@ def test_killed_and_resumed_is_bit_identical() -> None:
 @pytest.mark.slow
 def test_two_processes_train_like_one() -> None:
     overrides = ["model.batch_norm=false", "model.dropout=0", "schedule.epochs=6"]
+    weights = str(run(*overrides[:2], out="before").run.last)
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", str(ROOT / "tools" / "train.py"),
-               "brightness.py", "--data", "data", "--out", "two", "--set", *overrides]
+               "brightness.py", "--data", "data", "--out", "two", "--weights", weights, "--set", *overrides]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    subprocess.run(command, env=environment, check=True, capture_output=True)
-    two, one = load(Path("two/last.pt")), load(run(*overrides, out="one").run.last)
+    done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
+    assert done.stdout.count("tensors loaded") == 1, "one of them talks"
+    one_run = run(*overrides, out="one", initialise=lambda model: str(load_weights(model, weights)))
+    two, one = load(Path("two/last.pt")), load(one_run.run.last)
     assert (two.step, two.total_steps) == (one.step, one.total_steps)
     assert two.numbers["accuracy"] == one.numbers["accuracy"]
     for name, value in one.weights.items():
@@ -324,11 +329,23 @@ def test_batches_that_do_not_fit_are_refused_before_anything_is_written() -> Non
     assert not Path("run").exists()
 
 
-def test_weights_are_put_into_a_new_model_only() -> None:
-    seen: list[int] = []
-    run(initialise=lambda model: seen.append(len(model.classes)))
-    run(initialise=lambda model: seen.append(0), resume=True)
-    assert seen == [3]
+def test_weights_are_put_into_a_new_model_only(capsys: pytest.CaptureFixture[str]) -> None:
+    run(initialise=lambda model: f"loaded {len(model.classes)} [b]")
+    assert "loaded 3 [b]\n" in capsys.readouterr().out
+    run(initialise=lambda model: f"loaded {len(model.classes)} [b]", resume=True)
+    assert "loaded" not in capsys.readouterr().out
+
+
+def test_examples_are_the_original_images_with_predictions() -> None:
+    model = tiny.model(tiny.CLASSES)
+    dataset = tiny.Pictures(tiny.read(Path("data"), "val").relabel(tiny.CLASSES), model.resize, augment=None, seed=0)
+    pictures = draw_examples(model, tiny.Brightness(), dataset, number=3, threshold=0.5)
+    for item, picture in zip((0, 3, 6), pictures, strict=True):
+        original = dataset.original(item)
+        assert original.shape == (*tiny.ORIGINAL_SIZE, 3)
+        assert np.array_equal(picture[4:], original[4:])
+        assert tuple(picture[0, 0]) in tiny.CLASSES.colours
+    assert len(draw_examples(model, tiny.Brightness(), dataset, number=12, threshold=0.5)) == 7
 
 
 def test_a_full_disk_while_saving_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -433,7 +450,7 @@ def test_files_of_commands_are_whole(tmp_path: Path, monkeypatch: pytest.MonkeyP
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(Path, "replace", full)
-    with pytest.raises(OSError, match=r"not written \(No space left on device\): '.*numbers.json'"):
+    with pytest.raises(OSError, match=r"not written \(No space left on device\); the one .*numbers.json'"):
         write_whole(path, "new")
     assert {other.name: other.read_text() for other in path.parent.iterdir()} == {"numbers.json": "old"}
 

@@ -52,6 +52,9 @@ class CountingDataset(Dataset[Marks]):
         marks = torch.tensor([draw.epoch, draw.item, cv2.getNumThreads(), torch.get_num_threads()])
         return Sample(image, Marks(marks), Source(draw.item, (20, 50), Placement(0.1, 0.1, 0.0, 0.0)))
 
+    def original(self, item: int) -> Pixels:
+        raise NotImplementedError
+
 
 class StackingTask(Task[Marks, None, None, None]):
     def collate(self, samples: Sequence[Sample[Marks]]) -> Batch[Marks]:
@@ -70,6 +73,9 @@ class StackingTask(Task[Marks, None, None, None]):
         raise NotImplementedError
 
     def draw(self, image: Pixels, prediction: None, classes: Classes, *, threshold: float) -> Pixels:
+        raise NotImplementedError
+
+    def summary(self, prediction: None, classes: Classes, *, threshold: float) -> str:
         raise NotImplementedError
 
     def records(self, prediction: None, classes: Classes) -> list[Mapping[str, Any]]:

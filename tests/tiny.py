@@ -37,6 +37,7 @@ from detseg.layers import ConvNormAct, Norm
 from detseg.model import Predictor
 
 SIZE = (8, 12)
+ORIGINAL_SIZE = (16, 36)
 CLASSES = Classes(names=("dark", "unused", "bright"), source_ids=(3, 4, 5))
 FILE_CLASSES = Classes(names=("dark", "bright"), source_ids=(3, 5))
 
@@ -110,9 +111,13 @@ class Pictures(Dataset[Labels]):
         if self.augment is not None:
             image += np.random.default_rng((self.seed, draw.epoch, draw.item)).normal(0, self.augment, (3, 1, 1))
         pixels = torch.from_numpy(image.clip(0, 255).astype(np.uint8))
-        size = (16, 36)
+        size = ORIGINAL_SIZE
         source = Source(100 + draw.item, size, self.resize.place(size))
         return Sample(pixels, Labels(torch.tensor(label)), source)
+
+    def original(self, item: int) -> Pixels:
+        image = self[Draw(0, item)].image.permute(1, 2, 0).numpy()
+        return image.repeat(2, axis=0).repeat(3, axis=1)
 
 
 class Accuracy(Metric[Prediction]):
@@ -132,6 +137,9 @@ class Accuracy(Metric[Prediction]):
         assert len(self.right) == len(self.dataset)
         numbers = {"accuracy": sum(self.right.values()) / len(self.right), "absent": float("nan")}
         return numbers | ({"accuracy/bright": 0.5, "reference": float(self.reference)} if self.per_class else {})
+
+    def table(self, numbers: Mapping[str, float]) -> str:
+        return "\n".join(f"{name} is {value:.3f}" for name, value in numbers.items())
 
 
 class Brightness(Task[Labels, Tensor, Tensor, Prediction]):
@@ -156,6 +164,9 @@ class Brightness(Task[Labels, Tensor, Tensor, Prediction]):
         picture = image.copy()
         picture[:4] = classes.colours[int(prediction.probabilities.argmax())]
         return picture
+
+    def summary(self, prediction: Prediction, classes: Classes, *, threshold: float) -> str:
+        return classes.names[int(prediction.probabilities.argmax())]
 
     def records(self, prediction: Prediction, classes: Classes) -> list[Mapping[str, Any]]:
         return [{"image_id": prediction.image_id, "score": float(prediction.probabilities.max())}]

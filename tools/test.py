@@ -17,8 +17,9 @@ from rich.console import Console
 from detseg import config as configs
 from detseg.checkpoint import check_classes
 from detseg.evaluate import evaluate
+from detseg.files import write_records
 from detseg.report.command import exit_code, write_whole
-from detseg.report.console import Reporter, numbers_table
+from detseg.report.console import Reporter
 from detseg.trained import load_trained
 
 _SAMPLE = Path("data/sample")
@@ -55,14 +56,13 @@ def _test(options: argparse.Namespace) -> None:
         numbers, predictions = evaluate(
             model, experiment.task, dataset, batch_size=experiment.batch_size, metric=metric,
             workers=1 if experiment.workers is None else experiment.workers, progress=report.advance)
-    console.print(title, numbers_table(numbers), sep="\n", soft_wrap=True)
+    console.print(title, metric.table(numbers), sep="\n", soft_wrap=True)
     if options.json is not None:
         existing = {name: None if math.isnan(value) else value for name, value in numbers.items()}
         write_whole(options.json, json.dumps(existing, indent=1) + "\n")
     if options.results is not None:
-        lines = [json.dumps(record) for prediction in predictions
-                 for record in experiment.task.records(prediction, classes)]
-        write_whole(options.results, "[\n" + ",\n".join(lines) + "\n]\n")
+        write_records(options.results, (record for prediction in predictions
+                                        for record in experiment.task.records(prediction, classes)))
 
 
 if __name__ == "__main__":

@@ -44,7 +44,7 @@ def _train(options: argparse.Namespace) -> None:
 
     folder = config.experiment.data.generate(_SAMPLE) if options.sample else options.data
     fit(config, folder, out=options.out, resume=options.resume,
-        initialise=None if options.weights is None else lambda model: print(load_weights(model, options.weights)))
+        initialise=None if options.weights is None else lambda model: str(load_weights(model, options.weights)))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from detseg.backbones.trunk import Bottleneck, LastConv, ReducedTail, Trunk, check_reduced_tail, check_width
-from detseg.layers import ConvNormAct, Norm, make_divisible
+from detseg.layers import ConvNormAct, Norm, Padding, make_divisible
 
 TORCHVISION_NORM = Norm(momentum=0.1, eps=1e-5)
 """BatchNorm of torchvision's mobilenet_v2, whose ImageNet weights expect this epsilon."""
@@ -35,7 +35,7 @@ _STEM_CHANNELS, _LAST_CHANNELS = 32, 1280
 def mobilenet_v2(
     *, width: float = 1.0, taps: Sequence[str] = ("c2", "c3", "c4", "c5"), output_stride: int = 32,
     reduced_tail: ReducedTail = "none", scale_last: bool = False, norm: Norm = TORCHVISION_NORM,
-    dilate_first: bool = False,
+    padding: Padding = "symmetric", drop_path: float = 0.0, dilate_first: bool = False,
 ) -> Trunk:
     """MobileNetV2 up to its last tap; SSDLite taps "c4.expansion" (576 channels) and "c5" (1280).
 
@@ -54,13 +54,14 @@ def mobilenet_v2(
         for number in range(stack.repeats):
             rows.append(Bottleneck(
                 kernel=3, expanded=in_channels * stack.expansion, out=out, stride=stack.stride if number == 0 else 1,
-                norm=norm, activation="relu6",
+                norm=norm, activation="relu6", padding=padding,
             ))
             in_channels = out
     last_width = width if scale_last else max(1.0, width)
     return Trunk(
-        ConvNormAct(3, make_divisible(_STEM_CHANNELS * width), kernel=3, stride=2, norm=norm, activation="relu6"),
+        ConvNormAct(3, make_divisible(_STEM_CHANNELS * width), kernel=3, stride=2, norm=norm, activation="relu6",
+                    padding=padding),
         rows,
         last_conv=LastConv(make_divisible(_LAST_CHANNELS / divider * last_width), norm, "relu6"),
-        taps=taps, output_stride=output_stride, dilate_first=dilate_first,
+        taps=taps, output_stride=output_stride, drop_path=drop_path, dilate_first=dilate_first,
     )

@@ -15,7 +15,7 @@ from typing import Literal, NamedTuple, TypeAlias
 from torch import Tensor, nn
 
 from detseg.interfaces import Backbone, Features, FeatureSpec
-from detseg.layers import Activation, ConvNormAct, InvertedResidual, Norm, Part, Pointwise
+from detseg.layers import Activation, ConvNormAct, InvertedResidual, Norm, Padding, Part, Place, Pointwise
 
 ReducedTail: TypeAlias = Literal["none", "detection", "segmentation"]
 """Whether the stride-32 blocks and the last convolution have half their channels, and how (MobileNetV3 section 6):
@@ -37,8 +37,8 @@ class Row(ABC):
         """Channels of each inner part that can be tapped; "expansion" only where it lies before the stride."""
 
     @abstractmethod
-    def build(self, in_channels: int, *, stride: int, dilation: int, until: Part) -> nn.Module:
-        """The block; its forward gives `layers.Parts`. `until` is the last part that is needed."""
+    def build(self, in_channels: int, place: Place) -> nn.Module:
+        """The block; its forward gives `layers.Parts`."""
 
 
 _STEM = -1
@@ -58,15 +58,18 @@ class Trunk(Backbone):
     bottleneck's output stays reachable as `c5.bottleneck`. taps: in any order, at least one. output_stride: 32, 16 or
     8; below 32 the last strides become dilation. dilate_first: whether the block that loses its stride is dilated
     itself, as torchvision does; TensorFlow dilates only the blocks after it, which keeps what its kernel saw.
+    drop_path: the last block's probability of stochastic depth; it grows linearly from 0 at the first.
     """
 
     def __init__(
         self, stem: ConvNormAct, rows: Sequence[Row], *, taps: Sequence[str], output_stride: int = 32,
-        last_conv: Row | None = None, dilate_first: bool = False,
+        last_conv: Row | None = None, dilate_first: bool = False, drop_path: float = 0.0,
     ) -> None:
         super().__init__()
         if output_stride not in (32, 16, 8):
             raise ValueError(f"output_stride must be 32, 16 or 8, got {output_stride}")
+        if not 0 <= drop_path < 1:
+            raise ValueError(f"drop_path must lie in [0, 1), got {drop_path}")
         placed = _place(rows, output_stride=output_stride, dilate_first=dilate_first)
         if last_conv is not None:
             placed.append(_Placed(last_conv, 1, 1, placed[-1].total_stride, placed[-1].stage))
@@ -81,7 +84,7 @@ class Trunk(Backbone):
         channels = stem.conv.out_channels
         for number, (row, stride, dilation, _, _) in enumerate(placed[: end_block + 1]):
             until = order[end_part] if number == end_block else "output"
-            self.blocks.append(row.build(channels, stride=stride, dilation=dilation, until=until))
+            self.blocks.append(row.build(channels, Place(stride, dilation, until, drop_path * number / len(rows))))
             channels = row.out
 
     def forward(self, images: Tensor) -> Features:
@@ -130,7 +133,6 @@ def _name_taps(placed: Sequence[_Placed], *, in_channels: int, has_last_conv: bo
         if stage != stage_before and "expansion" in inner:
             taps[f"c{stage_before}.expansion"] = _Tap(
                 number, "expansion", FeatureSpec(inner["expansion"], stride_before))
-        taps.pop(f"c{stage}.depthwise", None)
         if "depthwise" in inner:
             taps[f"c{stage}.depthwise"] = _Tap(number, "depthwise", FeatureSpec(inner["depthwise"], total_stride))
         taps[f"c{stage}"] = _Tap(number, "output", FeatureSpec(row.out, total_stride))
@@ -170,18 +172,19 @@ class Bottleneck(Row):
     norm: Norm
     activation: Activation
     squeezed: int = 0
-    skip: bool = True
+    gate: Literal["hardsigmoid", "sigmoid"] = "hardsigmoid"
+    padding: Padding = "symmetric"
 
     def inner_channels(self, in_channels: int) -> dict[Part, int]:
         """Both inner parts, or the depthwise alone where the block does not expand."""
         depthwise: dict[Part, int] = {"depthwise": self.expanded}
         return depthwise if self.expanded == in_channels else {"expansion": self.expanded, **depthwise}
 
-    def build(self, in_channels: int, *, stride: int, dilation: int, until: Part) -> nn.Module:
+    def build(self, in_channels: int, place: Place) -> nn.Module:
         """An InvertedResidual."""
         return InvertedResidual(
-            in_channels, self.out, expanded=self.expanded, kernel=self.kernel, stride=stride, norm=self.norm,
-            activation=self.activation, squeezed=self.squeezed, dilation=dilation, skip=self.skip, until=until,
+            in_channels, self.out, expanded=self.expanded, kernel=self.kernel, place=place, norm=self.norm,
+            activation=self.activation, squeezed=self.squeezed, gate=self.gate, padding=self.padding,
         )
 
 
@@ -198,9 +201,8 @@ class LastConv(Row):
         """None: it is one layer."""
         return {}
 
-    def build(self, in_channels: int, *, stride: int, dilation: int, until: Part) -> nn.Module:
+    def build(self, in_channels: int, place: Place) -> nn.Module:
         """A Pointwise."""
-        assert stride == 1, "the last convolution keeps the size"
         return Pointwise(in_channels, self.out, norm=self.norm, activation=self.activation)
 
 

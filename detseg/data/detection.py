@@ -59,9 +59,13 @@ class DetectionDataset(Dataset[BoxTargets]):
     def __len__(self) -> int:
         return len(self.index)
 
+    def original(self, item: int) -> Pixels:
+        """The image file, turned as its annotations are."""
+        return read_image(self.index.path(item), size=self.index.size(item))
+
     def __getitem__(self, draw: Draw) -> Sample[BoxTargets]:
         size = self.index.size(draw.item)
-        pixels = read_image(self.index.path(draw.item), size=size)
+        pixels = self.original(draw.item)
         source = Source(int(self.index.image_ids[draw.item]), size, self.resize.place(size))
         found = self.index.targets(draw.item)
         if self.augment is None:

@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import math
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias, get_args
@@ -25,7 +23,9 @@ from pycocotools.cocoeval import COCOeval
 from rich.table import Table
 
 from detseg.data.box_index import BoxIndex
+from detseg.files import write_records
 from detseg.interfaces import Classes, ImageDetections, Metric
+from detseg.report.console import shown
 
 Backend: TypeAlias = Literal["hotcoco", "pycocotools"]
 
@@ -117,6 +117,10 @@ class CocoAP(Metric[ImageDetections]):
                         for source_id, name in self.index.classes.used.items()}
         return numbers
 
+    def table(self, numbers: Mapping[str, float]) -> Table:
+        """The official rows as `ap_table` shows them."""
+        return ap_table(numbers)
+
 
 def records(prediction: ImageDetections, classes: Classes) -> list[Mapping[str, Any]]:
     """The detections of an image in COCO's results format: image_id, category_id, bbox (xywh) and score.
@@ -130,25 +134,10 @@ def records(prediction: ImageDetections, classes: Classes) -> list[Mapping[str, 
 def write_results(path: Path, predictions: Iterable[ImageDetections], *, classes: Classes) -> None:
     """Writes detections as a COCO results file, one line each, that pycocotools' `loadRes` reads.
 
-    Numbers keep every digit, so that AP from the file is AP from memory. The file is written beside its place and
-    moved there when it is complete; on failure (an OSError that names `path`) whatever was there before stays.
+    Numbers keep every digit, so that AP from the file is AP from memory. On failure (an OSError that names `path`)
+    whatever was there before stays.
     """
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with unfinished.open("w", encoding="utf-8") as file:
-            separator = "["
-            for prediction in predictions:
-                for record in records(prediction, classes):
-                    file.write(f"{separator}\n{json.dumps(record, allow_nan=False)}")
-                    separator = ","
-            file.write("[]\n" if separator == "[" else "\n]\n")
-        unfinished.replace(path)
-    except OSError as error:
-        raise OSError(error.errno, f"the results were not written ({error.strerror})", str(path)) from error
-    finally:
-        with contextlib.suppress(OSError):
-            unfinished.unlink()
+    write_records(path, (record for prediction in predictions for record in records(prediction, classes)))
 
 
 def ap_table(numbers: Mapping[str, float]) -> Table:
@@ -159,16 +148,12 @@ def ap_table(numbers: Mapping[str, float]) -> Table:
     for number in _OFFICIAL:
         iou = "0.50:0.95" if number.iou is None else f"{number.iou:.2f}"
         # A rule after each of the official groups: by IoU, by area, by number of detections, by area.
-        table.add_row(number.name, iou, number.area, str(number.detections), _shown(numbers[number.name]),
+        table.add_row(number.name, iou, number.area, str(number.detections), shown(numbers[number.name]),
                       end_section=number.name in ("AP75", "APl", "AR100", "ARl"))
     by_class = {name: value for name, value in numbers.items() if name.startswith("AP/")}
     for name, value in sorted(by_class.items(), key=lambda item: (math.isnan(item[1]), -item[1], item[0])):
-        table.add_row(name, "0.50:0.95", "all", "100", _shown(value))
+        table.add_row(name, "0.50:0.95", "all", "100", shown(value))
     return table
-
-
-def _shown(value: float) -> str:
-    return "-" if math.isnan(value) else f"{value:.3f}"
 
 
 def _mean(values: _Array) -> float:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+
+from detseg.files import whole_file
 
 
 def exit_code(work: Callable[[], None]) -> int:
@@ -29,16 +29,8 @@ def exit_code(work: Callable[[], None]) -> int:
 
 def write_whole(path: Path, text: str) -> None:
     """Writes a text file, and its folder, so that the file is the old one or the new one, whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
-    try:
+    with whole_file(path, failure="not written") as unfinished:
         unfinished.write_text(text, "utf-8")
-        unfinished.replace(path)
-    except OSError as error:
-        raise OSError(error.errno, f"not written ({error.strerror})", str(path)) from error
-    finally:
-        with contextlib.suppress(OSError):
-            unfinished.unlink()
 
 
 def _readable(error: Exception) -> str:

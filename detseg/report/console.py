@@ -1,17 +1,15 @@
-"""What a run says while it runs: a bar on a terminal, now and then a line elsewhere, and a table at the end."""
+"""What a run says while it runs: a bar on a terminal, now and then a line elsewhere."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
 from datetime import timedelta
 from types import TracebackType
 from typing import Self
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
 _SECONDS_BETWEEN_LINES = 15.0
 
@@ -67,15 +65,6 @@ class Reporter:
         return True
 
 
-def numbers_table(numbers: Mapping[str, float]) -> Table:
-    """Numbers by name; a dash for one that does not exist."""
-    table = Table("metric", "value")
-    table.columns[1].justify = "right"
-    for name, value in numbers.items():
-        table.add_row(name, shown(value))
-    return table
-
-
 def shown(value: float) -> str:
-    """A number of a metric as tables and lines show it."""
+    """A number of a metric as tables and lines show it; a dash for one that does not exist."""
     return "-" if math.isnan(value) else f"{value:.3f}"

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
@@ -12,6 +10,7 @@ from typing import NamedTuple, TypeAlias
 import cv2
 import numpy as np
 
+from detseg.files import whole_file
 from detseg.interfaces import Classes, ImageDetections, Pixels, Size
 
 Colour: TypeAlias = tuple[int, int, int]
@@ -113,23 +112,15 @@ def contact_sheet(images: Sequence[Pixels], *, columns: int, width: int = 1600) 
 def write_picture(path: Path, image: Pixels) -> None:
     """Writes an RGB image in the format that the suffix of `path` names (.png, .jpg, ...), making its folder.
 
-    The file is written beside its place and moved there when it is complete; on failure (an OSError that names
-    `path`) whatever was there before stays. A suffix without a format is a ValueError.
+    On failure (an OSError that names `path`) whatever was there before stays. A suffix without a format is a
+    ValueError.
     """
     if not path.suffix or not cv2.haveImageWriter(path.name):
         raise ValueError(f"no picture format has the suffix {path.suffix!r} of {path}; name it .png or .jpg")
     encoded, content = cv2.imencode(path.suffix, cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
     assert encoded, f"OpenCV could not encode {image.shape} as {path.suffix}"
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(path, failure="the picture was not written") as unfinished:
         unfinished.write_bytes(content.tobytes())
-        unfinished.replace(path)
-    except OSError as error:
-        raise OSError(error.errno, f"the picture was not written ({error.strerror})", str(path)) from error
-    finally:
-        with contextlib.suppress(OSError):
-            unfinished.unlink()
 
 
 def _pixels(prediction: ImageDetections, size: Size) -> list[_Rectangle]:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
-from urllib.error import URLError
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from safetensors import SafetensorError
@@ -17,11 +16,18 @@ from torchvision.models import get_model_weights
 from detseg import checkpoint
 from detseg.data.coco import COCO_90
 from detseg.interfaces import Classes
-from detseg.model import Predictor
-from detseg.weights import torchvision
+from detseg.model import IMAGENET_MEAN, IMAGENET_STD, Predictor
+from detseg.weights import timm, torchvision
 
-DOWNLOADS = ("mobilenet_v2", "mobilenet_v3_large", "mobilenet_v3_small", "ssdlite320_mobilenet_v3_large")
+DOWNLOADS = (
+    "mnasnet0_5", "mnasnet0_75", "mnasnet1_0", "mnasnet1_3", "mobilenet_v2", "mobilenet_v3_large", "mobilenet_v3_small",
+    "ssdlite320_mobilenet_v3_large",
+)
 """The names that `--weights` takes instead of a file: torchvision's default weights of these models."""
+
+
+RGB: TypeAlias = tuple[float, float, float]
+Names: TypeAlias = Callable[[Mapping[str, Tensor]], Mapping[str, str]]
 
 
 class Format(NamedTuple):
@@ -29,18 +35,27 @@ class Format(NamedTuple):
 
     title: str
     matches: Callable[[Mapping[str, Tensor]], bool]
-    names: Callable[[Mapping[str, Tensor]], Mapping[str, str]]
+    names: Names
     classes: Classes | None
     """None: it is a backbone alone."""
+    normalisation: tuple[RGB, RGB] | None
+    """The mean and deviation it was trained with, None where the file cannot tell."""
 
 
-def _backbone_names(state: Mapping[str, Tensor]) -> dict[str, str]:
-    return {key: f"backbone.{name}" for key, name in torchvision.mobilenet_names(state).items()}
+def _backbone_names(names: Names) -> Names:
+    return lambda state: {key: f"backbone.{name}" for key, name in names(state).items()}
+
+
+_HALF = (0.5, 0.5, 0.5)
+_IMAGENET = (IMAGENET_MEAN, IMAGENET_STD)
 
 
 FORMATS = (
-    Format("torchvision SSDLite", torchvision.is_ssdlite, torchvision.ssdlite_names, COCO_90),
-    Format("torchvision MobileNet", torchvision.is_mobilenet, _backbone_names, None),
+    Format("torchvision SSDLite", torchvision.is_ssdlite, torchvision.ssdlite_names, COCO_90, (_HALF, _HALF)),
+    Format("torchvision MobileNet", torchvision.is_mobilenet, _backbone_names(torchvision.mobilenet_names), None,
+           _IMAGENET),
+    Format("torchvision MnasNet", torchvision.is_mnasnet, _backbone_names(torchvision.mnasnet_names), None, _IMAGENET),
+    Format("timm MobileNet", timm.is_mobilenet, _backbone_names(timm.mobilenet_names), None, None),
 )
 
 
@@ -53,12 +68,16 @@ class Report(NamedTuple):
     """Tensors of the file that the network has no place for: the classifier, blocks behind the last tap."""
     fresh: tuple[str, ...]
     """Tensors of the network that the file does not set: they keep their initial values."""
+    renormalised: bool
+    """Whether the images are now normalised as these weights expect, and not as the config said."""
 
     def __str__(self) -> str:
         lines = [f"{self.title}: {self.num_loaded} tensors loaded"]
         for what, keys in (("left over in the file", self.left_over), ("not in the file, start anew", self.fresh)):
             if keys:
                 lines.append(f"  {len(keys)} {what}: {_abridged(keys)}")
+        if self.renormalised:
+            lines.append("  images are normalised with the mean and deviation that these weights were trained with")
         return "\n".join(lines)
 
 
@@ -66,11 +85,12 @@ def load_weights(predictor: Predictor, source: str) -> Report:
     """Loads a weight file, or the published weights of that name, strictly.
 
     A whole detector must fit everywhere; where it predicts other classes, the class layers take the rows of the
-    classes that are the same, or start anew if there are none. A backbone file must fill the backbone. Raises
+    predictor's classes if it knows all of them, or start anew. A backbone file must fill the backbone. Raises
     ValueError: unreadable or unknown file, tensors missing or of another shape; FileNotFoundError: neither a file nor
     a name; ConnectionError: no network.
     """
     state, classes = _read(source)
+    own, normalisation = dict(predictor.state_dict()), None
     if classes is not None:
         title = "detseg checkpoint"
         names: Mapping[str, str] = {key: key for key in state}
@@ -80,18 +100,25 @@ def load_weights(predictor: Predictor, source: str) -> Report:
             raise ValueError(f"{source}: not a known kind of weight file (known: "
                              f"{', '.join(kind.title for kind in FORMATS)}, detseg checkpoint); its tensors begin with "
                              f"{', '.join(list(state)[:5])}")
-        title, names, classes = kind.title, kind.names(state), kind.classes
+        title, names, classes, normalisation = kind.title, kind.names(state), kind.classes, kind.normalisation
+        own = {key: value for key, value in own.items() if key not in ("scale", "shift")}
     found = {names[key]: tensor for key, tensor in state.items() if key in names}
-    only_backbone = classes is None
-    own = {key: value for key, value in predictor.state_dict().items()
-           if not only_backbone or key.startswith("backbone.")}
-    fresh = [] if not only_backbone else [key for key in predictor.state_dict() if key not in own]
     if classes is not None:
-        fresh += _fit_classes(found, predictor, classes)
+        fresh = _fit_classes(found, predictor, classes)
+    else:
+        fresh = [key for key in own if not key.startswith("backbone.")]
     _check(found, own, fresh, source=source, title=title)
     predictor.load_state_dict({key: found[key] for key in own if key not in fresh}, strict=False)
-    left_over = tuple(key for key in state if names.get(key) not in own)
-    return Report(f"{source} ({title})", len(own) - len(set(fresh) & set(own)), left_over, tuple(fresh))
+    before = torch.cat((predictor.scale, predictor.shift))
+    if normalisation is not None:
+        predictor.set_normalisation(*normalisation)
+    return Report(
+        f"{source} ({title})",
+        num_loaded=len(own) - len(fresh),
+        left_over=tuple(key for key in state if names.get(key) not in own),
+        fresh=tuple(fresh),
+        renormalised=not torch.equal(before, torch.cat((predictor.scale, predictor.shift))),
+    )
 
 
 def _fit_classes(found: dict[str, Tensor], predictor: Predictor, classes: Classes) -> list[str]:
@@ -102,12 +129,13 @@ def _fit_classes(found: dict[str, Tensor], predictor: Predictor, classes: Classe
     offset = predictor.head.num_outputs - len(wanted)
     names = [f"head.{layer}.{leaf}" for layer in predictor.head.class_layers for leaf in ("weight", "bias")]
     position = {name: k for k, name in enumerate(classes.names)}
-    same = all(name in position for name in wanted.names if not name.startswith("unused"))
-    if not same:
+    if any(len(found[name]) % (len(classes) + offset) for name in names if name in found):
+        return []  # made for other classes than this kind of file has: it fits as it is, or not at all
+    if not all(name in position for name in wanted.names):
         for name in names:
             found.pop(name, None)
         return names
-    rows = list(range(offset)) + [offset + position.get(name, 0) for name in wanted.names]
+    rows = list(range(offset)) + [offset + position[name] for name in wanted.names]
     for name in names:
         if name in found:
             per_anchor = found[name].reshape(-1, len(classes) + offset, *found[name].shape[1:])
@@ -123,7 +151,8 @@ def _check(
     other = [f"{key} is {list(found[key].shape)}, the network has {list(own[key].shape)}"
              for key in own if key in found and key not in fresh and found[key].shape != own[key].shape]
     if missing or other:
-        lines = [f"{source}: this {title} file does not fit the network; it is of another family, width or tail."]
+        lines = [f"{source}: this {title} file does not fit the network; it is of another family, width or tail, or "
+                 "made for other classes."]
         if missing:
             lines.append(f"  {len(missing)} tensors are missing: {_abridged(missing)}")
         if other:
@@ -159,7 +188,8 @@ def _flat(content: Any, source: str) -> dict[str, Tensor]:
     for key in ("model", "state_dict"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
-    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+    if not isinstance(content, dict) or not all(
+            isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items()):
         raise ValueError(f"{source}: holds no state dict (a mapping from parameter names to tensors)")
     return content
 
@@ -173,7 +203,7 @@ def _download(name: str) -> dict[str, Tensor]:
     weights = get_model_weights(name).DEFAULT
     try:
         state = torch.hub.load_state_dict_from_url(weights.url, weights_only=True, check_hash=True)
-    except (URLError, OSError) as error:
+    except (OSError, RuntimeError) as error:  # no network, or a file that is not what its name's hash says
         raise ConnectionError(
             f"{name}: could not download {weights.url} ({error}). Fetch the file where there is a network and give "
             f"its path: --weights FILE") from error

@@ -23,6 +23,11 @@ def is_mobilenet(state: State) -> bool:
     return "features.0.0.weight" in state and any(re.match(r"features\.1\.(block|conv)\.", key) for key in state)
 
 
+def is_mnasnet(state: State) -> bool:
+    """Whether these are the tensors of torchvision's mnasnet (which is MnasNet-B1)."""
+    return "layers.0.weight" in state and "layers.8.0.layers.0.weight" in state
+
+
 def is_ssdlite(state: State) -> bool:
     """Whether these are the tensors of torchvision's ssdlite320_mobilenet_v3_large."""
     return "backbone.features.0.0.0.weight" in state and "head.classification_head.module_list.0.1.weight" in state
@@ -46,6 +51,26 @@ def mobilenet_names(state: State) -> dict[str, str]:
         elif found := re.match(r"features\.(\d+)\.([01])\.(\w+)$", key):
             owner = "stem" if found[1] == "0" else f"blocks.{int(found[1]) - 1}.conv"
             names[key] = f"{owner}.{_CONV_NORM[found[2]]}.{found[3]}"
+    return names
+
+
+def mnasnet_names(state: State) -> dict[str, str]:
+    """torchvision's name to ours for every tensor of a mnasnet; the classifier's are left out."""
+    plain = {"0": "stem.conv", "1": "stem.norm", "3": "blocks.0.depthwise.conv", "4": "blocks.0.depthwise.norm",
+             "6": "blocks.0.project.conv", "7": "blocks.0.project.norm"}
+    inner = {"0": "expand.conv", "1": "expand.norm", "3": "depthwise.conv", "4": "depthwise.norm", "6": "project.conv",
+             "7": "project.norm"}
+    places = sorted({(int(found[1]), int(found[2])) for key in state
+                     if (found := re.match(r"layers\.(\d+)\.(\d+)\.layers\.", key))})
+    number = {place: k + 1 for k, place in enumerate(places)}
+    last = max(stack for stack, _ in places) + 1
+    plain |= {str(last): f"blocks.{len(places) + 1}.conv.conv", str(last + 1): f"blocks.{len(places) + 1}.conv.norm"}
+    names = {}
+    for key in state:
+        if found := re.match(r"layers\.(\d+)\.(\d+)\.layers\.(\d)\.(\w+)$", key):
+            names[key] = f"blocks.{number[int(found[1]), int(found[2])]}.{inner[found[3]]}.{found[4]}"
+        elif found := re.match(r"layers\.(\d+)\.(\w+)$", key):
+            names[key] = f"{plain[found[1]]}.{found[2]}"
     return names
 
 

@@ -1,0 +1,54 @@
+"""SSDLite on MnasNet-A1, for COCO, with the papers' anchors and 90 class slots.
+
+Paper: Tan et al. 2019, arXiv 1807.11626, Table 3 (23.0 AP on test-dev, 4.9 M parameters, 0.8 B multiply-adds). Recipe:
+that of ssdlite_v2.py. Gates are as in the authors' code and timm's semnasnet_100, whose weights fit (--weights FILE).
+The MobileNetV3 paper counts 4.88 M parameters without BatchNorm, which needs gates rounded to multiples of 8
+(squeeze_rounding="divisible"); so made, this network has 4,929,967 parameters with BatchNorm.
+Cost: 4,912,181 parameters, 837,819,232 multiply-adds at 320 x 320.
+
+    python tools/train.py configs/ssdlite_mnasnet.py --data data/coco
+"""
+
+from detseg.anchors import SSDAnchors
+from detseg.backbones.mnasnet import mnasnet_a1
+from detseg.config import Data, Experiment, SampleRun
+from detseg.data.coco import COCO_90
+from detseg.data.detection import DetectionDataset, read_boxes
+from detseg.data.sample import generate_detection_sample
+from detseg.data.transforms import SSDAugment, Stretch
+from detseg.interfaces import Classes
+from detseg.model import IMAGENET_MEAN, IMAGENET_STD, Predictor
+from detseg.optim import EMA, SGD, Cosine
+from detseg.tasks import Detection
+from heads.ssdlite import SSDLite
+
+
+def model(classes: Classes, *, width: float = 1.0, size: int = 320) -> Predictor:
+    """320 x 320 stretched, three anchors on the first map: 2,034 boxes."""
+    backbone = mnasnet_a1(width=width, taps=("c4.expansion", "c5"), scale_last=True)
+    head = SSDLite(backbone.specs, len(classes), anchors=SSDAnchors(three_on_first=True, clip_sizes=False), width=width)
+    return Predictor(backbone, head, classes=classes, resize=Stretch((size, size)), mean=IMAGENET_MEAN,
+                     std=IMAGENET_STD)
+
+
+experiment = Experiment(
+    task=Detection(score_threshold=0.001, iou_threshold=0.6, per_class=100, max_detections=100),
+    data=Data(read=read_boxes, dataset=DetectionDataset, generate=generate_detection_sample),
+    model=model,
+    classes=COCO_90,
+    augment=SSDAugment,
+    optimizer=SGD(lr=0.015, momentum=0.9, weight_decay=4e-5),
+    schedule=Cosine(epochs=600, warmup_steps=500, warmup_start=0.001),
+    batch_size=192,
+    ema=EMA(decay=0.9998),
+    validate_every=10,
+    sample=SampleRun(
+        model={"size": 224},
+        optimizer=SGD(lr=0.05, momentum=0.9, weight_decay=4e-5),
+        schedule=Cosine(epochs=32, warmup_steps=100),
+        batch_size=16,
+        ema=EMA(decay=0.99),
+        clip_norm=10.0,
+        validate_every=4,
+    ),
+)

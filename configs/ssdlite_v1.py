@@ -1,0 +1,53 @@
+"""SSDLite on MobileNetV1, for COCO, with the papers' anchors and 80 classes.
+
+Paper: Sandler et al. 2018, arXiv 1801.04381, Table 6 (22.2 AP on test-dev, 5.1 M parameters, 1.3 B multiply-adds); the
+backbone is that of Howard et al. 2017, arXiv 1704.04861. Recipe: that of ssdlite_v2.py.
+Input: -1..1, as timm's mobilenetv1_100 expects, whose weights fit (--weights FILE).
+Cost: 5,100,661 parameters, 1,309,162,944 multiply-adds at 320 x 320.
+
+    python tools/train.py configs/ssdlite_v1.py --data data/coco
+"""
+
+from detseg.anchors import SSDAnchors
+from detseg.backbones.mobilenet_v1 import mobilenet_v1
+from detseg.config import Data, Experiment, SampleRun
+from detseg.data.coco import COCO_80
+from detseg.data.detection import DetectionDataset, read_boxes
+from detseg.data.sample import generate_detection_sample
+from detseg.data.transforms import SSDAugment, Stretch
+from detseg.interfaces import Classes
+from detseg.model import Predictor
+from detseg.optim import EMA, SGD, Cosine
+from detseg.tasks import Detection
+from heads.ssdlite import SSDLite
+
+
+def model(classes: Classes, *, width: float = 1.0, size: int = 320) -> Predictor:
+    """320 x 320 stretched, three anchors on the first map: 2,034 boxes."""
+    backbone = mobilenet_v1(width=width, taps=("c4", "c5"))
+    head = SSDLite(backbone.specs, len(classes), anchors=SSDAnchors(three_on_first=True, clip_sizes=False), width=width)
+    return Predictor(backbone, head, classes=classes, resize=Stretch((size, size)), mean=(0.5, 0.5, 0.5),
+                     std=(0.5, 0.5, 0.5))
+
+
+experiment = Experiment(
+    task=Detection(score_threshold=0.001, iou_threshold=0.6, per_class=100, max_detections=100),
+    data=Data(read=read_boxes, dataset=DetectionDataset, generate=generate_detection_sample),
+    model=model,
+    classes=COCO_80,
+    augment=SSDAugment,
+    optimizer=SGD(lr=0.015, momentum=0.9, weight_decay=4e-5),
+    schedule=Cosine(epochs=600, warmup_steps=500, warmup_start=0.001),
+    batch_size=192,
+    ema=EMA(decay=0.9998),
+    validate_every=10,
+    sample=SampleRun(
+        model={"size": 224},
+        optimizer=SGD(lr=0.05, momentum=0.9, weight_decay=4e-5),
+        schedule=Cosine(epochs=32, warmup_steps=100),
+        batch_size=16,
+        ema=EMA(decay=0.99),
+        clip_norm=10.0,
+        validate_every=4,
+    ),
+)

@@ -1,0 +1,51 @@
+"""SSDLite on MobileNetV2 fine-tuned on a small data set: BCCD, blood cells in three classes, in PASCAL VOC's layout.
+
+An example for data of one's own. What differs from ssdlite_v2.py, and why: six anchors on every map beginning at a
+tenth of the image, because the objects are small and nearly square; complete IoU as box loss, which is about what AP
+measures; a short schedule with a fast average of the weights.
+Paper of the network: Sandler et al. 2018, arXiv 1801.04381. Expected AP: see benchmarks.md.
+
+    python tools/train.py configs/ssdlite_v2_bccd.py --data DIR --weights mobilenet_v2
+"""
+
+from detseg.anchors import SSDAnchors
+from detseg.backbones.mobilenet_v2 import mobilenet_v2
+from detseg.config import Data, Experiment
+from detseg.data.detection import DetectionDataset, read_boxes
+from detseg.data.sample import generate_detection_sample
+from detseg.data.transforms import SSDAugment, Stretch
+from detseg.interfaces import Classes, Resize
+from detseg.model import IMAGENET_MEAN, IMAGENET_STD, Predictor
+from detseg.optim import EMA, SGD, Cosine
+from detseg.tasks import Detection
+from heads.ssdlite import SSDLite
+
+
+def model(classes: Classes, *, width: float = 1.0, size: int = 320) -> Predictor:
+    """320 x 320 stretched, six anchors on every map."""
+    backbone = mobilenet_v2(width=width, taps=("c4.expansion", "c5"), scale_last=True)
+    head = SSDLite(
+        backbone.specs, len(classes), anchors=SSDAnchors(scales=(0.07, 0.46, 0.6, 0.75, 0.85, 0.95)), box_loss="ciou",
+        width=width)
+    return Predictor(backbone, head, classes=classes, resize=Stretch((size, size)), mean=IMAGENET_MEAN,
+                     std=IMAGENET_STD)
+
+
+def augment(resize: Resize) -> SSDAugment:
+    """No zoom-out: it makes small objects smaller than any anchor."""
+    return SSDAugment(resize, zoom_out=0.0, iou_crop=0.5)
+
+
+experiment = Experiment(
+    task=Detection(score_threshold=0.001, iou_threshold=0.5, per_class=100, max_detections=100),
+    data=Data(read=read_boxes, dataset=DetectionDataset, generate=generate_detection_sample),
+    model=model,
+    classes=Classes(("Platelets", "RBC", "WBC"), (1, 2, 3)),
+    augment=augment,
+    optimizer=SGD(lr=0.03, momentum=0.9, weight_decay=4e-5),
+    schedule=Cosine(epochs=36, warmup_steps=40),
+    batch_size=16,
+    ema=EMA(decay=0.99),
+    clip_norm=10.0,
+    validate_every=6,
+)

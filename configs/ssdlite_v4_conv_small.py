@@ -1,0 +1,53 @@
+"""SSDLite on MobileNetV4-Conv-Small, for COCO, with the papers' anchors and 80 classes.
+
+Paper of the backbone: Qin et al. 2024, arXiv 2404.10518. Nobody has published an AP of SSDLite on it; the paper's own
+detector is RetinaNet. Recipe: that of ssdlite_v2.py, with the stochastic depth of the paper's ImageNet training.
+Input: ImageNet's mean and deviation, as timm's mobilenetv4_conv_small expects, whose weights fit (--weights FILE).
+Cost: 3,122,645 parameters, 527,012,544 multiply-adds at 320 x 320.
+
+    python tools/train.py configs/ssdlite_v4_conv_small.py --data data/coco
+"""
+
+from detseg.anchors import SSDAnchors
+from detseg.backbones.mobilenet_v4 import mobilenet_v4_conv_small
+from detseg.config import Data, Experiment, SampleRun
+from detseg.data.coco import COCO_80
+from detseg.data.detection import DetectionDataset, read_boxes
+from detseg.data.sample import generate_detection_sample
+from detseg.data.transforms import SSDAugment, Stretch
+from detseg.interfaces import Classes
+from detseg.model import IMAGENET_MEAN, IMAGENET_STD, Predictor
+from detseg.optim import EMA, SGD, Cosine
+from detseg.tasks import Detection
+from heads.ssdlite import SSDLite
+
+
+def model(classes: Classes, *, width: float = 1.0, size: int = 320) -> Predictor:
+    """320 x 320 stretched, three anchors on the first map: 2,034 boxes."""
+    backbone = mobilenet_v4_conv_small(width=width, taps=("c4.expansion", "c5"))
+    head = SSDLite(backbone.specs, len(classes), anchors=SSDAnchors(three_on_first=True, clip_sizes=False), width=width)
+    return Predictor(backbone, head, classes=classes, resize=Stretch((size, size)), mean=IMAGENET_MEAN,
+                     std=IMAGENET_STD)
+
+
+experiment = Experiment(
+    task=Detection(score_threshold=0.001, iou_threshold=0.6, per_class=100, max_detections=100),
+    data=Data(read=read_boxes, dataset=DetectionDataset, generate=generate_detection_sample),
+    model=model,
+    classes=COCO_80,
+    augment=SSDAugment,
+    optimizer=SGD(lr=0.015, momentum=0.9, weight_decay=4e-5),
+    schedule=Cosine(epochs=600, warmup_steps=500, warmup_start=0.001),
+    batch_size=192,
+    ema=EMA(decay=0.9998),
+    validate_every=10,
+    sample=SampleRun(
+        model={"size": 224},
+        optimizer=SGD(lr=0.05, momentum=0.9, weight_decay=4e-5),
+        schedule=Cosine(epochs=32, warmup_steps=100),
+        batch_size=16,
+        ema=EMA(decay=0.99),
+        clip_norm=10.0,
+        validate_every=4,
+    ),
+)

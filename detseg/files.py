@@ -1,0 +1,47 @@
+"""Files that are whole: at any moment the old one or the new one, never a part."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+
+@contextlib.contextmanager
+def whole_file(path: Path, *, failure: str, sync: bool = False) -> Iterator[Path]:
+    """Gives a place beside `path` to write to, and moves what was written there to `path` when the block ends well.
+
+    Makes the folder. Whatever fails, what was there before stays, and nothing is left beside it. An OSError, also one
+    from the block, names `path` and begins with `failure`, for example "the picture was not written". sync: wait for
+    the disk before the move, so that a power failure does not leave an empty file either.
+    """
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
+    try:
+        # A file where the folder should be: opening says so ("Not a directory"), mkdir would say "File exists".
+        with contextlib.suppress(FileExistsError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        yield unfinished
+        if sync:
+            with unfinished.open("rb+") as file:
+                os.fsync(file.fileno())
+        unfinished.replace(path)
+    except OSError as error:
+        kept = "; the one from before is still whole" if os.path.isfile(path) else ""
+        raise OSError(error.errno, f"{failure} ({error.strerror}){kept}", str(path)) from error
+    finally:
+        with contextlib.suppress(OSError):
+            unfinished.unlink()
+
+
+def write_records(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
+    """Writes a JSON list with one record a line. Numbers keep every digit; NaN, which JSON has not, is a ValueError."""
+    with (whole_file(path, failure="the results were not written") as unfinished,
+          unfinished.open("w", encoding="utf-8") as file):
+        separator = "["
+        for record in records:
+            file.write(f"{separator}\n{json.dumps(record, allow_nan=False)}")
+            separator = ","
+        file.write("[]\n" if separator == "[" else "\n]\n")

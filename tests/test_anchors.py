@@ -1,0 +1,106 @@
+"""Anchors: against torchvision's generator, the papers' counts, and the first map of TensorFlow's scheme by hand."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torchvision.models.detection.anchor_utils import DefaultBoxGenerator
+from torchvision.models.detection.image_list import ImageList
+
+from detseg.anchors import SSDAnchors
+from detseg.interfaces import Size
+
+CPU = torch.device("cpu")
+SQUARE: list[Size] = [(20, 20), (10, 10), (5, 5), (3, 3), (2, 2), (1, 1)]
+WIDE: list[Size] = [(12, 20), (6, 10), (3, 5), (2, 3), (1, 2), (1, 1)]
+
+
+def _torchvision(map_sizes: list[Size], size: Size, *, clip: bool, ratios: list[int]) -> Tensor:
+    peer = DefaultBoxGenerator([ratios] * len(map_sizes), min_ratio=0.2, max_ratio=0.95, clip=clip)
+    images = ImageList(torch.zeros(1, 3, *size), [size])
+    found: Tensor = peer(images, [torch.zeros(1, 1, *map_size) for map_size in map_sizes])[0]
+    return found
+
+
+@pytest.mark.parametrize("clip", [True, False])
+@pytest.mark.parametrize(("map_sizes", "size"), [(SQUARE, (320, 320)), (WIDE, (192, 320)), (WIDE, (320, 160))])
+def test_anchors_equal_torchvision(map_sizes: list[Size], size: Size, clip: bool) -> None:
+    found = SSDAnchors(clip_sizes=clip)(map_sizes, size, device=CPU)
+    torch.testing.assert_close(found, _torchvision(map_sizes, size, clip=clip, ratios=[2, 3]), rtol=0, atol=1e-4)
+
+
+def test_other_ratios_and_fewer_maps_equal_torchvision() -> None:
+    found = SSDAnchors(num_maps=3, ratios=(2.0,))(WIDE[:3], (192, 320), device=CPU)
+    torch.testing.assert_close(found, _torchvision(WIDE[:3], (192, 320), clip=True, ratios=[2]), rtol=0, atol=1e-4)
+
+
+def test_given_scales_equal_torchvision() -> None:
+    scales = (0.07, 0.15, 0.33, 0.51, 0.69, 0.87)
+    peer = DefaultBoxGenerator([[2, 3]] * 6, scales=[*scales, 1.0])
+    wanted = peer(ImageList(torch.zeros(1, 3, 192, 320), [(192, 320)]), [torch.zeros(1, 1, *size) for size in WIDE])[0]
+    torch.testing.assert_close(SSDAnchors(scales=scales)(WIDE, (192, 320), device=CPU), wanted, rtol=0, atol=1e-4)
+    first = SSDAnchors(scales=scales, three_on_first=True).relative_sizes()[0]
+    assert first[0] == pytest.approx((0.035, 0.035))
+    assert first[1] == pytest.approx((0.07 * math.sqrt(2), 0.07 / math.sqrt(2)))
+
+
+def test_the_papers_counts() -> None:
+    papers, torchvision = SSDAnchors(three_on_first=True), SSDAnchors()
+    assert papers(SQUARE, (320, 320), device=CPU).shape == (2034, 4)
+    assert torchvision(SQUARE, (320, 320), device=CPU).shape == (3234, 4)
+    assert papers.num_per_cell == (3, 6, 6, 6, 6, 6)
+    assert torchvision.num_per_cell == (6,) * 6
+
+
+def test_the_first_map_of_tensorflow_by_hand() -> None:
+    # 0.1 of the image, square; 0.2 at aspect ratio 2 and at 1/2. Image 200 high, 400 wide; first map 2 x 4.
+    found = SSDAnchors(three_on_first=True, clip_sizes=False)([(2, 4), *WIDE[1:]], (200, 400), device=CPU)
+    wide, narrow = 0.2 * math.sqrt(2), 0.2 / math.sqrt(2)
+    for cell, (x, y) in ((0, (50, 50)), (3, (350, 50)), (4, (50, 150))):
+        wanted = [(x - w * 200, y - h * 100, x + w * 200, y + h * 100)
+                  for w, h in ((0.1, 0.1), (wide, narrow), (narrow, wide))]
+        torch.testing.assert_close(found[cell * 3 : cell * 3 + 3], torch.tensor(wanted), rtol=0, atol=1e-4)
+
+
+def test_the_other_maps_by_hand() -> None:
+    sizes = SSDAnchors(three_on_first=True, clip_sizes=False).relative_sizes()
+    assert [len(cell) for cell in sizes] == [3, 6, 6, 6, 6, 6]
+    second, last = sizes[1], sizes[5]
+    between = math.sqrt(0.35 * 0.5)
+    assert second[:2] == [pytest.approx((0.35, 0.35)), pytest.approx((between, between))]
+    assert last[1] == pytest.approx((math.sqrt(0.95), math.sqrt(0.95)))
+    assert last[4] == pytest.approx((0.95 * math.sqrt(3), 0.95 / math.sqrt(3)))
+    assert {round(w / h, 6) for w, h in second} == {1, 2, 0.5, 3, round(1 / 3, 6)}
+    clipped = SSDAnchors().relative_sizes()
+    assert max(side for cell in clipped for pair in cell for side in pair) == 1.0
+    assert clipped[5][4] == pytest.approx((1.0, 0.95 / math.sqrt(3)))
+
+
+def test_anchors_are_ordered_by_map_row_column() -> None:
+    found = SSDAnchors(ratios=())([(2, 3), *WIDE[1:]], (100, 300), device=CPU)
+    centres = (found[:12:2, :2] + found[:12:2, 2:]) / 2
+    torch.testing.assert_close(
+        centres, torch.tensor([[50.0, 25], [150, 25], [250, 25], [50, 75], [150, 75], [250, 75]]))
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    ({"num_maps": 1}, "SSD anchors need at least 2 maps, got 1"),
+    ({"min_scale": 0.0}, "anchor scales must satisfy 0 < min < max, got 0.0 and 0.95"),
+    ({"scales": (0.1, 0.2)}, "scales needs a positive number for each of the 6 maps, got (0.1, 0.2)"),
+    ({"num_maps": 2, "scales": (0.1, 0.0)}, "for each of the 2 maps, got (0.1, 0.0)"),
+    ({"scales": ()}, "for each of the 6 maps, got ()"),
+    ({"min_scale": 0.95}, "anchor scales must satisfy 0 < min < max, got 0.95 and 0.95"),
+])
+def test_bad_arguments_are_explained(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        SSDAnchors(**options)
+
+
+def test_another_number_of_maps_is_refused() -> None:
+    with pytest.raises(ValueError, match="anchors for 6 maps were asked for 5"):
+        SSDAnchors()(SQUARE[:5], (320, 320), device=CPU)

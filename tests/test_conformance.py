@@ -1,0 +1,167 @@
+"""What every config keeps, found by discovery: it says what it is, builds for any classes, trains and resumes."""
+
+from __future__ import annotations
+
+import ast
+import re
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from detseg import config
+from detseg.checkpoint import load
+from detseg.config import Config, resolve_classes
+from detseg.evaluate import evaluate
+from detseg.interfaces import Classes, Draw, Head
+from detseg.run_folder import RunFolder
+from detseg.train import Result, fit
+from detseg.trained import load_trained
+
+from . import discovery
+
+CONFIGS = {path.stem: path for path in discovery.configs()}
+OWN = Classes(names=("nut", "bolt", "washer"), source_ids=(2, 5, 40))
+
+SMALL = ("model.size=96", "model.width=0.35", "batch_size=4", "accumulate=1", "schedule.epochs=2",
+         "schedule.warmup_steps=1", "validate_every=2", "workers=0", "log_every=1")
+"""What makes any experiment small; a config without such a setting goes without it."""
+
+
+def _small(path: Path, *, sample: bool = False) -> Config:
+    known = config.load(path, sample=sample).entries()
+    return config.load(path, [text for text in SMALL if text.partition("=")[0] in known], sample=sample)
+
+
+@pytest.fixture(scope="session")
+def generated(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Config], Path]:
+    """The folder of a config's sample data, with 8 images to train on; each sample is generated once."""
+    folders: dict[Any, Path] = {}
+
+    def generate(small: Config) -> Path:
+        make: Any = small.experiment.data.generate
+        if make not in folders:
+            folders[make] = make(tmp_path_factory.mktemp("sample") / "data", num_train=8, num_val=3)
+        return folders[make]
+
+    return generate
+
+
+@pytest.fixture(autouse=True)
+def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_it_loads_and_describes_itself(name: str) -> None:
+    loaded = config.load(CONFIGS[name])
+    assert {"model.width", "optimizer.lr", "batch_size"} <= loaded.entries().keys()
+    text = loaded.describe()
+    assert "optimizer.lr" in text
+    assert all(line.strip() for line in text.splitlines())
+    config.load(CONFIGS[name], sample=True).describe()
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_its_docstring_says_what_it_is(name: str) -> None:
+    text = ast.get_docstring(ast.parse(CONFIGS[name].read_bytes()))
+    assert text is not None
+    assert re.search(r"arXiv \d{4}\.\d{5}", text), "the paper"
+    command = rf"^    (python|torchrun .*) tools/train\.py configs/{name}\.py"
+    assert re.search(command, text, re.MULTILINE), "the command"
+    score = r"\d\d\.\d (AP|mIoU)|0\.\d+ (AP|mIoU)|(AP|mIoU).*benchmarks\.md|Nobody has published an? (AP|mIoU)"
+    assert re.search(score, text), "the expected score"
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_it_builds_for_any_classes(name: str) -> None:
+    model = _small(CONFIGS[name]).build_model(OWN)
+    assert model.classes == OWN
+    assert model.head.num_outputs in (len(OWN), len(OWN) + 1)
+    layers = dict(model.head.named_modules())
+    assert model.head.class_layers
+    for layer in model.head.class_layers:
+        found = layers[layer]
+        assert isinstance(found, nn.Conv2d | nn.Linear), layer
+        assert found.weight.shape[0] % model.head.num_outputs == 0, layer
+    height, width = model.resize.size
+    images = torch.randint(0, 256, (2, 3, height, width + 32), dtype=torch.uint8)
+    task = _small(CONFIGS[name]).experiment.task
+    with torch.inference_mode():
+        finished = task.finish(model.folded().head.decode(model.folded()(images)))
+    assert all(len(tensor) == 2 for tensor in finished)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_parameter_learns(name: str, generated: Callable[[Config], Path]) -> None:
+    """And images without objects do no harm: the loss of a batch of them is finite."""
+    small = _small(CONFIGS[name])
+    experiment = small.experiment
+    index = experiment.data.read(generated(small), "train")
+    model = small.build_model(index.classes).train()
+    dataset = experiment.data.dataset(index, model.resize, augment=None, seed=0)
+    batch = experiment.task.collate([dataset[Draw(0, item)] for item in range(len(dataset))])
+    losses = model.head.loss(model(batch.images), batch.targets)
+    torch.autograd.backward(sum(losses.sums.values(), torch.zeros(())))
+    assert float(losses.divisor) > 0
+    still = [name for name, parameter in model.named_parameters()
+             if parameter.grad is None or not bool(parameter.grad.isfinite().all())]
+    assert not still
+
+
+def _interrupt_after(head: type[Head[Any, Any, Any]], *, steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C in the middle of this step's loss."""
+    original, calls = head.loss, list[int]()
+
+    def loss(self: Head[Any, Any, Any], raw: Any, targets: Any) -> Any:
+        calls.append(1)
+        if len(calls) == steps:
+            signal.raise_signal(signal.SIGINT)
+        return original(self, raw, targets)
+
+    monkeypatch.setattr(head, "loss", loss)
+
+
+def _assert_same_run(one: Result, other: Result) -> None:
+    mine, theirs = load(one.run.last), load(other.run.last)
+    assert (mine.step, mine.best) == (theirs.step, theirs.best)
+    assert mine.weights.keys() == theirs.weights.keys()
+    assert all(torch.equal(mine.weights[key], theirs.weights[key]) for key in mine.weights)
+    assert one.numbers == pytest.approx(other.numbers, nan_ok=True, abs=0)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_it_trains_resumes_and_evaluates(
+    name: str, generated: Callable[[Config], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = _small(CONFIGS[name], sample=True)
+    folder, experiment = generated(small), small.experiment
+    undisturbed = fit(small, folder, out=Path("whole"))
+    assert load(undisturbed.run.last).step == 4
+
+    with monkeypatch.context() as patched:
+        _interrupt_after(type(small.build_model(OWN).head), steps=3, monkeypatch=patched)
+        with pytest.raises(KeyboardInterrupt):
+            fit(small, folder, out=Path("cut"))
+    assert load(RunFolder(Path("cut")).last).step == 3
+    resumed = fit(small, folder, out=Path("cut"), resume=True)
+    _assert_same_run(resumed, undisturbed)
+    assert resumed.run.picture.is_file()
+
+    trained = load_trained(small, resumed.run.last)
+    index = experiment.data.read(folder, "val")
+    classes = resolve_classes(experiment.classes, index.classes)
+    assert trained.predictor.classes == classes
+    dataset = experiment.data.dataset(index.relabel(classes), trained.predictor.resize, augment=None, seed=0)
+    found = evaluate(trained.predictor, experiment.task, dataset, batch_size=2, workers=0)
+    assert found.numbers == pytest.approx(undisturbed.numbers, nan_ok=True, abs=1e-6)
+    assert len(found.predictions) == 3
+
+
+def test_every_head_has_a_config() -> None:
+    built = {type(_small(path).build_model(OWN).head) for path in CONFIGS.values()}
+    assert built == set(discovery.head_classes().values())

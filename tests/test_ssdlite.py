@@ -1,0 +1,422 @@
+"""SSDLite: the papers' exact costs, what it learns from and what not, and that it exports whole."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from detseg.anchors import SSDAnchors
+from detseg.backbones.mobilenet_v2 import mobilenet_v2
+from detseg.backbones.mobilenet_v3 import mobilenet_v3_large, mobilenet_v3_small
+from detseg.cost import count_macs, count_parameters
+from detseg.data.transforms import Stretch
+from detseg.interfaces import Backbone, BoxTargets, Classes, Detections, FeatureSpec, Losses
+from detseg.model import IMAGENET_MEAN, IMAGENET_STD, Predictor
+from detseg.tasks import Detection
+from heads.ssdlite import BoxLoss, ClassLoss, SSDLite, SSDRaw
+
+TAPS = ("c4.expansion", "c5")
+SIZE = (96, 160)
+CLASSES = Classes(names=("cat", "dog", "cow"), source_ids=(3, 5, 9))
+
+HAS_ONNX = all(importlib.util.find_spec(name) for name in ("onnx", "onnxruntime", "onnxscript"))
+
+
+class Cost(NamedTuple):
+    """Parameters by kind, and multiply-adds at 320 x 320."""
+
+    weights: int
+    biases: int
+    norms: int
+    macs: int
+
+
+def _whole(backbone: Backbone, *, outputs: int, three_on_first: bool, width: float = 1.0) -> Predictor:
+    classes = Classes(names=tuple(map(str, range(outputs - 1))), source_ids=tuple(range(outputs - 1)))
+    head = SSDLite(backbone.specs, len(classes), anchors=SSDAnchors(three_on_first=three_on_first), width=width)
+    return Predictor(backbone, head, classes=classes, resize=Stretch((320, 320)), mean=IMAGENET_MEAN, std=IMAGENET_STD)
+
+
+def _cost(predictor: Predictor) -> Cost:
+    of_norms = {id(parameter) for module in predictor.modules() if isinstance(module, nn.BatchNorm2d)
+                for parameter in module.parameters()}
+    weights = biases = norms = 0
+    for parameter in predictor.parameters():
+        if id(parameter) in of_norms:
+            norms += parameter.numel()
+        elif parameter.dim() > 1:
+            weights += parameter.numel()
+        else:
+            biases += parameter.numel()
+    assert weights + biases + norms == count_parameters(predictor)
+    return Cost(weights, biases, norms, count_macs(predictor, torch.empty(1, 3, 320, 320, device="meta")))
+
+
+def _v2(**options: Any) -> Backbone:
+    return mobilenet_v2(taps=TAPS, scale_last=True, **options)
+
+
+def _large(**options: Any) -> Backbone:
+    return mobilenet_v3_large(taps=TAPS, **options)
+
+
+def _small(**options: Any) -> Backbone:
+    return mobilenet_v3_small(taps=TAPS, **options)
+
+
+@pytest.mark.parametrize(("build", "outputs", "three_on_first", "cost"), [
+    (_v2, 81, True, Cost(4_283_456, 2_805, 50_752, 788_830_144)),
+    (_v2, 91, True, Cost(4_446_656, 3_135, 50_752, 804_397_504)),
+    (_v2, 91, False, Cost(4_610_816, 3_420, 50_752, 870_061_504)),
+    (_large, 91, False, Cost(5_149_896, 8_500, 40_144, 689_751_104)),
+    (lambda: _large(reduced_tail="detection"), 91, True, Cost(3_208_296, 7_015, 32_944, 506_563_904)),
+    (lambda: _large(reduced_tail="detection"), 91, False, Cost(3_399_816, 7_300, 32_944, 583_171_904)),
+    (lambda: _large(reduced_tail="detection"), 81, True, Cost(3_090_216, 6_685, 32_944, 494_644_544)),
+    (lambda: _small(reduced_tail="detection"), 91, True, Cost(1_759_976, 5_303, 20_464, 162_303_424)),
+])
+def test_costs_at_320_are_exact(
+    build: Callable[[], Backbone], outputs: int, three_on_first: bool, cost: Cost
+) -> None:
+    assert _cost(_whole(build(), outputs=outputs, three_on_first=three_on_first)) == cost
+
+
+def test_the_cost_of_mmdetections_wiring_is_exact() -> None:
+    """It taps the block output where the paper taps the expansion."""
+    predictor = _whole(mobilenet_v2(taps=("c4", "c5")), outputs=81, three_on_first=False)
+    assert count_parameters(predictor) == 4_228_788
+    assert _cost(predictor).macs == 746_206_144
+
+
+# Table 6 of the MobileNetV3 paper counts weights and biases without BatchNorm, for 90 classes and background.
+@pytest.mark.parametrize(("build", "width", "parameters", "printed"), [
+    (_large, 1.0, 4_966_591, 4.97),
+    (lambda: _large(reduced_tail="detection"), 1.0, 3_215_311, 3.22),
+    (_small, 1.0, 2_493_487, 2.49),
+    (lambda: _small(reduced_tail="detection"), 1.0, 1_765_279, 1.77),
+    (lambda: _v2(width=0.35), 0.35, 929_531, 0.93),
+    (lambda: _v2(width=0.5), 0.5, 1_536_527, 1.54),
+])
+def test_table_6_of_the_v3_paper_is_exact(
+    build: Callable[[], Backbone], width: float, parameters: int, printed: float
+) -> None:
+    cost = _cost(_whole(build(), outputs=91, three_on_first=True, width=width))
+    assert cost.weights + cost.biases == parameters
+    assert round(parameters / 1e6, 2) == printed
+
+
+def test_the_head_alone_costs_what_table_5_of_the_v2_paper_says() -> None:
+    head = SSDLite(_v2().specs, 80, anchors=SSDAnchors(three_on_first=True))
+    features = {"c4.expansion": torch.empty(1, 576, 20, 20), "c5": torch.empty(1, 1280, 10, 10)}
+    assert round(count_parameters(head) / 1e6, 1) == 2.1
+    assert round(count_macs(head, features, (320, 320)) / 1e9, 4) == 0.1776
+
+
+# ------------------------------------------------------------------------------------------ a small one
+
+
+def _predictor(
+    *, class_loss: ClassLoss = "multibox", box_loss: BoxLoss = "smooth_l1", min_negatives: int = 3
+) -> Predictor:
+    backbone = mobilenet_v3_small(width=0.25, taps=TAPS)
+    head = SSDLite(backbone.specs, len(CLASSES), anchors=SSDAnchors(), width=0.1, class_loss=class_loss,
+                   box_loss=box_loss, min_negatives=min_negatives)
+    return Predictor(backbone, head, classes=CLASSES, resize=Stretch(SIZE), mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+
+
+def _with_different_scores(predictor: Predictor) -> Predictor:
+    """As after training: statistics that are not trivial, and scores that differ from anchor to anchor."""
+    for module in predictor.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out")
+    predictor.train()
+    with torch.no_grad():
+        for _ in range(40):
+            predictor(torch.rand(8, 3, 1, 1) * 255 * torch.rand(8, 3, *SIZE))
+    return predictor.eval()
+
+
+def _targets(*images: list[tuple[tuple[float, float, float, float], int, bool]]) -> BoxTargets:
+    """Box, label and crowd flag of each object by image."""
+    num_boxes = max(len(image) for image in images)
+    targets = BoxTargets(torch.zeros(len(images), num_boxes, 4), torch.full((len(images), num_boxes), -1),
+                         torch.zeros(len(images), num_boxes, dtype=torch.bool))
+    for row, image in enumerate(images):
+        for number, (box, label, crowd) in enumerate(image):
+            targets.boxes[row, number] = torch.tensor(box)
+            targets.labels[row, number] = label
+            targets.crowd[row, number] = crowd
+    return targets
+
+
+TWO_IMAGES = _targets([((10, 10, 70, 60), 0, False), ((90, 20, 150, 90), 2, False)], [((40, 5, 60, 90), 1, False)])
+EVERYWHERE = (0.0, 0.0, 160.0, 96.0)
+
+
+def _gradients(predictor: Predictor, targets: BoxTargets) -> tuple[Losses, Tensor, Tensor]:
+    """The losses, and what they teach each delta and each logit."""
+    head = predictor.head
+    raw: SSDRaw = predictor(torch.rand(len(targets.labels), 3, *SIZE) * 255)
+    raw = raw._replace(deltas=raw.deltas.detach().requires_grad_(), logits=raw.logits.detach().requires_grad_())
+    losses = head.loss(raw, targets)
+    deltas, logits = torch.autograd.grad(sum(losses.sums.values(), torch.zeros(())), (raw.deltas, raw.logits))
+    return losses, deltas, logits
+
+
+@pytest.mark.parametrize("box_loss", ["smooth_l1", "ciou"])
+@pytest.mark.parametrize("class_loss", ["multibox", "focal"])
+def test_it_learns(class_loss: ClassLoss, box_loss: BoxLoss) -> None:
+    predictor = _predictor(class_loss=class_loss, box_loss=box_loss).train()
+    images = torch.rand(2, 3, *SIZE) * 255
+    optimizer = torch.optim.SGD(predictor.parameters(), lr=0.02, momentum=0.9)
+    history = []
+    for _ in range(12):
+        losses = predictor.head.loss(predictor(images), TWO_IMAGES)
+        loss = sum(losses.sums.values(), torch.zeros(())) / losses.divisor
+        optimizer.zero_grad()
+        torch.autograd.backward(loss)
+        optimizer.step()
+        history.append([float(value.detach()) for value in (loss, *losses.sums.values())])
+    assert all(last < 0.7 * first for first, last in zip(history[0], history[-1], strict=True)), history
+    dead = [name for name, parameter in predictor.named_parameters() if parameter.grad is None]
+    assert not dead
+
+
+def test_shapes_and_ranges() -> None:
+    predictor = _with_different_scores(_predictor())
+    raw: SSDRaw = predictor((torch.rand(2, 3, *SIZE) * 255).to(torch.uint8))
+    maps = [(6, 10), (3, 5), (2, 3), (1, 2), (1, 1), (1, 1)]
+    number = 6 * sum(rows * columns for rows, columns in maps)
+    assert raw.deltas.shape == (2, number, 4)
+    assert raw.logits.shape == (2, number, 4)
+    assert torch.equal(raw.anchors, SSDAnchors()(maps, SIZE, device=torch.device("cpu")))
+    assert raw.limits.tolist() == [160, 96, 160, 96]
+    dense = predictor.head.decode(raw)
+    assert dense.scores.shape == (2, number, 3)
+    assert bool((dense.scores.sum(-1) <= 1 + 1e-6).all())
+    torch.testing.assert_close(dense.scores, raw.logits.softmax(-1)[..., 1:])
+    assert bool((dense.boxes[..., [0, 2]] <= 160).all())
+    assert bool((dense.boxes[..., [1, 3]] <= 96).all())
+    assert bool((dense.boxes >= 0).all())
+    assert bool((dense.boxes[..., 2:] >= dense.boxes[..., :2]).all())
+
+
+def test_rows_are_in_the_order_of_the_anchors() -> None:
+    """By map, row, column and anchor: what the third map's predictors say at row 1, column 2 of 2 x 3."""
+    head = SSDLite({"c4": FeatureSpec(8, 16), "c5": FeatureSpec(12, 32)}, 4, anchors=SSDAnchors(num_maps=3),
+                   extra_channels=(20,)).eval()
+    for module in head.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.normal_(module.weight)
+    features = {"c4": torch.rand(2, 8, 6, 10), "c5": torch.rand(2, 12, 3, 5)}
+    raw = head(features, SIZE)
+    last = head.extras[0](features["c5"])
+    row = 6 * (60 + 15) + 6 * (1 * 3 + 2)
+    deltas, logits = head.locate[2](last)[:, :, 1, 2], head.classify[2](last)[:, :, 1, 2]
+    torch.testing.assert_close(raw.deltas[:, row : row + 6], deltas.reshape(2, 6, 4))
+    torch.testing.assert_close(raw.logits[:, row : row + 6], logits.reshape(2, 6, 5))
+    centre = (raw.anchors[row, :2] + raw.anchors[row, 2:]) / 2
+    torch.testing.assert_close(centre, torch.tensor([160 * 2.5 / 3, 96 * 1.5 / 2]))
+
+
+def test_width_leaves_at_least_16_channels_in_the_made_maps() -> None:
+    extras = dict(_predictor().head.named_children())["extras"]
+    assert isinstance(extras, nn.ModuleList)
+    convolutions = [module for module in extras.modules() if isinstance(module, nn.Conv2d)]
+    assert [module.out_channels for module in convolutions[2::3]] == [51, 25, 25, 16]
+
+
+def test_focal_scores_are_sigmoids_that_start_low() -> None:
+    predictor = _predictor(class_loss="focal").eval()
+    raw: SSDRaw = predictor(torch.rand(1, 3, *SIZE) * 255)
+    scores = predictor.head.decode(raw).scores
+    torch.testing.assert_close(scores, raw.logits.sigmoid()[..., 1:])
+    assert float(scores.detach().mean()) == pytest.approx(0.01, abs=0.003)
+
+
+def test_what_a_matched_anchor_is_taught() -> None:
+    """The right class goes up, all others down, background first; unmatched anchors move no box."""
+    losses, deltas, logits = _gradients(_predictor().eval(), TWO_IMAGES)
+    number = int(losses.divisor)
+    assert number >= 4
+    positive = (deltas != 0).any(-1)
+    assert int(positive.sum()) == number
+    taught = logits[positive]
+    assert sorted(set((-taught).argmax(-1).tolist())) == [1, 2, 3], "label + 1"
+    negative = (logits != 0).any(-1) & ~positive
+    assert negative.sum(1).tolist() == [3 * count for count in positive.sum(1).tolist()]
+    assert bool((logits[negative].argmin(-1) == 0).all())
+
+
+def test_the_focal_loss_encodes_background_as_zeros() -> None:
+    """As encode_background_as_zeros in TensorFlow's V3 configs: no anchor ever wants the background column."""
+    losses, deltas, logits = _gradients(_predictor(class_loss="focal").eval(), TWO_IMAGES)
+    positive = (deltas != 0).any(-1)
+    assert bool((logits[~positive] > 0).all())
+    assert bool((logits[positive][:, 0] > 0).all())
+    assert (logits[positive] < 0).sum(1).tolist() == [1] * int(losses.divisor)
+    # At the prior of 0.01, (1 - p)^2 * -log(p) of each positive and next to nothing of all negatives.
+    assert float(losses.sums["class"].detach()) == pytest.approx(int(losses.divisor) * 0.75 * 0.99**2 * 4.6, rel=0.1)
+
+
+@pytest.mark.parametrize("class_loss", ["multibox", "focal"])
+@pytest.mark.parametrize("targets", [
+    _targets([], []), _targets([], [((3, 3, 3, 30), 1, False), ((9, 9, 9, 9), 0, False)])],
+    ids=["none", "without area"])
+def test_images_without_objects(targets: BoxTargets, class_loss: ClassLoss) -> None:
+    losses, deltas, logits = _gradients(_predictor(class_loss=class_loss).eval(), targets)
+    assert int(losses.divisor) == 0
+    assert float(losses.sums["box"].detach()) == 0
+    assert bool((deltas == 0).all())
+    assert bool(logits.isfinite().all())
+    taught = (logits != 0).any(-1).sum(1).tolist()
+    assert taught == ([3, 3] if class_loss == "multibox" else [logits.shape[1]] * 2)
+
+
+def test_min_negatives_0_is_torchvisions_silence_on_empty_images() -> None:
+    losses, _, logits = _gradients(_predictor(min_negatives=0).eval(), _targets([], []))
+    assert float(losses.sums["class"].detach()) == 0
+    assert bool((logits == 0).all())
+
+
+@pytest.mark.parametrize("class_loss", ["multibox", "focal"])
+def test_a_crowd_teaches_nothing(class_loss: ClassLoss) -> None:
+    predictor = _predictor(class_loss=class_loss, min_negatives=10_000).eval()
+    losses, deltas, logits = _gradients(predictor, _targets([(EVERYWHERE, 1, True)], [(EVERYWHERE, 1, True)]))
+    assert int(losses.divisor) == 0
+    assert bool((deltas == 0).all())
+    assert bool((logits == 0).all())
+
+    right_half = (80.0, 0.0, 160.0, 96.0)
+    _, _, logits = _gradients(predictor, _targets([(right_half, 1, True)], [((10, 10, 70, 60), 0, False)]))
+    anchors: Tensor = predictor(torch.zeros(1, 3, *SIZE)).anchors.clamp(min=0)
+    centres = (anchors[:, 0] + anchors[:, 2].clamp(max=160)) / 2
+    taught = (logits != 0).any(-1)
+    assert not taught[0, centres > 81].any()
+    assert bool(taught[0, centres < 79].all())
+    assert bool(taught[1].all()), "the crowd is another image's"
+
+    # An object inside the crowd is still learnt.
+    both = _targets([(EVERYWHERE, 1, True), ((10, 10, 70, 60), 0, False)])
+    losses, deltas, logits = _gradients(predictor, both)
+    assert int(losses.divisor) > 0
+    assert int((deltas != 0).any(-1).sum()) == int((logits != 0).any(-1).sum()) == int(losses.divisor)
+
+
+def test_the_loss_is_a_sum_over_images() -> None:
+    predictor = _predictor().eval()
+    raw: SSDRaw = predictor(torch.rand(2, 3, *SIZE) * 255)
+    whole = predictor.head.loss(raw, TWO_IMAGES)
+    parts = [predictor.head.loss(
+        raw._replace(deltas=raw.deltas[i : i + 1], logits=raw.logits[i : i + 1]),
+        BoxTargets(*(value[i : i + 1] for value in TWO_IMAGES))) for i in range(2)]
+    assert int(whole.divisor) == sum(int(part.divisor) for part in parts)
+    for name, value in whole.sums.items():
+        torch.testing.assert_close(value, torch.stack([part.sums[name] for part in parts]).sum())
+
+
+def test_folding_gives_the_same() -> None:
+    predictor = _with_different_scores(_predictor())
+    images = torch.rand(2, 3, *SIZE) * 255
+    with torch.inference_mode():
+        plain, folded = predictor(images), predictor.folded()(images)
+    assert not [module for module in predictor.folded().modules() if isinstance(module, nn.BatchNorm2d)]
+    for one, other in zip(plain, folded, strict=True):
+        torch.testing.assert_close(other, one, rtol=1e-4, atol=1e-4 * float(one.abs().max()))
+
+
+@pytest.mark.parametrize(("classes", "options", "message"), [
+    (0, {}, "a detector needs at least one class, got 0"),
+    (3, {"extra_channels": (64, 32)}, "2 taps and 2 extra maps make 4, but the anchors are for 6: give as many "
+                                      "extra_channels or set num_maps"),
+])
+def test_bad_arguments_are_explained(classes: int, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        SSDLite({"c4": FeatureSpec(8, 16), "c5": FeatureSpec(8, 32)}, classes, anchors=SSDAnchors(), **options)
+
+
+def test_fewer_maps() -> None:
+    head = SSDLite({"c4": FeatureSpec(8, 16), "c5": FeatureSpec(12, 32)}, 2, anchors=SSDAnchors(num_maps=3),
+                   extra_channels=(20,))
+    raw = head({"c4": torch.rand(1, 8, 6, 10), "c5": torch.rand(1, 12, 3, 5)}, SIZE)
+    assert raw.logits.shape == (1, 6 * (60 + 15 + 6), 3)
+    assert len(head.class_layers) == 3
+    layers = dict(head.named_modules())
+    for name in head.class_layers:
+        layer = layers[name]
+        assert isinstance(layer, nn.Conv2d)
+        assert layer.out_channels == 6 * 3
+
+
+# ------------------------------------------------------------------------------------------ export
+
+
+class Deployed(nn.Module):
+    """Images in, finished detections out."""
+
+    def __init__(self, predictor: Predictor, task: Detection) -> None:
+        super().__init__()
+        self.predictor, self.task = predictor, task
+
+    def forward(self, images: Tensor) -> Detections:
+        return self.task.finish(self.predictor.head.decode(self.predictor(images)))
+
+
+class Exported(NamedTuple):
+    """A deployed detector and what torch.export made of it."""
+
+    eager: Deployed
+    program: torch.export.ExportedProgram
+
+
+@pytest.fixture(scope="module")
+def exported() -> Exported:
+    torch.manual_seed(0)
+    task = Detection(score_threshold=0.05, iou_threshold=0.5, per_class=100, max_detections=30, candidates=200)
+    deployed = Deployed(_with_different_scores(_predictor()).folded(), task).eval()
+    images = torch.rand(1, 3, *SIZE) * 255
+    return Exported(deployed, torch.export.export(deployed, (images,), strict=True))
+
+
+def _images() -> list[Tensor]:
+    torch.manual_seed(7)
+    return [torch.rand(1, 3, 1, 1) * 255 * torch.rand(1, 3, *SIZE) for _ in range(3)]
+
+
+def _assert_same(found: Detections, wanted: Detections) -> None:
+    assert torch.equal(found.num_valid, wanted.num_valid)
+    assert int(wanted.num_valid) > 5
+    assert torch.equal(found.labels, wanted.labels)
+    torch.testing.assert_close(found.scores, wanted.scores, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found.boxes, wanted.boxes, rtol=1e-4, atol=1e-2)
+
+
+def test_it_exports_strictly_as_a_whole(exported: Exported) -> None:
+    module = exported.program.module()
+    for images in _images():
+        with torch.inference_mode():
+            _assert_same(Detections(*module(images)), exported.eager(images))
+
+
+@pytest.mark.skipif(not HAS_ONNX, reason="onnx, onnxscript and onnxruntime are not installed")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_onnx_runtime_gives_the_same(exported: Exported, tmp_path: Path) -> None:
+    onnxruntime: Any = importlib.import_module("onnxruntime")
+
+    file = tmp_path / "ssdlite.onnx"
+    program = torch.onnx.export(exported.program, dynamo=True, verbose=False)
+    assert program is not None
+    program.save(str(file))
+    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    (given,) = session.get_inputs()
+    for images in _images():
+        found = [torch.from_numpy(value) for value in session.run(None, {given.name: images.numpy()})]
+        with torch.inference_mode():
+            _assert_same(Detections(*found), exported.eager(images))

@@ -1,0 +1,52 @@
+"""Measures what a config's network costs on this CPU.
+
+    python tools/benchmark.py CONFIG [--against torchvision] [--threads N] [--json FILE] [--set a.b=c ...]
+
+Parameters, multiply-adds, the latency of the network and of a whole prediction, and the time of a training step: see
+detseg/benchmark.py for what each is. Takes half a minute to a minute a model; nothing else should run meanwhile.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from rich.console import Console
+
+from detseg.benchmark import Setup, measure
+from detseg.report.command import exit_code, write_whole
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Reads the command line, does what it says, and gives the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config", type=Path, help="a file of configs/, or one of your own")
+    parser.add_argument("--against", choices=("torchvision",),
+                        help="measure its model of the same architecture in turns with ours")
+    parser.add_argument("--threads", type=int, metavar="N",
+                        help="CPU threads (1 for latency, every core for training)")
+    parser.add_argument("--batch-size", type=int, default=16, metavar="N", help="of the training step (%(default)s)")
+    parser.add_argument("--seconds", type=float, default=15.0, metavar="S",
+                        help="for each of the four measurements (%(default)s)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers")
+    parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="NAME=VALUE", dest="overrides",
+                        help="change numbers of the config, as in model.width=0.5")
+    return exit_code(lambda: _benchmark(parser.parse_args(arguments)))
+
+
+def _benchmark(options: argparse.Namespace) -> None:
+    setup = Setup(seconds=options.seconds, threads=options.threads, batch_size=options.batch_size)
+    console = Console()
+    with console.status("") as status:
+        figures = measure(options.config, options.overrides, against_torchvision=options.against is not None,
+                          setup=setup, say=status.update)
+    console.print(figures.table())
+    console.print(figures.notes(), highlight=False, soft_wrap=True)
+    if options.json is not None:
+        write_whole(options.json, json.dumps(figures.as_json(), indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
