@@ -18,16 +18,22 @@ from detseg.data.detection import DetectionDataset, read_boxes
 from detseg.data.sample import generate_detection_sample
 from detseg.data.transforms import SSDAugment, Stretch
 from detseg.interfaces import Classes
+from detseg.layers import Norm
 from detseg.model import IMAGENET_MEAN, IMAGENET_STD, Predictor
 from detseg.optim import EMA, SGD, Cosine
 from detseg.tasks import Detection
 from heads.ssdlite import SSDLite
 
+HEAD_NORM = Norm(momentum=0.1, eps=1e-3)
+"""The head's usual momentum of 0.03 has not forgotten the untrained network after a few hundred steps."""
+
 
 def model(classes: Classes, *, width: float = 1.0, size: int = 320) -> Predictor:
     """320 x 320 stretched, three anchors on the first map: 2,034 boxes."""
     backbone = mobilenet_v2(width=width, taps=("c4.expansion", "c5"), scale_last=True)
-    head = SSDLite(backbone.specs, len(classes), anchors=SSDAnchors(three_on_first=True, clip_sizes=False), width=width)
+    head = SSDLite(
+        backbone.specs, len(classes), anchors=SSDAnchors(three_on_first=True, clip_sizes=False), width=width,
+        norm=HEAD_NORM)
     return Predictor(backbone, head, classes=classes, resize=Stretch((size, size)), mean=IMAGENET_MEAN,
                      std=IMAGENET_STD)
 
