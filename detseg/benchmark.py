@@ -23,14 +23,19 @@ import numpy as np
 import torch
 from rich.table import Table
 from torch import Tensor, nn
+from torchvision.models import mobilenet_v2
 from torchvision.models.detection import ssdlite320_mobilenet_v3_large
+from torchvision.models.detection._utils import retrieve_out_channels
+from torchvision.models.detection.anchor_utils import DefaultBoxGenerator
+from torchvision.models.detection.ssd import SSD
+from torchvision.models.detection.ssdlite import SSDLiteFeatureExtractorMobileNet, SSDLiteHead
 
 from detseg import config as configs
 from detseg.config import Config, Experiment
 from detseg.cost import count_macs, count_parameters, threads, time_alternating
 from detseg.interfaces import Batch, BoxTargets, ImageDetections, Pixels, Sample, Size, Source
 from detseg.memory import keep_freed_memory
-from detseg.model import Predictor
+from detseg.model import IMAGENET_MEAN, IMAGENET_STD, Predictor
 from detseg.predict import predict_image
 from detseg.weights.torchvision import ssdlite_names
 
@@ -54,12 +59,33 @@ of two scores that differ by less."""
 class Peer(NamedTuple):
     """A model of torchvision that is one of our configs."""
 
-    build: Callable[..., Any]
+    title: str
+    build: Callable[[], Any]
+    """The model with random weights."""
     names: Callable[[Mapping[str, Tensor]], Mapping[str, str]]
     """Its tensor names to ours."""
 
 
-TORCHVISION = {"ssdlite_v3_large": Peer(ssdlite320_mobilenet_v3_large, ssdlite_names)}
+def _ssdlite_mobilenet_v2() -> Any:
+    """torchvision has no such model, but all its parts: the network of ssdlite_v2_bccd, trained with smooth L1."""
+    norm = partial(nn.BatchNorm2d, eps=0.001, momentum=0.1)
+    layers: Any = mobilenet_v2(weights=None).features
+    layers[14].block = layers[14].conv  # SSDLite's extractor splits a block of MobileNetV3, which calls it so
+    del layers[14].conv
+    trunk = SSDLiteFeatureExtractorMobileNet(layers, 14, norm)
+    anchors = DefaultBoxGenerator([[2, 3]] * 6, scales=[0.07, 0.46, 0.6, 0.75, 0.85, 0.95, 1.0])
+    head = SSDLiteHead(retrieve_out_channels(trunk, (320, 320)), anchors.num_anchors_per_location(), 4, norm)
+    return SSD(
+        trunk, anchors, (320, 320), 4, head=head, image_mean=list(IMAGENET_MEAN), image_std=list(IMAGENET_STD),
+        score_thresh=0.001, nms_thresh=0.5, topk_candidates=100, detections_per_img=100)
+
+
+TORCHVISION = {
+    "ssdlite_v3_large": Peer(
+        "ssdlite320_mobilenet_v3_large",
+        partial(ssdlite320_mobilenet_v3_large, weights=None, weights_backbone=None), ssdlite_names),
+    "ssdlite_v2_bccd": Peer("SSD of its parts on mobilenet_v2", _ssdlite_mobilenet_v2, ssdlite_names),
+}
 """By the name of the config."""
 
 
@@ -254,7 +280,7 @@ def measure(
     against = None
     if peer is not None:
         against = Comparison(
-            name=f"torchvision {TORCHVISION[path.stem].build.__name__}",
+            name=f"torchvision {TORCHVISION[path.stem].title}",
             counts=Counts(count_parameters(peer), count_macs(_Network(peer), torch.zeros(1, 3, *model.resize.size))),
             times=Times(*(timing[_TORCHVISION].median for timing in timings)),
             ratios=Times(*(timing[_OURS].ratio for timing in timings)),
@@ -417,15 +443,15 @@ def _peer(config: Config, model: Predictor) -> Any:
     if config.path.stem not in TORCHVISION:
         raise ValueError(f"torchvision has no model of {config.path.stem} to compare with; it has one of "
                          f"{', '.join(TORCHVISION)}")
-    build, names = TORCHVISION[config.path.stem]
-    peer = build(weights=None, weights_backbone=None)
+    title, build, names = TORCHVISION[config.path.stem]
+    peer = build()
     state = peer.state_dict()
     # How images are normalised is no weight there.
     own = {name: tensor for name, tensor in model.state_dict().items() if name not in ("scale", "shift")}
     shapes = {name: state[key].shape for key, name in names(state).items()}
     if (shapes != {name: tensor.shape for name, tensor in own.items()}
             or peer.transform.fixed_size != model.resize.size[::-1]):
-        raise ValueError(f"torchvision's {build.__name__} has one width, one tail, one input size and one number of "
+        raise ValueError(f"torchvision's {title} has one width, one tail, one input size and one number of "
                          f"classes, which {config.path} as it is now has not: leave out --set model.*")
     peer.load_state_dict({key: own[name] for key, name in names(state).items()})
     return peer

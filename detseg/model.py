@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from detseg.backbones.taps import TappedTrunk
 from detseg.interfaces import Backbone, Classes, Head, Neck, Resize
 from detseg.layers import ConvNormAct
 
@@ -59,7 +60,7 @@ class Predictor(nn.Module):
         The same answers up to rounding (1e-5 of the largest), in about half the time.
         """
         model = copy.deepcopy(self).eval().requires_grad_(requires_grad=False)
-        for module in model.modules():
-            if isinstance(module, ConvNormAct):
+        for module in list(model.modules()):  # folding replaces modules
+            if isinstance(module, ConvNormAct | TappedTrunk):
                 module.fold()
         return model.to(memory_format=torch.channels_last)
