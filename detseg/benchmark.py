@@ -311,9 +311,9 @@ def _inference(name: str, model: Predictor, config: Config) -> _Inference:
     """The model as each of the two libraries would use it."""
     images = _inputs(model, _textures(1, IMAGE_SIZE, seed=1))
     if name == _OURS:
-        folded, task = model.folded(), config.experiment.task
-        return _Inference(torch.inference_mode()(lambda: folded(images)),
-                          lambda image: predict_image(folded, task, image))
+        ready, task = model.ready(), config.experiment.task
+        return _Inference(torch.inference_mode()(lambda: ready(images)),
+                          lambda image: predict_image(ready, task, image))
     peer = _peer(config, model).eval()
     network, scaled = _Network(peer), images.contiguous() / 127.5 - 1
 

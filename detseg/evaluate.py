@@ -41,7 +41,7 @@ def evaluate(
     """
     world_size = distributed.get_world_size() if distributed.is_initialized() else 1
     rank = distributed.get_rank() if world_size > 1 else 0
-    network = predictor.folded()
+    network = predictor.ready()
     device = network.scale.device
     batches = evaluation_batches(dataset, task, batch_size=batch_size, workers=workers, rank=rank,
                                  world_size=world_size, pin_memory=device.type == "cuda")
@@ -72,7 +72,7 @@ def draw_examples(
     predictor: Predictor, task: Task[Any, Any, Any, Any], dataset: Dataset[Any], *, number: int, threshold: float
 ) -> list[Pixels]:
     """Images spread evenly over the data set, in their original size, with their predictions drawn on them."""
-    network = predictor.folded()
+    network = predictor.ready()
     items = np.linspace(0, len(dataset) - 1, min(number, len(dataset))).round().astype(int).tolist()
     predictions = predict(network, task, task.collate([dataset[Draw(0, item)] for item in items]))
     return [task.draw(dataset.original(item), prediction, dataset.classes, threshold=threshold)

@@ -57,32 +57,41 @@ class ConvNormAct(nn.Module):
         stride: int = 1, dilation: int = 1, groups: int = 1, padding: Padding = "symmetric",
     ) -> None:
         super().__init__()
+        self.out_channels = out_channels
         # With stride 1 and an odd kernel the two paddings are one.
-        self.pads_same = padding == "same" and stride > 1
-        self.conv = nn.Conv2d(
+        self.same = _Same(kernel, stride, dilation) if padding == "same" and stride > 1 else None
+        self.conv: nn.Module = nn.Conv2d(
             in_channels, out_channels, kernel, stride=stride, dilation=dilation, groups=groups, bias=False,
-            padding=0 if self.pads_same else (kernel - 1) // 2 * dilation,
+            padding=(kernel - 1) // 2 * dilation if self.same is None else 0,
         )
         self.norm: nn.Module = norm(out_channels)
         self.act = _ACTIVATIONS[activation]()
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, in, H, W] to [B, out, ceil(H / stride), ceil(W / stride)]."""
-        if self.pads_same:
-            x = _pad_same(x, self.conv)
+        if self.same is not None:
+            x = _pad_same(x, self.same)
         out: Tensor = self.act(self.norm(self.conv(x)))
         return out
 
     def fold(self) -> None:
         """Moves the BatchNorm into the convolution, for inference: same outputs up to rounding, one pass less."""
-        if isinstance(self.norm, nn.BatchNorm2d):
+        if isinstance(self.norm, nn.BatchNorm2d) and isinstance(self.conv, nn.Conv2d):
             self.conv = fuse_conv_bn_eval(self.conv, self.norm)
             self.norm = nn.Identity()
 
 
-def _pad_same(x: Tensor, conv: nn.Conv2d) -> Tensor:
-    """Zeros around x so that `conv` without padding gives ceil(size / stride), the odd one at the end."""
-    kernel, stride, dilation = conv.kernel_size[0], conv.stride[0], conv.dilation[0]
+class _Same(NamedTuple):
+    """A convolution that pads TensorFlow's way."""
+
+    kernel: int
+    stride: int
+    dilation: int
+
+
+def _pad_same(x: Tensor, conv: _Same) -> Tensor:
+    """Zeros around x so that the convolution without padding gives ceil(size / stride), the odd one at the end."""
+    kernel, stride, dilation = conv
     before_after = []
     for size in (x.shape[3], x.shape[2]):
         total = max((-(-size // stride) - 1) * stride + (kernel - 1) * dilation + 1 - size, 0)

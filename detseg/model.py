@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from detseg.backbones.taps import TappedTrunk
+from detseg.fused import can_fuse, fuse
 from detseg.interfaces import Backbone, Classes, Head, Neck, Resize
 from detseg.layers import ConvNormAct
 
@@ -64,3 +65,11 @@ class Predictor(nn.Module):
             if isinstance(module, ConvNormAct | TappedTrunk):
                 module.fold()
         return model.to(memory_format=torch.channels_last)
+
+    def ready(self) -> Predictor:
+        """A copy to predict with on the device it is on: `folded`, and on a CPU fused (`detseg.fused`). Not for export,
+        nor for moving to another device."""
+        model = self.folded()
+        if can_fuse(model.scale.device) and model.scale.dtype == torch.float32:
+            fuse(model)
+        return model

@@ -30,7 +30,7 @@ class ImagePrediction(NamedTuple):
 def predict_image(predictor: Predictor, task: Task[Any, Any, Any, Any], image: Pixels, *, image_id: int = 0) -> Any:
     """The prediction for one decoded image, uint8 [H, W, 3] RGB, in its own pixels.
 
-    The predictor is used as it is; `Predictor.folded()` gives a faster one. It must be in evaluation mode.
+    The predictor is used as it is; `Predictor.ready()` gives a faster one. It must be in evaluation mode.
     """
     device = predictor.scale.device
     height, width = image.shape[:2]
@@ -54,7 +54,7 @@ def predict_files(
     A file that cannot be read is left out, and `unreadable` gets the ValueError or OSError that names it; without
     `unreadable` it is raised.
     """
-    network = predictor.folded()
+    network = predictor.ready()
     for image_id, path in enumerate(paths):
         try:
             image = read_image(path)

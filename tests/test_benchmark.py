@@ -90,7 +90,7 @@ def test_torchvision_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[
 def test_a_config_that_torchvision_has_not_or_not_so(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([SMALL, "--against", "torchvision"]) == 2
     assert capsys.readouterr().err == ("error: torchvision has no model of ssdlite_v3_small to compare with; it has "
-                                       "one of ssdlite_v3_large\n")
+                                       f"one of {', '.join(TORCHVISION)}\n")
     for change in ("model.width=0.5", "model.size=256", "model.reduced_tail=false"):
         assert main([LARGE, "--against", "torchvision", "--set", change]) == 2
         told = capsys.readouterr().err

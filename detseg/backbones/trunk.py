@@ -73,7 +73,7 @@ class Trunk(Backbone):
         placed = _place(rows, output_stride=output_stride, dilate_first=dilate_first)
         if last_conv is not None:
             placed.append(_Placed(last_conv, 1, 1, placed[-1].total_stride, placed[-1].stage))
-        known = _name_taps(placed, in_channels=stem.conv.out_channels, has_last_conv=last_conv is not None)
+        known = _name_taps(placed, in_channels=stem.out_channels, has_last_conv=last_conv is not None)
         self.taps = _choose(known, taps)
         self.specs = {name: known[name].spec for name in taps}
 
@@ -81,7 +81,7 @@ class Trunk(Backbone):
         end_block, end_part = max((known[name].block, order.index(known[name].part)) for name in taps)
         self.stem = stem
         self.blocks = nn.ModuleList()
-        channels = stem.conv.out_channels
+        channels = stem.out_channels
         for number, (row, stride, dilation, _, _) in enumerate(placed[: end_block + 1]):
             until = order[end_part] if number == end_block else "output"
             self.blocks.append(row.build(channels, Place(stride, dilation, until, drop_path * number / len(rows))))
