@@ -5,6 +5,7 @@ import pickle
 import resource
 import signal
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -65,22 +66,26 @@ def test_plain_torch_reads_it_safely(tmp_path: Path) -> None:
     assert content["classes"]["names"] == ["dark", "unused", "bright"]
 
 
-@pytest.fixture
+@contextmanager
 def small_disk() -> Iterator[None]:
-    """No file can grow beyond 1,000 bytes: the write fails in its middle, as on a full disk."""
+    """No file can grow beyond 1,000 bytes: the write fails in its middle, as on a full disk.
+
+    No fixture: pytest reports between a test and its teardown, perhaps into a file that is already longer.
+    """
     before, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    signal.signal(signal.SIGXFSZ, handler)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
 
 
-def test_a_full_disk_leaves_the_old_checkpoint(tmp_path: Path, request: pytest.FixtureRequest) -> None:
+def test_a_full_disk_leaves_the_old_checkpoint(tmp_path: Path) -> None:
     path = tmp_path / "last.pt"
     save(path, make(step=7))
-    request.getfixturevalue("small_disk")
     message = r"the checkpoint was not written \(File too large\); the one from before is still whole: '.*last.pt'"
-    with pytest.raises(OSError, match=message):
+    with pytest.raises(OSError, match=message), small_disk():
         save(path, make(step=8))
     assert files(tmp_path) == ["last.pt"]
     assert load(path).step == 7
