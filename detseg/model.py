@@ -71,5 +71,6 @@ class Predictor(nn.Module):
         nor for moving to another device."""
         model = self.folded()
         if can_fuse(model.scale.device) and model.scale.dtype == torch.float32:
-            fuse(model)
+            images = torch.zeros(1, 3, *self.resize.size).to(memory_format=torch.channels_last)
+            fuse(model, images)
         return model

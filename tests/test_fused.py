@@ -28,7 +28,7 @@ def test_every_backbone(name: str, padding: str) -> None:
         for module in network.modules():
             if isinstance(module, ConvNormAct):
                 module.fold()
-        fuse(network)
+        fuse(network, images)
         assert not any(type(module) is nn.Conv2d for module in network.modules())
         for tap, tensor in network(images).items():
             scale = float(expected[tap].abs().max())
@@ -52,5 +52,5 @@ def test_every_config_is_ready_and_stays_trainable(path: object) -> None:
 
 def test_networks_that_are_not_folded_keep_their_norm() -> None:
     block = nn.Sequential(ConvNormAct(3, 8, kernel=3, norm=Norm(momentum=0.1, eps=1e-5), activation="relu6"))
-    fuse(block)
+    fuse(block, torch.zeros(1, 3, 8, 8))
     assert isinstance(block[0].conv, nn.Conv2d)
