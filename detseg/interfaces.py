@@ -286,7 +286,11 @@ class Resize(ABC):
 
     @abstractmethod
     def apply(self, image: Pixels) -> NDArray[np.float32]:
-        """uint8 [H, W, 3] to float32 [height, width, 3], 0..255, bilinear and not rounded."""
+        """uint8 [H, W, 3] to float32 [height, width, 3], 0..255, bilinear and not rounded: for evaluation."""
+
+    @abstractmethod
+    def apply_rounded(self, image: Pixels) -> Pixels:
+        """The same as uint8, for training: faster, and equal to the bit in every process whatever its threads."""
 
 
 # ---------------------------------------------------------------------------------------------- tasks

@@ -126,7 +126,8 @@ def test_an_impossible_grey_is_refused() -> None:
 def test_with_everything_off_it_is_the_resize(resize: Resize) -> None:
     image = noise((60, 100))
     out, boxes, labels, crowd = call(only(resize), image, [[10, 20, 30, 60]], crowd=[True])
-    np.testing.assert_array_equal(out, np.rint(resize.apply(image)))
+    np.testing.assert_array_equal(out, resize.apply_rounded(image))
+    assert np.abs(out - resize.apply(image)).max() <= 0.51  # rounding, and the last digits of two libraries
     place = resize.place((60, 100))
     expected = [
         10 * place.scale_x + place.offset_x,

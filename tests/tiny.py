@@ -90,6 +90,9 @@ class Stretch(Resize):
     def apply(self, image: Pixels) -> NDArray[np.float32]:
         raise NotImplementedError("tiny pictures are born at this size")
 
+    def apply_rounded(self, image: Pixels) -> Pixels:
+        raise NotImplementedError("tiny pictures are born at this size")
+
 
 def noise(resize: Resize) -> float:
     """The augmentation: the strength of the noise."""

@@ -42,6 +42,10 @@ class Stretch(Resize):
         """The image stretched: what `interpolate(mode="bilinear", align_corners=False)` gives, without antialias."""
         return _bilinear(image, self.size)
 
+    def apply_rounded(self, image: Pixels) -> Pixels:
+        """The image stretched by OpenCV."""
+        return _bilinear_rounded(image, self.size)
+
 
 @dataclass(frozen=True)
 class Letterbox(Resize):
@@ -67,12 +71,23 @@ class Letterbox(Resize):
     def apply(self, image: Pixels) -> NDArray[np.float32]:
         """The image between its bars, interpolated as in `Stretch`."""
         original = (image.shape[0], image.shape[1])
+        boxed = np.full((*self.size, 3), self.fill, dtype=np.float32)
+        boxed[self._window(original)] = _bilinear(image, self._inner(original))
+        return boxed
+
+    def apply_rounded(self, image: Pixels) -> Pixels:
+        """The image between its bars, by OpenCV."""
+        original = (image.shape[0], image.shape[1])
+        boxed = np.full((*self.size, 3), self.fill, dtype=np.uint8)
+        boxed[self._window(original)] = _bilinear_rounded(image, self._inner(original))
+        return boxed
+
+    def _window(self, original: Size) -> tuple[slice, slice]:
+        """Where the image lies between the bars."""
         height, width = self._inner(original)
         placement = self.place(original)
         top, left = int(placement.offset_y), int(placement.offset_x)
-        boxed = np.full((*self.size, 3), self.fill, dtype=np.float32)
-        boxed[top : top + height, left : left + width] = _bilinear(image, (height, width))
-        return boxed
+        return slice(top, top + height), slice(left, left + width)
 
     def _inner(self, original: Size) -> Size:
         """The size of the image between the bars."""
@@ -95,6 +110,13 @@ def _bilinear(image: Pixels, size: Size) -> NDArray[np.float32]:
     resized = F.interpolate(channels_first, size, mode="bilinear", align_corners=False)
     pixels: NDArray[np.float32] = resized[0].permute(1, 2, 0).numpy()
     return pixels
+
+
+def _bilinear_rounded(image: Pixels, size: Size) -> Pixels:
+    """uint8 [height, width, 3], by OpenCV: torch's kernel gives other last digits with other numbers of threads."""
+    resized = cv2.resize(image.astype(np.float32), (size[1], size[0]), interpolation=cv2.INTER_LINEAR)
+    rounded: Pixels = np.rint(resized).astype(np.uint8)
+    return rounded
 
 
 class Augment(Protocol):
@@ -327,7 +349,7 @@ class _Fit(A.DualTransform):  # type: ignore[misc]  # albumentations is not type
         self.resize = resize
 
     def apply(self, img: Pixels, **params: Any) -> Pixels:
-        return np.rint(self.resize.apply(img)).astype(np.uint8)
+        return self.resize.apply_rounded(img)
 
     def apply_to_bboxes(self, bboxes: NDArray[np.float64], **params: Any) -> NDArray[np.float64]:
         """Boxes [M, 6] in 0..1 of the picture to 0..1 of the network's image."""
