@@ -252,12 +252,12 @@ def measure(
 
     say("making activations and scores like those of a trained network")
     _enliven(model)
-    _lower_scores(model, _SURE)
-    sure = {name: _inference(name, model, config) for name in names}
-    _lower_scores(model, _UNSURE)
-    unsure = {name: _inference(name, model, config) for name in names}
     image = _textures(1, IMAGE_SIZE, seed=1)[0]
-    with threads(setup.latency_threads):
+    with threads(setup.latency_threads):  # also while networks are made ready: weights are laid out for the threads
+        _lower_scores(model, _SURE)
+        sure = {name: _inference(name, model, config) for name in names}
+        _lower_scores(model, _UNSURE)
+        unsure = {name: _inference(name, model, config) for name in names}
         say("timing the network alone")
         network = time_alternating({name: sure[name].network for name in names}, seconds=seconds)
         say("timing whole predictions")

@@ -68,7 +68,7 @@ class Predictor(nn.Module):
 
     def ready(self) -> Predictor:
         """A copy to predict with on the device it is on: `folded`, and on a CPU fused (`detseg.fused`). Not for export,
-        nor for moving to another device."""
+        nor for moving to another device; on a CPU it is fast with the number of threads that is set now."""
         model = self.folded()
         if can_fuse(model.scale.device) and model.scale.dtype == torch.float32:
             images = torch.zeros(1, 3, *self.resize.size).to(memory_format=torch.channels_last)
