@@ -15,9 +15,9 @@ from detseg.data.coco import COCO_80
 from detseg.data.detection import DetectionDataset, read_boxes
 from detseg.data.sample import generate_detection_sample
 from detseg.data.transforms import SSDAugment, Stretch
-from detseg.interfaces import Classes
+from detseg.interfaces import IMAGENET_MEAN, IMAGENET_STD, Classes
 from detseg.layers import Norm
-from detseg.model import IMAGENET_MEAN, IMAGENET_STD, Predictor
+from detseg.model import Predictor
 from detseg.optim import EMA, SGD, Cosine
 from detseg.tasks import Detection
 from heads.ssdlite import SSDLite

@@ -33,9 +33,19 @@ from torchvision.models.detection.ssdlite import SSDLiteFeatureExtractorMobileNe
 from detseg import config as configs
 from detseg.config import Config, Experiment
 from detseg.cost import count_macs, count_parameters, threads, time_alternating
-from detseg.interfaces import Batch, BoxTargets, ImageDetections, Pixels, Sample, Size, Source
+from detseg.interfaces import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Batch,
+    BoxTargets,
+    ImageDetections,
+    Pixels,
+    Sample,
+    Size,
+    Source,
+)
 from detseg.memory import keep_freed_memory
-from detseg.model import IMAGENET_MEAN, IMAGENET_STD, Predictor
+from detseg.model import Predictor
 from detseg.predict import predict_image
 from detseg.weights.torchvision import ssdlite_names
 
@@ -473,9 +483,13 @@ def _enliven(model: Predictor) -> None:
         model(part)
     for norm, momentum in momenta.items():
         norm.momentum = momentum
-    for layer in model.head.class_layers:
+    for layer in _score_layers(model):
         model.head.get_parameter(f"{layer}.weight").mul_(4.0)
     model.eval()
+
+
+def _score_layers(model: Predictor) -> list[str]:
+    return [layer for layer, num_rows in model.head.class_layers.items() if num_rows == 1]
 
 
 @torch.no_grad()
@@ -484,7 +498,7 @@ def _lower_scores(model: Predictor, share: float) -> None:
     head, images = model.head, _inputs(model, _textures(1, IMAGE_SIZE, seed=1))
     background = head.num_outputs - len(model.classes)
     biases = [head.get_parameter(f"{layer}.bias").view(-1, head.num_outputs)[:, background:]
-              for layer in head.class_layers]
+              for layer in _score_layers(model)]
     step = 16.0
     while step > 0.01:
         above = head.decode(model(images)).scores > _LOWEST_SCORE

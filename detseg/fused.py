@@ -7,6 +7,8 @@ of the folded network's time. Not for export: the operators are torch's CPU back
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -33,13 +35,14 @@ def can_fuse(device: torch.device) -> bool:
 
 @torch.inference_mode()
 def fuse(network: nn.Module, images: Tensor) -> None:
-    """Replaces the convolutions of a folded float32 network on the CPU, in place; a tapped trunk stays as it is.
+    """Replaces the convolutions of a folded float32 network on the CPU, in place; a tapped trunk stays as it is, and so
+    do convolutions that a forward pass does not use.
 
     images: what the network takes, of the size it will mostly get: oneDNN lays weights out for the size of a map, and
     for another one may take twice the time (MobileNetV2: 65 ms for 28 folded, and 19 with the sizes known).
     """
     sizes: dict[nn.Module, list[int]] = {}
-    hooks = [module.register_forward_pre_hook(lambda module, given: sizes.update({module: list(given[0].shape)}))
+    hooks = [module.register_forward_pre_hook(partial(_note, sizes))
              for module in network.modules() if type(module) is nn.Conv2d]
     network(images)
     for hook in hooks:
@@ -47,13 +50,19 @@ def fuse(network: nn.Module, images: Tensor) -> None:
     _replace(network, sizes)
 
 
+def _note(sizes: dict[nn.Module, list[int]], module: nn.Module, given: tuple[Any, ...]) -> None:
+    """Keeps the size of the first map of a convolution; of shared ones, the largest comes first."""
+    sizes.setdefault(module, list(given[0].shape))
+
+
 def _replace(network: nn.Module, sizes: Mapping[nn.Module, list[int]]) -> None:
     for name, child in list(network.named_children()):
         if isinstance(child, ConvNormAct):
             conv, act = child.conv, child.act
-            if isinstance(conv, nn.Conv2d) and isinstance(child.norm, nn.Identity) and type(act) in _ONEDNN:
+            if conv in sizes and isinstance(child.norm, nn.Identity) and type(act) in _ONEDNN:
+                assert isinstance(conv, nn.Conv2d)
                 child.conv, child.act = _FusedConv(conv, act, sizes[conv]), nn.Identity()
-        elif type(child) is nn.Conv2d:
+        elif type(child) is nn.Conv2d and child in sizes:
             setattr(network, name, _FusedConv(child, nn.Identity(), sizes[child]))
         elif not isinstance(child, TappedTrunk):
             _replace(child, sizes)

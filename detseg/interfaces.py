@@ -13,14 +13,14 @@ The way data goes:
       -> Head.decode(raw)               -> Dense      no shape depends on a value: this is exported
       -> Task.finish(dense)             -> Finished   fixed rows with their number, or a label map: exported too
       -> Task.restore(finished, sources)-> Prediction for each image, in the pixels of the ORIGINAL image
-      -> Metric.update / .compute       -> {"name": number}
+      -> Metric.update / .merge / .compute -> {"name": number}
 
 Only the Task differs between detection and segmentation: the loop, evaluation and export know just this page.
 
 Shape letters, used everywhere: B images, C channels, H W pixels, N anchors, M true boxes (padded), K classes,
 R rows of a finished prediction. A box is xyxy in pixels, x to the right, y down, unless its name says otherwise;
 a size is always (height, width). Images are RGB with values 0..255, as uint8 or float32. Classes are 0..K-1 with no
-background; -1 marks padding.
+background in detection; -1 marks padding. A label map holds a class for each pixel, and VOID where none is known.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar
+from typing import Any, ClassVar, Generic, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,6 +43,16 @@ Features: TypeAlias = dict[str, Tensor]
 
 Pixels: TypeAlias = NDArray[np.uint8]
 """A decoded image, uint8 [H, W, 3] RGB."""
+
+LabelPixels: TypeAlias = NDArray[np.uint8]
+"""The classes of an image's pixels, uint8 [H, W]: 0..K-1, or VOID."""
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+"""Of RGB in 0..1, as most published weights expect."""
+
+VOID = 255
+"""The label of a pixel of which nothing is known or asked: it teaches nothing and is not counted."""
 
 TargetsT = TypeVar("TargetsT")
 RawT = TypeVar("RawT")
@@ -65,8 +75,9 @@ class Backbone(nn.Module, ABC):
     """Turns images into feature maps at named taps; `specs` promises each one's channels and stride.
 
     `cN` is the last block output at stride 2^N; `cN.expansion` the expanded activation inside the first block of the
-    next stage, still at stride 2^N; `cN.depthwise` the depthwise output of the last block of stage N. With a dilated
-    tail names keep their stage and the spec tells the true stride. Nothing after the last tap is built.
+    next stage, still at stride 2^N; `cN.depthwise` the depthwise output of the last block of stage N, and `cN.first`
+    the output of its first block. With a dilated tail names keep their stage and the spec tells the true stride.
+    Nothing after the last tap is built.
     """
 
     specs: dict[str, FeatureSpec]
@@ -102,8 +113,9 @@ class Head(nn.Module, ABC, Generic[TargetsT, RawT, DenseT]):
 
     num_outputs: int
     """Scores for each prediction: the classes, behind a background column where the head has one."""
-    class_layers: tuple[str, ...]
-    """The layers whose output channels run over (anchors x) outputs. Weights for other classes leave them out."""
+    class_layers: Mapping[str, int]
+    """The layers whose output channels run over (anchors x) outputs (x rows), with the number of rows, which is 1 for
+    scores and 4 for boxes that each class has of its own. Weights for other classes leave them out."""
 
     @abstractmethod
     def forward(self, features: Features, size: Size) -> RawT:
@@ -116,6 +128,9 @@ class Head(nn.Module, ABC, Generic[TargetsT, RawT, DenseT]):
     @abstractmethod
     def decode(self, raw: RawT) -> DenseT:
         """Raw outputs to dense predictions in network pixels; no shape depends on a value."""
+
+    def drop_training_parts(self) -> None:  # most heads have none
+        """Takes out what only the loss uses, such as an auxiliary classifier; called on copies made for inference."""
 
 
 # ---------------------------------------------------------------------------------------------- data
@@ -244,7 +259,7 @@ class DenseBoxes(NamedTuple):
     """A detector's boxes and class probabilities before suppression."""
 
     boxes: Tensor
-    """float [B, N, 4] xyxy in network pixels, clipped to the image."""
+    """float [B, N, 4] xyxy in network pixels, clipped to the image; [B, N, K, 4] where each class has its own."""
     scores: Tensor
     """float [B, N, K] in 0..1, no background."""
 
@@ -274,9 +289,42 @@ class ImageDetections(NamedTuple):
     """int64 [R]."""
 
 
+class LabelTargets(NamedTuple):
+    """The label map of one image ([H, W]) or of a batch ([B, H, W])."""
+
+    labels: Tensor
+    """uint8 [..., H, W] in network pixels: 0..K-1, or VOID."""
+
+
+class DenseLogits(NamedTuple):
+    """A segmenter's scores for each pixel."""
+
+    logits: Tensor
+    """float [B, K, H, W], of the network's size."""
+
+
+class LabelMaps(NamedTuple):
+    """The finished label maps of a batch."""
+
+    labels: Tensor
+    """int64 [B, H, W], 0..K-1, in network pixels."""
+
+
+class ImageLabels(NamedTuple):
+    """The label map of one image in its original pixels."""
+
+    image_id: int
+    labels: LabelPixels
+    """Without VOID: a network has an answer everywhere."""
+
+
 class Resize(ABC):
     """How any image becomes one of the network's input size. It belongs to the model: training, evaluation,
     prediction and export use the same one."""
+
+    fixed: ClassVar[bool] = True
+    """Whether every image comes to have `size`. Where not, `size` is what a typical one has, images are evaluated one
+    by one, and a training batch is padded to its largest."""
 
     size: Size
 
@@ -307,6 +355,14 @@ class Metric(ABC, Generic[PredictionT]):
         """Takes the predictions of some images, each image once."""
 
     @abstractmethod
+    def collected(self) -> Any:
+        """What `update` has taken in, to be sent to another process."""
+
+    @abstractmethod
+    def merge(self, collected: Sequence[Any]) -> None:
+        """Takes what the metrics of all processes have `collected`, its own among them, in place of its own."""
+
+    @abstractmethod
     def compute(self) -> dict[str, float]:
         """Every number by name; fractions, not percent. A number that does not exist (no such objects) is NaN."""
 
@@ -317,6 +373,9 @@ class Metric(ABC, Generic[PredictionT]):
 
 class Task(ABC, Generic[TargetsT, DenseT, FinishedT, PredictionT]):
     """What is particular to detection or to segmentation; the loop, evaluation and export ask it."""
+
+    scored: ClassVar[bool]
+    """Whether predictions have scores, so that a threshold can leave out what is unsure."""
 
     @abstractmethod
     def collate(self, samples: Sequence[Sample[TargetsT]]) -> Batch[TargetsT]:
@@ -339,7 +398,7 @@ class Task(ABC, Generic[TargetsT, DenseT, FinishedT, PredictionT]):
 
     @abstractmethod
     def draw(self, image: Pixels, prediction: PredictionT, classes: Classes, *, threshold: float) -> Pixels:
-        """The picture with the prediction on it; less sure than `threshold` is left out."""
+        """The picture with the prediction on it; less sure than `threshold` is left out where a task is `scored`."""
 
     @abstractmethod
     def summary(self, prediction: PredictionT, classes: Classes, *, threshold: float) -> str:
@@ -347,4 +406,8 @@ class Task(ABC, Generic[TargetsT, DenseT, FinishedT, PredictionT]):
 
     @abstractmethod
     def records(self, prediction: PredictionT, classes: Classes) -> list[Mapping[str, Any]]:
-        """The prediction as plain values in the official results format (COCO's for detection)."""
+        """The prediction as plain values in COCO's results format: boxes, or the run lengths of each class."""
+
+    @abstractmethod
+    def label_image(self, prediction: PredictionT, classes: Classes) -> LabelPixels | None:
+        """The prediction as an image of source ids, as test servers take it; None where a task has no such thing."""

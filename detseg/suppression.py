@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import nms
 
-from detseg import boxes
+from detseg.boxes import iou
 from detseg.interfaces import DenseBoxes, Detections
 
 FIXED_POINT_STEPS = 32
@@ -46,7 +46,7 @@ def suppress(
 
 
 def _suppress_image(
-    boxes_N4: Tensor, scores_NK: Tensor, *, score_threshold: float, iou_threshold: float, per_class: int,
+    boxes: Tensor, scores_NK: Tensor, *, score_threshold: float, iou_threshold: float, per_class: int,
     max_detections: int, candidates: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """One image by torchvision's kernel; rows as in Detections, without B. Of equal
@@ -61,7 +61,8 @@ def _suppress_image(
         labels, anchors = above_KN.nonzero(as_tuple=True)
         scores = scores_KN[labels, anchors]
     scores, order = scores.sort(descending=True, stable=True)
-    labels, chosen = labels[order], boxes_N4[anchors[order]]
+    labels = labels[order]
+    chosen = boxes[anchors[order]] if boxes.dim() == 2 else boxes[anchors[order], labels]
     # Classes are moved apart so that one call serves all; in double precision, or the shift would eat digits.
     extent = chosen.double().max() + 1 if len(chosen) else 1.0
     apart = chosen.double() + labels[:, None].double() * extent
@@ -91,12 +92,13 @@ def _suppress_static(
     scores_BT, index_BT = flat.topk(min(candidates, flat.shape[1]))
     anchors_BT = index_BT.div(num_classes, rounding_mode="floor")
     labels_BT = index_BT - anchors_BT * num_classes
-    boxes_BT4 = dense.boxes.gather(1, anchors_BT[..., None].expand(-1, -1, 4))
+    boxes, row_BT = (dense.boxes, anchors_BT) if dense.boxes.dim() == 3 else (dense.boxes.flatten(1, 2), index_BT)
+    boxes_BT4 = boxes.gather(1, row_BT[..., None].expand(-1, -1, 4))
 
     before_TT = torch.ones(scores_BT.shape[1], scores_BT.shape[1], device=flat.device).tril(-1)
     rivals_BTT = before_TT * (labels_BT[:, :, None] == labels_BT[:, None, :]).to(before_TT.dtype)
     entered_BT = ((scores_BT > score_threshold) & (rivals_BTT.sum(2) < per_class)).to(before_TT.dtype)
-    overlap_BTT = rivals_BTT * (boxes.iou(boxes_BT4, boxes_BT4) > iou_threshold).to(before_TT.dtype)
+    overlap_BTT = rivals_BTT * (iou(boxes_BT4, boxes_BT4) > iou_threshold).to(before_TT.dtype)
     kept_BT = entered_BT
     for _ in range(FIXED_POINT_STEPS):
         beaten_BT = torch.matmul(overlap_BTT, kept_BT[..., None])[..., 0]

@@ -1,33 +1,41 @@
-"""What is particular to detection."""
+"""What is particular to detection, and to segmentation."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from detseg import boxes
 from detseg.data.detection import DetectionDataset
+from detseg.data.segmentation import SegmentationDataset
 from detseg.interfaces import (
+    IMAGENET_MEAN,
     Batch,
     BoxTargets,
     Classes,
     Dataset,
     DenseBoxes,
+    DenseLogits,
     Detections,
     ImageDetections,
+    ImageLabels,
+    LabelMaps,
+    LabelPixels,
+    LabelTargets,
     Metric,
     Pixels,
     Sample,
     Source,
     Task,
 )
-from detseg.metrics import coco_ap
-from detseg.report.pictures import draw_boxes
+from detseg.metrics import coco_ap, mean_iou
+from detseg.report.pictures import draw_boxes, draw_labels
 from detseg.suppression import suppress
 
 
@@ -38,6 +46,7 @@ class Detection(Task[BoxTargets, DenseBoxes, Detections, ImageDetections]):
     The defaults are torchvision's for SSDLite, made for COCO's AP, which counts unsure detections too.
     """
 
+    scored: ClassVar[bool] = True
     score_threshold: float = 0.001
     iou_threshold: float = 0.55
     per_class: int = 300
@@ -53,7 +62,8 @@ class Detection(Task[BoxTargets, DenseBoxes, Detections, ImageDetections]):
                              f"{self.candidates} and {self.per_class}")
 
     def collate(self, samples: Sequence[Sample[BoxTargets]]) -> Batch[BoxTargets]:
-        """Images stacked, boxes padded with label -1 to the fullest image."""
+        """Images stacked, smaller ones padded at the end with ImageNet's mean colour; boxes padded with label -1 to the
+        fullest image."""
         num_boxes = max((len(sample.targets.labels) for sample in samples), default=0)
         batch = BoxTargets(
             torch.zeros(len(samples), num_boxes, 4),
@@ -63,8 +73,7 @@ class Detection(Task[BoxTargets, DenseBoxes, Detections, ImageDetections]):
         for row, sample in enumerate(samples):
             for padded, values in zip(batch, sample.targets, strict=True):
                 padded[row, : len(values)] = values
-        return Batch(torch.stack([sample.image for sample in samples]), batch,
-                     tuple(sample.source for sample in samples))
+        return Batch(_stacked([sample.image for sample in samples]), batch, tuple(sample.source for sample in samples))
 
     def finish(self, dense: DenseBoxes) -> Detections:
         """Suppression to `max_detections` rows."""
@@ -106,9 +115,85 @@ class Detection(Task[BoxTargets, DenseBoxes, Detections, ImageDetections]):
         """COCO's results format."""
         return coco_ap.records(prediction, classes)
 
+    def label_image(self, prediction: ImageDetections, classes: Classes) -> LabelPixels | None:
+        """None: boxes say nothing of pixels."""
+        return None
+
 
 def _to_original(boxes_xyxy: Tensor, source: Source) -> Tensor:
     scale_y, scale_x, offset_y, offset_x = source.placement
     offset = boxes_xyxy.new_tensor((offset_x, offset_y, offset_x, offset_y))
     scale = boxes_xyxy.new_tensor((scale_x, scale_y, scale_x, scale_y))
     return boxes.clip((boxes_xyxy - offset) / scale, source.size).cpu()
+
+
+@dataclass(frozen=True)
+class Segmentation(Task[LabelTargets, DenseLogits, LabelMaps, ImageLabels]):
+    """A class for every pixel."""
+
+    scored: ClassVar[bool] = False
+
+    def collate(self, samples: Sequence[Sample[LabelTargets]]) -> Batch[LabelTargets]:
+        """Images and label maps stacked."""
+        return Batch(torch.stack([sample.image for sample in samples]),
+                     LabelTargets(torch.stack([sample.targets.labels for sample in samples])),
+                     tuple(sample.source for sample in samples))
+
+    def finish(self, dense: DenseLogits) -> LabelMaps:
+        """The class of the highest score, the first of equals."""
+        return LabelMaps(dense.logits.argmax(1))
+
+    def restore(self, finished: LabelMaps, sources: Sequence[Source]) -> list[ImageLabels]:
+        """Label maps of the original size: each pixel has the label of the network's pixel in which its centre lies."""
+        return [ImageLabels(source.image_id, _label_map_to_original(labels, source))
+                for labels, source in zip(finished.labels, sources, strict=True)]
+
+    def metric(
+        self, dataset: Dataset[LabelTargets], *, per_class: bool = False, reference: bool = False
+    ) -> Metric[ImageLabels]:
+        """Mean intersection over union against the dataset's label maps; there is one implementation."""
+        assert isinstance(dataset, SegmentationDataset), "segmentation is measured on label maps"
+        return mean_iou.MeanIoU(dataset.index, per_class=per_class)
+
+    def draw(self, image: Pixels, prediction: ImageLabels, classes: Classes, *, threshold: float) -> Pixels:
+        """The classes' colours over the image."""
+        return draw_labels(image, prediction.labels, classes)
+
+    def summary(self, prediction: ImageLabels, classes: Classes, *, threshold: float) -> str:
+        """How much of the image each class has, the largest first."""
+        counts = np.bincount(prediction.labels.ravel(), minlength=len(classes))
+        order = np.argsort(-counts, kind="stable")
+        return ", ".join(f"{counts[k] / prediction.labels.size:.0%} {classes.names[k]}" for k in order if counts[k])
+
+    def records(self, prediction: ImageLabels, classes: Classes) -> list[Mapping[str, Any]]:
+        """COCO's results format: the run lengths of each class that occurs."""
+        return mean_iou.records(prediction, classes)
+
+    def label_image(self, prediction: ImageLabels, classes: Classes) -> LabelPixels | None:
+        """Source ids, of which each must fit into 8 bits."""
+        if max(classes.source_ids) > 255:
+            raise ValueError(f"label images have 8 bits, the class ids go up to {max(classes.source_ids)}")
+        return np.asarray(classes.source_ids, dtype=np.uint8)[prediction.labels]
+
+
+def _label_map_to_original(labels: Tensor, source: Source) -> LabelPixels:
+    """Nearest pixel, by centres; float64, in which whole sizes and offsets are exact."""
+    height, width = source.size
+    scale_y, scale_x, offset_y, offset_x = source.placement
+    rows = ((np.arange(height) + 0.5) * scale_y + offset_y).astype(np.int64).clip(0, labels.shape[0] - 1)
+    columns = ((np.arange(width) + 0.5) * scale_x + offset_x).astype(np.int64).clip(0, labels.shape[1] - 1)
+    restored: LabelPixels = labels.to(torch.uint8).cpu().numpy()[rows[:, None], columns]
+    return restored
+
+
+def _stacked(images: Sequence[Tensor]) -> Tensor:
+    """[B, 3, H, W] with the largest height and the largest width."""
+    height, width = (max((image.shape[axis] for image in images), default=0) for axis in (1, 2))
+    if all(image.shape[1:] == (height, width) for image in images):
+        return torch.stack(list(images))
+    colour = (255 * torch.tensor(IMAGENET_MEAN)).view(3, 1, 1)
+    batch = (colour if images[0].is_floating_point() else colour.round().to(images[0].dtype)).expand(
+        len(images), -1, height, width).clone()
+    for row, image in enumerate(images):
+        batch[row, :, : image.shape[1], : image.shape[2]] = image
+    return batch

@@ -84,7 +84,7 @@ class SSDLite(Head[BoxTargets, SSDRaw, DenseBoxes]):
             self.classify.append(depthwise_separable(
                 in_channels, num_anchors * self.num_outputs, norm=norm, activation="relu6"))
             self.locate.append(depthwise_separable(in_channels, num_anchors * 4, norm=norm, activation="relu6"))
-        self.class_layers = tuple(f"classify.{k}.1" for k in range(len(channels)))
+        self.class_layers = {f"classify.{k}.1": 1 for k in range(len(channels))}
         self._initialise()
 
     def forward(self, features: Features, size: Size) -> SSDRaw:

@@ -84,10 +84,10 @@ def test_it_builds_for_any_classes(name: str) -> None:
     assert model.head.num_outputs in (len(OWN), len(OWN) + 1)
     layers = dict(model.head.named_modules())
     assert model.head.class_layers
-    for layer in model.head.class_layers:
+    for layer, num_rows in model.head.class_layers.items():
         found = layers[layer]
         assert isinstance(found, nn.Conv2d | nn.Linear), layer
-        assert found.weight.shape[0] % model.head.num_outputs == 0, layer
+        assert found.weight.shape[0] % (model.head.num_outputs * num_rows) == 0, layer
     height, width = model.resize.size
     images = torch.randint(0, 256, (2, 3, height, width + 32), dtype=torch.uint8)
     task = _small(CONFIGS[name]).experiment.task
@@ -157,7 +157,7 @@ def test_it_trains_resumes_and_evaluates(
     classes = resolve_classes(experiment.classes, index.classes)
     assert trained.predictor.classes == classes
     dataset = experiment.data.dataset(index.relabel(classes), trained.predictor.resize, augment=None, seed=0)
-    found = evaluate(trained.predictor, experiment.task, dataset, batch_size=2, workers=0)
+    found = evaluate(trained.predictor, experiment.task, dataset, batch_size=2, workers=0, keep_predictions=True)
     assert found.numbers == pytest.approx(undisturbed.numbers, nan_ok=True, abs=1e-6)
     assert len(found.predictions) == 3
 

@@ -113,7 +113,8 @@ def test_best_is_the_first_of_equals_and_evaluates_alike() -> None:
     index = tiny.read(Path("data"), "val").relabel(best.classes)
     dataset = tiny.Pictures(index, model.resize, augment=None, seed=0)
     for batch_size in (1, 7):
-        numbers, predictions = evaluate(model, config.experiment.task, dataset, batch_size=batch_size, workers=0)
+        numbers, predictions = evaluate(
+            model, config.experiment.task, dataset, batch_size=batch_size, workers=0, keep_predictions=True)
         assert numbers["accuracy"] == result.best["value"]
         assert [prediction.image_id for prediction in predictions] == list(range(100, 107))
 

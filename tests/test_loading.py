@@ -57,6 +57,8 @@ class CountingDataset(Dataset[Marks]):
 
 
 class StackingTask(Task[Marks, None, None, None]):
+    scored = False
+
     def collate(self, samples: Sequence[Sample[Marks]]) -> Batch[Marks]:
         marks = Marks(torch.stack([sample.targets.marks for sample in samples]))
         return Batch(torch.stack([s.image for s in samples]), marks, tuple(s.source for s in samples))
@@ -79,6 +81,9 @@ class StackingTask(Task[Marks, None, None, None]):
         raise NotImplementedError
 
     def records(self, prediction: None, classes: Classes) -> list[Mapping[str, Any]]:
+        raise NotImplementedError
+
+    def label_image(self, prediction: None, classes: Classes) -> None:
         raise NotImplementedError
 
 

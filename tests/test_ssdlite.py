@@ -18,8 +18,17 @@ from detseg.backbones.mobilenet_v2 import mobilenet_v2
 from detseg.backbones.mobilenet_v3 import mobilenet_v3_large, mobilenet_v3_small
 from detseg.cost import count_macs, count_parameters
 from detseg.data.transforms import Stretch
-from detseg.interfaces import Backbone, BoxTargets, Classes, Detections, FeatureSpec, Losses
-from detseg.model import IMAGENET_MEAN, IMAGENET_STD, Predictor
+from detseg.interfaces import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Backbone,
+    BoxTargets,
+    Classes,
+    Detections,
+    FeatureSpec,
+    Losses,
+)
+from detseg.model import Predictor
 from detseg.tasks import Detection
 from heads.ssdlite import BoxLoss, ClassLoss, SSDLite, SSDRaw
 

@@ -23,6 +23,7 @@ from detseg.interfaces import (
     Features,
     FeatureSpec,
     Head,
+    LabelPixels,
     Losses,
     Metric,
     Pixels,
@@ -136,6 +137,12 @@ class Accuracy(Metric[Prediction]):
             label = self.dataset.index.labels[prediction.image_id - 100]
             self.right[prediction.image_id] = int(prediction.probabilities.argmax()) == label
 
+    def collected(self) -> dict[int, bool]:
+        return self.right
+
+    def merge(self, collected: Sequence[dict[int, bool]]) -> None:
+        self.right = {image_id: right for share in collected for image_id, right in share.items()}
+
     def compute(self) -> dict[str, float]:
         assert len(self.right) == len(self.dataset)
         numbers = {"accuracy": sum(self.right.values()) / len(self.right), "absent": float("nan")}
@@ -146,6 +153,8 @@ class Accuracy(Metric[Prediction]):
 
 
 class Brightness(Task[Labels, Tensor, Tensor, Prediction]):
+    scored = True
+
     def collate(self, samples: Sequence[Sample[Labels]]) -> Batch[Labels]:
         return Batch(torch.stack([sample.image for sample in samples]),
                      Labels(torch.stack([sample.targets.labels for sample in samples])),
@@ -174,6 +183,9 @@ class Brightness(Task[Labels, Tensor, Tensor, Prediction]):
     def records(self, prediction: Prediction, classes: Classes) -> list[Mapping[str, Any]]:
         return [{"image_id": prediction.image_id, "score": float(prediction.probabilities.max())}]
 
+    def label_image(self, prediction: Prediction, classes: Classes) -> LabelPixels | None:
+        return None
+
 
 class Trunk(Backbone):
     def __init__(self, channels: int, *, batch_norm: bool) -> None:
@@ -198,6 +210,7 @@ class BrightnessHead(Head[Labels, Tensor, Tensor]):
         self, specs: Mapping[str, FeatureSpec], *, num_classes: int, dropout: float, not_a_number: bool
     ) -> None:
         super().__init__()
+        self.num_outputs, self.class_layers = num_classes, {"linear": 1}
         self.dropout = nn.Dropout(dropout)
         self.linear = nn.Linear(specs["c1"].channels, num_classes)
         self.not_a_number = not_a_number

@@ -55,7 +55,8 @@ def _test(options: argparse.Namespace) -> None:
     with Reporter(console, len(dataset), first=0, title="image", unit="images") as report:
         numbers, predictions = evaluate(
             model, experiment.task, dataset, batch_size=experiment.batch_size, metric=metric,
-            workers=1 if experiment.workers is None else experiment.workers, progress=report.advance)
+            workers=1 if experiment.workers is None else experiment.workers, progress=report.advance,
+            keep_predictions=options.results is not None)
     console.print(title, metric.table(numbers), sep="\n", soft_wrap=True)
     if options.json is not None:
         existing = {name: None if math.isnan(value) else value for name, value in numbers.items()}

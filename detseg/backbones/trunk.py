@@ -133,6 +133,8 @@ def _name_taps(placed: Sequence[_Placed], *, in_channels: int, has_last_conv: bo
         if stage != stage_before and "expansion" in inner:
             taps[f"c{stage_before}.expansion"] = _Tap(
                 number, "expansion", FeatureSpec(inner["expansion"], stride_before))
+        if stage != stage_before:
+            taps[f"c{stage}.first"] = _Tap(number, "output", FeatureSpec(row.out, total_stride))
         if "depthwise" in inner:
             taps[f"c{stage}.depthwise"] = _Tap(number, "depthwise", FeatureSpec(inner["depthwise"], total_stride))
         taps[f"c{stage}"] = _Tap(number, "output", FeatureSpec(row.out, total_stride))

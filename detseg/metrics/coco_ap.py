@@ -88,7 +88,7 @@ class CocoAP(Metric[ImageDetections]):
         self.backend = backend
         self.per_class = per_class
         self._waiting = set(index.image_ids.tolist())
-        self._rows: list[_Array] = []
+        self._rows: dict[int, _Array] = {}
 
     def update(self, predictions: Sequence[ImageDetections]) -> None:
         """Takes the detections of some images.
@@ -102,12 +102,23 @@ class CocoAP(Metric[ImageDetections]):
                 raise ValueError(f"image {prediction.image_id} was given twice; give each image once" if known else
                                  f"image {prediction.image_id} is not one of the {len(self.index.image_ids)} images "
                                  "with annotations; evaluate on the data that was predicted")
-            self._rows.append(_rows(prediction, self.index.classes))
+            self._rows[prediction.image_id] = _rows(prediction, self.index.classes)
             self._waiting.remove(prediction.image_id)
+
+    def collected(self) -> dict[int, _Array]:
+        """The detections by image id."""
+        return self._rows
+
+    def merge(self, collected: Sequence[dict[int, _Array]]) -> None:
+        """Takes the detections of all processes; an image that two of them have is an error of ours."""
+        self._rows = {image_id: rows for share in collected for image_id, rows in share.items()}
+        assert len(self._rows) == sum(map(len, collected)), "two processes predicted the same image"
+        self._waiting = set(self.index.image_ids.tolist()) - self._rows.keys()
 
     def compute(self) -> dict[str, float]:
         """Every number by name; NaN where there is no such object."""
-        rows = np.concatenate([np.zeros((0, 7)), *self._rows])
+        # By image: equal scores are ranked by position, which must not depend on who predicted what when.
+        rows = np.concatenate([np.zeros((0, 7)), *(self._rows[image_id] for image_id in sorted(self._rows))])
         arrays = {"hotcoco": _with_hotcoco, "pycocotools": _with_pycocotools}[self.backend]
         category_ids, precision, recall = arrays(self.index.coco_ground_truth(), rows)
         numbers = {number.name: number.read(precision, recall) for number in _OFFICIAL}

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 
 from detseg.files import whole_file
-from detseg.interfaces import Classes, ImageDetections, Pixels, Size
+from detseg.interfaces import VOID, Classes, ImageDetections, LabelPixels, Pixels, Size
 
 Colour: TypeAlias = tuple[int, int, int]
 """RGB, 0..255."""
@@ -76,6 +76,19 @@ def draw_boxes(image: Pixels, prediction: ImageDetections, classes: Classes, *, 
     for row in reversed(shown):
         text, place = places[row]
         _write(picture, text, place=place, colour=classes.colours[int(prediction.labels[row])])
+    return picture
+
+
+def draw_labels(image: Pixels, labels: LabelPixels, classes: Classes) -> Pixels:
+    """A copy of `image` under the colours of its classes, with dark lines between them; VOID stays as it is."""
+    colours = np.zeros((256, 3), dtype=np.float32)
+    colours[: len(classes)] = classes.colours
+    mixed = np.where((labels != VOID)[..., None], 0.45 * image + 0.55 * colours[labels], image)
+    picture: Pixels = np.rint(mixed).astype(np.uint8)
+    border = np.zeros(labels.shape, dtype=bool)
+    border[1:] |= labels[1:] != labels[:-1]
+    border[:, 1:] |= labels[:, 1:] != labels[:, :-1]
+    picture[border] = _DARK
     return picture
 
 

@@ -15,8 +15,8 @@ from torchvision.models import get_model_weights
 
 from detseg import checkpoint
 from detseg.data.coco import COCO_90
-from detseg.interfaces import Classes
-from detseg.model import IMAGENET_MEAN, IMAGENET_STD, Predictor
+from detseg.interfaces import IMAGENET_MEAN, IMAGENET_STD, Classes
+from detseg.model import Predictor
 from detseg.weights import timm, torchvision
 
 DOWNLOADS = (
@@ -127,19 +127,21 @@ def _fit_classes(found: dict[str, Tensor], predictor: Predictor, classes: Classe
     if (wanted.names, wanted.source_ids) == (classes.names, classes.source_ids):
         return []
     offset = predictor.head.num_outputs - len(wanted)
-    names = [f"head.{layer}.{leaf}" for layer in predictor.head.class_layers for leaf in ("weight", "bias")]
+    names = {f"head.{layer}.{leaf}": num_rows for layer, num_rows in predictor.head.class_layers.items()
+             for leaf in ("weight", "bias")}
     position = {name: k for k, name in enumerate(classes.names)}
-    if any(len(found[name]) % (len(classes) + offset) for name in names if name in found):
+    if any(len(found[name]) % ((len(classes) + offset) * num_rows)
+           for name, num_rows in names.items() if name in found):
         return []  # made for other classes than this kind of file has: it fits as it is, or not at all
     if not all(name in position for name in wanted.names):
         for name in names:
             found.pop(name, None)
-        return names
-    rows = list(range(offset)) + [offset + position[name] for name in wanted.names]
-    for name in names:
+        return list(names)
+    kept = list(range(offset)) + [offset + position[name] for name in wanted.names]
+    for name, num_rows in names.items():
         if name in found:
-            per_anchor = found[name].reshape(-1, len(classes) + offset, *found[name].shape[1:])
-            found[name] = per_anchor[:, rows].flatten(0, 1)
+            per_anchor = found[name].reshape(-1, len(classes) + offset, num_rows, *found[name].shape[1:])
+            found[name] = per_anchor[:, kept].flatten(0, 2)
     return []
 
 

@@ -1,0 +1,61 @@
+"""Feature pyramids: maps of every scale with the meaning of the coarsest (Lin et al. 2017, arXiv 1612.03144)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal, TypeAlias
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.ops import FeaturePyramidNetwork
+
+from detseg.interfaces import Features, FeatureSpec, Neck
+
+Coarser: TypeAlias = Literal["none", "pool", "convolutions"]
+
+
+def pyramid_name(tap: str) -> str:
+    """What a pyramid calls the map that it makes of a tap: "p4" of "c4"."""
+    return f"p{tap.removeprefix('c')}"
+
+
+class FPN(Neck):
+    """torchvision's feature pyramid: 1 x 1, add what is coarser, 3 x 3, all with bias and without norm.
+
+    specs: the backbone's, from fine to coarse. coarser: what is made beyond the last map: "pool" one more by taking
+    every other cell (Faster R-CNN), "convolutions" two by 3 x 3 with stride 2, the first of them from the pyramid's
+    last map and the second behind a ReLU (RetinaNet; torchvision's LastLevelP6P7).
+    """
+
+    def __init__(self, specs: Mapping[str, FeatureSpec], *, channels: int = 256, coarser: Coarser = "none") -> None:
+        super().__init__()
+        if coarser not in ("none", "pool", "convolutions"):
+            raise ValueError(f'coarser must be "none", "pool" or "convolutions", got {coarser!r}')
+        self.taps = tuple(specs)
+        self.coarser = coarser
+        self.pyramid = FeaturePyramidNetwork([spec.channels for spec in specs.values()], channels)
+        self.specs = {pyramid_name(tap): FeatureSpec(channels, spec.stride) for tap, spec in specs.items()}
+        stride = list(specs.values())[-1].stride
+        more = {"none": 0, "pool": 1, "convolutions": 2}[coarser]
+        self.coarser_names = tuple(f"p{(stride * 2 ** k).bit_length() - 1}" for k in range(1, more + 1))
+        self.specs |= {name: FeatureSpec(channels, stride * 2 ** k)
+                       for k, name in enumerate(self.coarser_names, start=1)}
+        self.convolutions = nn.ModuleList()
+        if coarser == "convolutions":
+            for _ in self.coarser_names:
+                conv = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
+                nn.init.kaiming_uniform_(conv.weight, a=1)
+                assert conv.bias is not None
+                nn.init.zeros_(conv.bias)
+                self.convolutions.append(conv)
+
+    def forward(self, features: Features) -> Features:
+        """Maps by tap to maps by pyramid name."""
+        found: dict[str, Tensor] = self.pyramid({pyramid_name(tap): features[tap] for tap in self.taps})
+        last = found[pyramid_name(self.taps[-1])]
+        if self.coarser == "pool":
+            found[self.coarser_names[0]] = F.max_pool2d(last, 1, stride=2)
+        for k, (name, conv) in enumerate(zip(self.coarser_names, self.convolutions, strict=False)):
+            last = conv(last if k == 0 else F.relu(last))
+            found[name] = last
+        return found
