@@ -25,6 +25,8 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/pip install -c constraints.txt -e '.[dev]'
 	# mmcv-lite brings OpenCV with windows, albumentations the one without; this order works on servers too.
 	$(BIN)/pip install -c constraints.txt --no-deps --force-reinstall opencv-python-headless
+	# The official evaluation, to compare with in the tests; of its ten dependencies the evaluation needs but one more.
+	$(BIN)/pip install -c constraints.txt --no-deps cityscapesscripts pyquaternion
 	@touch $(READY)
 
 clean:

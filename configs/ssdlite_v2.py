@@ -15,7 +15,7 @@ from detseg.backbones.mobilenet_v2 import mobilenet_v2
 from detseg.config import Data, Experiment, SampleRun
 from detseg.data.coco import COCO_80
 from detseg.data.detection import DetectionDataset, read_boxes
-from detseg.data.sample import generate_detection_sample
+from detseg.data.sample import generate_sample
 from detseg.data.transforms import SSDAugment, Stretch
 from detseg.interfaces import IMAGENET_MEAN, IMAGENET_STD, Classes
 from detseg.layers import Norm
@@ -40,7 +40,7 @@ def model(classes: Classes, *, width: float = 1.0, size: int = 320) -> Predictor
 
 experiment = Experiment(
     task=Detection(score_threshold=0.001, iou_threshold=0.6, per_class=100, max_detections=100),
-    data=Data(read=read_boxes, dataset=DetectionDataset, generate=generate_detection_sample),
+    data=Data(read=read_boxes, dataset=DetectionDataset, generate=generate_sample),
     model=model,
     classes=COCO_80,
     augment=SSDAugment,

@@ -12,7 +12,7 @@ from detseg.anchors import SSDAnchors
 from detseg.backbones.mobilenet_v2 import mobilenet_v2
 from detseg.config import Data, Experiment
 from detseg.data.detection import DetectionDataset, read_boxes
-from detseg.data.sample import generate_detection_sample
+from detseg.data.sample import generate_sample
 from detseg.data.transforms import SSDAugment, Stretch
 from detseg.interfaces import IMAGENET_MEAN, IMAGENET_STD, Classes, Resize
 from detseg.layers import Norm
@@ -42,7 +42,7 @@ def augment(resize: Resize) -> SSDAugment:
 
 experiment = Experiment(
     task=Detection(score_threshold=0.001, iou_threshold=0.5, per_class=100, max_detections=100),
-    data=Data(read=read_boxes, dataset=DetectionDataset, generate=generate_detection_sample),
+    data=Data(read=read_boxes, dataset=DetectionDataset, generate=generate_sample),
     model=model,
     classes=Classes(("Platelets", "RBC", "WBC"), (1, 2, 3)),
     augment=augment,

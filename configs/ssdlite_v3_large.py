@@ -15,7 +15,7 @@ from detseg.backbones.mobilenet_v3 import mobilenet_v3_large
 from detseg.config import Data, Experiment, SampleRun
 from detseg.data.coco import COCO_90
 from detseg.data.detection import DetectionDataset, read_boxes
-from detseg.data.sample import generate_detection_sample
+from detseg.data.sample import generate_sample
 from detseg.data.transforms import SSDAugment, Stretch
 from detseg.interfaces import Classes, Resize
 from detseg.model import Predictor
@@ -40,7 +40,7 @@ def augment(resize: Resize) -> SSDAugment:
 
 experiment = Experiment(
     task=Detection(score_threshold=0.001, iou_threshold=0.55, max_detections=300),
-    data=Data(read=read_boxes, dataset=DetectionDataset, generate=generate_detection_sample),
+    data=Data(read=read_boxes, dataset=DetectionDataset, generate=generate_sample),
     model=model,
     classes=COCO_90,
     augment=augment,

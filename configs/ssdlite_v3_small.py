@@ -14,7 +14,7 @@ from detseg.backbones.mobilenet_v3 import mobilenet_v3_small
 from detseg.config import Data, Experiment, SampleRun
 from detseg.data.coco import COCO_90
 from detseg.data.detection import DetectionDataset, read_boxes
-from detseg.data.sample import generate_detection_sample
+from detseg.data.sample import generate_sample
 from detseg.data.transforms import SSDAugment, Stretch
 from detseg.interfaces import Classes, Resize
 from detseg.model import Predictor
@@ -41,7 +41,7 @@ def augment(resize: Resize) -> SSDAugment:
 
 experiment = Experiment(
     task=Detection(score_threshold=1e-4, iou_threshold=0.6, per_class=100, max_detections=100),
-    data=Data(read=read_boxes, dataset=DetectionDataset, generate=generate_detection_sample),
+    data=Data(read=read_boxes, dataset=DetectionDataset, generate=generate_sample),
     model=model,
     classes=COCO_90,
     augment=augment,

@@ -1,15 +1,42 @@
-"""Anchor boxes: where a detector looks before it has seen anything."""
+"""Anchor boxes: where a detector looks before it has seen anything; and what it says there, in their order."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from detseg.interfaces import Size
+
+
+class AnchorRaw(NamedTuple):
+    """What predictors say at every anchor, and the anchors: the raw output of a detector of one stage."""
+
+    deltas: Tensor
+    """[B, N, 4], encoded with the head's box weights."""
+    logits: Tensor
+    """[B, N, outputs]."""
+    anchors: Tensor
+    """[N, 4] xyxy in network pixels."""
+    limits: Tensor
+    """[4]: width, height, width, height of the network's image."""
+
+
+def predict_rows(predictors: Iterable[nn.Module], maps: Sequence[Tensor], *, columns: int) -> Tensor:
+    """Each map through its predictor, and the outputs [B, A * columns, H, W] to rows in the order of the anchors:
+    [B, N, columns]."""
+    rows = [predict(x).permute(0, 2, 3, 1).reshape(x.shape[0], -1, columns)
+            for predict, x in zip(predictors, maps, strict=True)]
+    return torch.cat(rows, 1)
+
+
+def image_limits(size: Size, *, device: torch.device) -> Tensor:
+    """What box corners may be at most in an image of `size`: float32 [4], width, height, width, height."""
+    return torch.tensor((size[1], size[0], size[1], size[0]), dtype=torch.float32, device=device)
 
 
 @dataclass(frozen=True)
@@ -22,7 +49,8 @@ class SSDAnchors:
     three_on_first: the papers' networks give the first map only a square at half its scale and the two boxes of ratio
     2 (TensorFlow's reduce_boxes_in_lowest_layer): 2,034 boxes at 320 x 320; torchvision gives all maps six: 3,234.
     clip_sizes: whether no side may exceed the image, as in torchvision. scales: one for each map instead of the even
-    ones, for objects of known sizes.
+    ones, for objects of known sizes. spacing: one for each map where the distance of its cells is not the image's side
+    divided by their number, but so many times that (OpenMMLab's strides are whole pixels).
     """
 
     num_maps: int = 6
@@ -32,19 +60,28 @@ class SSDAnchors:
     three_on_first: bool = False
     clip_sizes: bool = True
     scales: tuple[float, ...] | None = None
+    spacing: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.num_maps < 2:
             raise ValueError(f"SSD anchors need at least 2 maps, got {self.num_maps}")
         if not 0 < self.min_scale < self.max_scale:
             raise ValueError(f"anchor scales must satisfy 0 < min < max, got {self.min_scale} and {self.max_scale}")
-        if self.scales is not None and (len(self.scales) != self.num_maps or min(self.scales) <= 0):
-            raise ValueError(f"scales needs a positive number for each of the {self.num_maps} maps, got {self.scales}")
+        for name, given in (("scales", self.scales), ("spacing", self.spacing)):
+            if given is not None and (len(given) != self.num_maps or min(given) <= 0):
+                raise ValueError(f"{name} needs a positive number for each of the {self.num_maps} maps, got {given}")
 
     @property
     def num_per_cell(self) -> tuple[int, ...]:
         """How many anchors a cell of each map has."""
         return tuple(len(sizes) for sizes in self.relative_sizes())
+
+    def check_maps(self, num_taps: int, num_extra: int) -> None:
+        """Refuses another number of maps, taken from the backbone and made by the head, with ValueError."""
+        if num_taps + num_extra != self.num_maps:
+            raise ValueError(
+                f"{num_taps} taps and {num_extra} extra maps make {num_taps + num_extra}, but the anchors are for "
+                f"{self.num_maps}: give as many extra_channels or set num_maps")
 
     def relative_sizes(self) -> list[list[tuple[float, float]]]:
         """(width, height) of a cell's anchors as fractions of the image, by map."""
@@ -72,11 +109,69 @@ class SSDAnchors:
         height, width = size
         whole = torch.tensor((width, height), dtype=torch.float32, device=device)
         maps = []
-        for (rows, columns), sizes in zip(map_sizes, self.relative_sizes(), strict=True):
-            y = (torch.arange(rows, dtype=torch.float32, device=device) + 0.5) / rows
-            x = (torch.arange(columns, dtype=torch.float32, device=device) + 0.5) / columns
+        spacing = self.spacing or (1.0,) * self.num_maps
+        for (rows, columns), sizes, apart in zip(map_sizes, self.relative_sizes(), spacing, strict=True):
+            y = (torch.arange(rows, dtype=torch.float32, device=device) + 0.5) / rows * apart
+            x = (torch.arange(columns, dtype=torch.float32, device=device) + 0.5) / columns * apart
             centres = torch.stack((x.expand(rows, columns), y[:, None].expand(rows, columns)), -1)[:, :, None]
             half = torch.tensor(sizes, dtype=torch.float32, device=device) / 2
             corners = torch.cat((centres - half, centres + half), -1)
             maps.append((corners.reshape(-1, 2, 2) * whole).reshape(-1, 4))
+        return torch.cat(maps)
+
+
+@dataclass(frozen=True)
+class GridAnchors:
+    """The anchors of a feature pyramid: a cell of map k has every one of `sizes[k]` in every one of `ratios`.
+
+    torchvision's AnchorGenerator (Faster R-CNN, RetinaNet) and, with `rounded` off and `centred` on, TensorFlow's
+    RetinaNet.
+
+    sizes: square roots of the areas, in pixels. ratios: height / width. rounded: whether the corners around a cell are
+    whole pixels. centred: whether anchors sit half a stride inside the image, on the middle of their cell, instead of
+    on its upper left corner.
+    """
+
+    sizes: tuple[tuple[float, ...], ...]
+    ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
+    rounded: bool = True
+    centred: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.sizes or not all(self.sizes) or min(min(sizes) for sizes in self.sizes) <= 0:
+            raise ValueError(f"grid anchors need positive sizes for each map, got {self.sizes}")
+        if not self.ratios or min(self.ratios) <= 0:
+            raise ValueError(f"grid anchors need positive ratios of height to width, got {self.ratios}")
+
+    @property
+    def num_per_cell(self) -> tuple[int, ...]:
+        """How many anchors a cell of each map has."""
+        return tuple(len(sizes) * len(self.ratios) for sizes in self.sizes)
+
+    def around_cell(self) -> list[list[tuple[float, float, float, float]]]:
+        """A cell's anchors xyxy in pixels around the place it stands for, by map: each ratio in all sizes."""
+        maps = []
+        for sizes in self.sizes:
+            halves = [(size / math.sqrt(ratio) / 2, size * math.sqrt(ratio) / 2)
+                      for ratio in self.ratios for size in sizes]
+            if self.rounded:
+                halves = [(float(round(x)), float(round(y))) for x, y in halves]
+            maps.append([(-x, -y, x, y) for x, y in halves])
+        return maps
+
+    def __call__(self, map_sizes: Sequence[Size], size: Size, *, device: torch.device) -> Tensor:
+        """All anchors of an image of `size`, float32 [N, 4] xyxy in pixels: by map, row, column, shape.
+
+        A map's stride is what whole pixels of `size` each of its cells gets.
+        """
+        if len(map_sizes) != len(self.sizes):
+            raise ValueError(f"anchors for {len(self.sizes)} maps were asked for {len(map_sizes)}")
+        maps = []
+        for (rows, columns), shapes in zip(map_sizes, self.around_cell(), strict=True):
+            down, right = size[0] // rows, size[1] // columns
+            y = torch.arange(rows, dtype=torch.float32, device=device) * down + self.centred * down / 2
+            x = torch.arange(columns, dtype=torch.float32, device=device) * right + self.centred * right / 2
+            places = torch.stack((x.expand(rows, columns), y[:, None].expand(rows, columns)), -1)
+            around = torch.tensor(shapes, dtype=torch.float32, device=device)
+            maps.append((places.repeat(1, 1, 2)[:, :, None] + around).reshape(-1, 4))
         return torch.cat(maps)

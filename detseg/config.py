@@ -67,11 +67,13 @@ class Data:
 
     read: a folder and a split ("train" or "val") to the index of its annotations. dataset: an index to a dataset.
     generate: writes the sample data set into a folder, unless it is there, and gives the folder to read.
+    folder: where the data lies unless the command line says otherwise.
     """
 
     read: Callable[[Path, Literal["train", "val"]], Index]
     dataset: MakeDataset
     generate: Callable[[Path], Path]
+    folder: str = "data/coco"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,6 +185,7 @@ class Config:
         things = {
             "task": type(experiment.task).__name__,
             "model": _name_of(experiment.model),
+            "data": experiment.data.folder,
             "augment": _name_of(experiment.augment),
             "classes": f"{used} used of {len(experiment.classes)} slots, unless the data lists others",
         }

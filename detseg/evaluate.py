@@ -48,7 +48,7 @@ def evaluate(
     device = network.scale.device
     batches = evaluation_batches(dataset, task, batch_size=batch_size if predictor.resize.fixed else 1, workers=workers,
                                  rank=rank, world_size=world_size, pin_memory=device.type == "cuda")
-    metric = metric or task.metric(dataset)
+    metric = task.metric(dataset) if metric is None else metric
     num_done, kept = 0, list[tuple[int, PredictionT]]()
     for batch in batches:
         found = predict(network, task, batch)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,8 @@ def whole_file(path: Path, *, failure: str, sync: bool = False) -> Iterator[Path
     """Gives a place beside `path` to write to, and moves what was written there to `path` when the block ends well.
 
     Makes the folder. Whatever fails, what was there before stays, and nothing is left beside it. An OSError, also one
-    from the block, names `path` and begins with `failure`, for example "the picture was not written". sync: wait for
-    the disk before the move, so that a power failure does not leave an empty file either.
+    from the block unless it names another file, names `path` and begins with `failure`, for example "the picture was
+    not written". sync: wait for the disk before the move, so that a power failure does not leave an empty file either.
     """
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
     try:
@@ -29,6 +29,8 @@ def whole_file(path: Path, *, failure: str, sync: bool = False) -> Iterator[Path
                 os.fsync(file.fileno())
         unfinished.replace(path)
     except OSError as error:
+        if isinstance(error.filename, str) and Path(error.filename) not in (path, unfinished, *path.parents):
+            raise
         kept = "; the one from before is still whole" if os.path.isfile(path) else ""
         raise OSError(error.errno, f"{failure} ({error.strerror}){kept}", str(path)) from error
     finally:
@@ -38,10 +40,22 @@ def whole_file(path: Path, *, failure: str, sync: bool = False) -> Iterator[Path
 
 def write_records(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
     """Writes a JSON list with one record a line. Numbers keep every digit; NaN, which JSON has not, is a ValueError."""
+    with records_file(path) as add:
+        add(records)
+
+
+@contextlib.contextmanager
+def records_file(path: Path) -> Iterator[Callable[[Iterable[Mapping[str, Any]]], None]]:
+    """The same, written in portions: gives a function that adds records. The file is there when the block ends well."""
     with (whole_file(path, failure="the results were not written") as unfinished,
           unfinished.open("w", encoding="utf-8") as file):
         separator = "["
-        for record in records:
-            file.write(f"{separator}\n{json.dumps(record, allow_nan=False)}")
-            separator = ","
+
+        def add(records: Iterable[Mapping[str, Any]]) -> None:
+            nonlocal separator
+            for record in records:
+                file.write(f"{separator}\n{json.dumps(record, allow_nan=False)}")
+                separator = ","
+
+        yield add
         file.write("[]\n" if separator == "[" else "\n]\n")

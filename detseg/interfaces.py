@@ -307,7 +307,7 @@ class LabelMaps(NamedTuple):
     """The finished label maps of a batch."""
 
     labels: Tensor
-    """int64 [B, H, W], 0..K-1, in network pixels."""
+    """int64 [B, H, W], 0..K-1, in network pixels; what argmax gives in every exported format."""
 
 
 class ImageLabels(NamedTuple):
@@ -352,7 +352,7 @@ class Metric(ABC, Generic[PredictionT]):
 
     @abstractmethod
     def update(self, predictions: Sequence[PredictionT]) -> None:
-        """Takes the predictions of some images, each image once."""
+        """Takes the predictions of some images, each image once; the truth it reads itself, as the data set has it."""
 
     @abstractmethod
     def collected(self) -> Any:
@@ -377,9 +377,18 @@ class Task(ABC, Generic[TargetsT, DenseT, FinishedT, PredictionT]):
     scored: ClassVar[bool]
     """Whether predictions have scores, so that a threshold can leave out what is unsure."""
 
+    @property
+    def score_threshold(self) -> float:
+        """Predictions that are less sure are left out; where they are not `scored`, it means nothing."""
+        return 0.0
+
     @abstractmethod
     def collate(self, samples: Sequence[Sample[TargetsT]]) -> Batch[TargetsT]:
-        """Samples of one size to a batch, targets padded to the fullest."""
+        """Samples to a batch: smaller images padded at the end, targets padded to the fullest."""
+
+    @abstractmethod
+    def made_up(self, size: Size, num_classes: int, *, seed: int) -> TargetsT:
+        """Targets such as an image of `size` may have, a pure function of the arguments: to measure training with."""
 
     @abstractmethod
     def finish(self, dense: DenseT) -> FinishedT:

@@ -6,7 +6,8 @@ A block returns a `Parts` bundle: its output, and the two inner activations that
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import copy
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, TypeAlias
 
@@ -107,6 +108,67 @@ def depthwise_separable(
         ConvNormAct(in_channels, in_channels, kernel=kernel, norm=norm, activation=activation, groups=in_channels),
         nn.Conv2d(in_channels, out_channels, 1),
     )
+
+
+def normal_weights(module: nn.Module, *, std: float) -> None:
+    """Initialises all convolutions in `module`: normal weights of this deviation, biases 0."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Conv2d):
+            nn.init.normal_(layer.weight, std=std)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+
+
+def separable_conv(in_channels: int, out_channels: int, *, kernel: int = 3, stride: int = 1) -> nn.Sequential:
+    """Keras's SeparableConv2D: depthwise, then 1 x 1 with bias and nothing between, and Keras's initial values.
+
+    Gives ceil(size / stride). With kernel 1 the depthwise part is a factor for each channel.
+    """
+    depthwise = nn.Conv2d(
+        in_channels, in_channels, kernel, stride=stride, padding=(kernel - 1) // 2, groups=in_channels, bias=False)
+    pointwise = nn.Conv2d(in_channels, out_channels, 1)
+    for conv in (depthwise, pointwise):
+        nn.init.xavier_uniform_(conv.weight)
+    assert pointwise.bias is not None
+    nn.init.zeros_(pointwise.bias)
+    return nn.Sequential(depthwise, pointwise)
+
+
+class SharedConv(nn.Module):
+    """One convolution for several maps, then each map's own BatchNorm, if there is one, and an activation.
+
+    conv: layers of which the last has `channels` outputs and may have a bias, as in TensorFlow's RetinaNet.
+    """
+
+    def __init__(
+        self, conv: nn.Sequential, channels: int, *, num_maps: int, norm: Norm | None, activation: Activation
+    ) -> None:
+        super().__init__()
+        self.conv = conv
+        self.blocks = nn.ModuleList()
+        for _ in range(num_maps):
+            if norm is None:
+                self.blocks.append(_ACTIVATIONS[activation]())
+                continue
+            block = ConvNormAct(channels, channels, kernel=1, norm=norm, activation=activation)
+            block.conv = nn.Identity()  # until it is folded
+            self.blocks.append(block)
+
+    def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
+        """Each map [B, in, H, W] to what `conv` makes of it, normalised and activated."""
+        return [block(self.conv(x)) for block, x in zip(self.blocks, maps, strict=True)]
+
+    def fold(self) -> None:
+        """Moves each map's BatchNorm into a copy of the convolution's last layer, for inference: more weights, same
+        outputs up to rounding, one pass less."""
+        blocks = [block for block in self.blocks
+                  if isinstance(block, ConvNormAct) and isinstance(block.conv, nn.Identity)]
+        if blocks:
+            *rest, last = self.conv
+            self.conv = nn.Sequential(*rest)
+            for block in blocks:
+                block.conv = copy.deepcopy(last)
+                block.fold()
 
 
 class SqueezeExcite(nn.Module):

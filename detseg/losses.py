@@ -1,8 +1,10 @@
-"""Detection losses, summed over a padded batch with no loop over images or classes."""
+"""Losses of detection and segmentation, summed over a batch with no loop over images or classes."""
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Literal, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -10,9 +12,16 @@ from torch import Tensor
 from torchvision.ops import complete_box_iou_loss, sigmoid_focal_loss
 
 from detseg import boxes
-from detseg.interfaces import BoxTargets
+from detseg.interfaces import VOID, BoxTargets
 from detseg.matching import IGNORED, gather_targets
 
+BoxLoss: TypeAlias = Literal["smooth_l1", "l1", "huber", "ciou"]
+
+_DELTA_LOSSES: dict[BoxLoss, Callable[..., Tensor]] = {
+    "smooth_l1": F.smooth_l1_loss,
+    "l1": F.l1_loss,
+    "huber": partial(F.huber_loss, delta=0.1),
+}
 _SMALLEST_SIDE = 0.01
 """Pixels: a predicted box counts as at least so wide and high in the complete IoU."""
 
@@ -50,20 +59,52 @@ def focal_loss(logits_BNC: Tensor, targets_BN: Tensor, *, alpha: float, gamma: f
 
 def box_loss(
     deltas_BN4: Tensor, anchors_N4: Tensor, targets: BoxTargets, matched_BN: Tensor, *,
-    weights: tuple[float, float, float, float], kind: Literal["smooth_l1", "ciou"],
+    weights: tuple[float, float, float, float], kind: BoxLoss,
 ) -> Tensor:
     """The localisation loss of the matched anchors, a scalar sum.
 
-    "smooth_l1" on the encoded deltas (SSD); "ciou" 1 - complete IoU of the decoded boxes (Zheng et al. 2020).
+    On the encoded deltas: "smooth_l1" (SSD), "l1" (torchvision's RetinaNet) or "huber", Huber's loss with a bend at 0.1
+    (TensorFlow's RetinaNet). "ciou": 1 - complete IoU of the decoded boxes (Zheng et al. 2020).
     """
     positive_BN = matched_BN >= 0
     wanted_BN4, _ = gather_targets(targets, matched_BN)
     wanted_BN4 = torch.where(positive_BN[..., None], wanted_BN4, anchors_N4)  # keeps the logarithm finite elsewhere
-    if kind == "smooth_l1":
-        loss_BN = F.smooth_l1_loss(deltas_BN4, boxes.encode(wanted_BN4, anchors_N4, weights), reduction="none").sum(-1)
+    if kind != "ciou":
+        loss_BN = _DELTA_LOSSES[kind](
+            deltas_BN4, boxes.encode(wanted_BN4, anchors_N4, weights), reduction="none").sum(-1)
     else:
         # Sides of 0 have no aspect ratio; the gradient would not be a number, and poison that of the other anchors.
         decoded_BN4 = boxes.decode(torch.where(positive_BN[..., None], deltas_BN4, 0.0), anchors_N4, weights)
         corners = decoded_BN4[..., :2], torch.maximum(decoded_BN4[..., 2:], decoded_BN4[..., :2] + _SMALLEST_SIDE)
         loss_BN = complete_box_iou_loss(torch.cat(corners, -1), wanted_BN4)
     return torch.where(positive_BN, loss_BN, 0.0).sum()
+
+
+def segmentation_cross_entropy(
+    logits: Tensor, labels: Tensor, *, class_weights: Sequence[float] | None = None, hardest: float = 1.0,
+    align_corners: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Cross entropy of each pixel: the sum over those that count, and how many count, with their classes' weights.
+
+    logits: [B, K, h, w], enlarged bilinearly to the labels' size. labels: [B, H, W]; VOID counts for nothing.
+    class_weights: K factors; the second number is then the sum of the counted pixels' factors, as in a weighted mean.
+    hardest: the share of the known pixels that counts, those with the highest loss in the whole batch (online hard
+    example mining, Shrivastava et al. 2016).
+    """
+    num_classes = logits.shape[1]
+    if class_weights is not None and len(class_weights) != num_classes:
+        raise ValueError(f"{num_classes} classes need as many class_weights, got {len(class_weights)}")
+    if not 0 < hardest <= 1:
+        raise ValueError(f"hardest is a share of the pixels and must lie in (0, 1], got {hardest}")
+    enlarged = F.interpolate(logits.float(), labels.shape[1:], mode="bilinear", align_corners=align_corners)
+    known_BHW, wanted_BHW = labels != VOID, labels.long()
+    weights_K = enlarged.new_ones(num_classes) if class_weights is None else enlarged.new_tensor(class_weights)
+    loss_BHW = F.cross_entropy(enlarged, wanted_BHW, weights_K, ignore_index=VOID, reduction="none")
+    weights_BHW = weights_K[wanted_BHW.masked_fill(~known_BHW, 0)] * known_BHW
+    if hardest < 1:
+        order = loss_BHW.detach().masked_fill(~known_BHW, -torch.inf).flatten().argsort(descending=True)
+        num_hard = (known_BHW.sum() * hardest).ceil()
+        counted = torch.zeros_like(known_BHW.flatten()).scatter_(
+            0, order, torch.arange(len(order), device=order.device) < num_hard)
+        loss_BHW, weights_BHW = loss_BHW * counted.view_as(known_BHW), weights_BHW * counted.view_as(known_BHW)
+    return loss_BHW.sum(), weights_BHW.sum()

@@ -16,22 +16,25 @@ IGNORED = -2
 
 def match(
     anchors: Tensor, targets: BoxTargets, *, limits: Tensor, positive: float, negative: float, keep_best: bool,
-    crowd_coverage: float = 0.5,
+    keep_ties: bool = False, crowd_coverage: float = 0.5,
 ) -> Tensor:
     """The number of the true box that each anchor stands for, or NEGATIVE, or IGNORED: int64 [B, N].
 
     An anchor takes the box it overlaps most if their IoU reaches `positive`; below `negative` it is NEGATIVE, between
     the two IGNORED. keep_best: every true box keeps the anchor that overlaps it most, however little (of two boxes
-    with the same best anchor the later one gets it, as in torchvision). Padding and crowds are never matched; an
-    anchor not taken of which `crowd_coverage` of the part inside the image lies in a crowd region is IGNORED.
+    with the same best anchor the later one gets it, as in torchvision's SSD). keep_ties: every anchor that some true
+    box overlaps as much as any other anchor stands for the box it overlaps most itself, however little (Faster R-CNN
+    and RetinaNet; torchvision's allow_low_quality_matches). Padding and crowds are never matched; an anchor not taken
+    of which `crowd_coverage` of the part inside the image lies in a crowd region is IGNORED.
 
-    anchors: [N, 4]. targets: a padded batch; M may be 0. limits: [4], width, height, width, height of the image.
+    anchors: [N, 4], or [B, N, 4] where each image has its own. targets: a padded batch; M may be 0. limits: [4], width,
+    height, width, height of the image.
     """
     assert 0 <= negative <= positive <= 1, (negative, positive)
     assert positive > 0, "boxes that overlap nothing, such as padding, must not be matched"
     num_images, num_boxes = targets.labels.shape
     if num_boxes == 0:
-        return torch.full((num_images, len(anchors)), NEGATIVE, device=anchors.device)
+        return torch.full((num_images, anchors.shape[-2]), NEGATIVE, device=anchors.device)
     real_BM = (targets.labels >= 0) & ~targets.crowd
     iou_BMN = boxes.iou(targets.boxes, anchors) * real_BM[..., None]
 
@@ -44,6 +47,11 @@ def match(
         claims_BM = torch.where(best_iou_BM > 0, claims_BM, -1)
         claimed_BN = torch.full_like(matched_BN, -1).scatter_reduce(1, best_anchor_BM, claims_BM, "amax")
         matched_BN = torch.where(claimed_BN >= 0, claimed_BN, matched_BN)
+
+    if keep_ties:
+        most_BM1 = iou_BMN.amax(2, keepdim=True)
+        tied_BN = ((iou_BMN == most_BM1) & (most_BM1 > 0)).any(1)
+        matched_BN = torch.where(tied_BN, best_box_BN, matched_BN)
 
     crowd_BM = (targets.labels >= 0) & targets.crowd
     visible = torch.minimum(anchors.clamp(min=0.0), limits)
@@ -59,3 +67,26 @@ def gather_targets(targets: BoxTargets, matched_BN: Tensor) -> tuple[Tensor, Ten
         return targets.boxes.new_zeros(num_images, num_anchors, 4), targets.labels.new_zeros(num_images, num_anchors)
     index_BN = matched_BN.clamp(min=0)
     return (targets.boxes.gather(1, index_BN[..., None].expand(-1, -1, 4)), targets.labels.gather(1, index_BN))
+
+
+def wanted_outputs(targets: BoxTargets, matched_BN: Tensor, *, first: int, negative: int) -> Tensor:
+    """The output that each anchor should give, int64 [B, N]: `first` + label where it is matched, `negative` where it
+    shows background, and IGNORED."""
+    _, labels_BN = gather_targets(targets, matched_BN)
+    unmatched_BN = torch.where(matched_BN == NEGATIVE, negative, IGNORED)
+    return torch.where(matched_BN >= 0, labels_BN + first, unmatched_BN)
+
+
+def sample(matched_BN: Tensor, number: int, *, positive_share: float) -> tuple[Tensor, Tensor]:
+    """Random anchors of each image to learn from: their positions, int64 [B, S], and which of them count, bool [B, S].
+
+    S is `number`, or N where there are fewer. At most `positive_share` of `number` are matched anchors, the others show
+    background; those that count come first. From torch's random state.
+    """
+    num_rows = min(number, matched_BN.shape[1])
+    chance_BN = torch.rand(matched_BN.shape, device=matched_BN.device)
+    found, rows = torch.where(matched_BN >= 0, chance_BN, -1.0).topk(min(int(number * positive_share), num_rows))
+    taken_BN = torch.zeros_like(matched_BN, dtype=torch.bool).scatter(1, rows, found >= 0)
+    background_BN = torch.where(matched_BN == NEGATIVE, chance_BN, -1.0)
+    found, rows = torch.where(taken_BN, 2.0, background_BN).topk(num_rows)
+    return rows, found >= 0

@@ -6,28 +6,31 @@ import copy
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from detseg.backbones.taps import TappedTrunk
 from detseg.fused import can_fuse, fuse
 from detseg.interfaces import Backbone, Classes, Head, Neck, Resize
-from detseg.layers import ConvNormAct
+from detseg.layers import ConvNormAct, SharedConv
 
 
 class Predictor(nn.Module):
     """Images 0..255 in, raw predictions out; knows its classes and how an image becomes its input.
 
     mean, std: of RGB in 0..1, as published with the weights. resize: used in training, evaluation, prediction and
-    export alike. The head is asked for the loss and for decoding.
+    export alike. The head is asked for the loss and for decoding. divisor: images get rows and columns of zeros at the
+    end, behind the normalisation, until their sides are multiples of it, as in torchvision's detectors; the head is
+    told the size without them.
     """
 
     def __init__(
         self, backbone: Backbone, head: Head[Any, Any, Any], *, classes: Classes, resize: Resize,
-        mean: tuple[float, float, float], std: tuple[float, float, float], neck: Neck | None = None,
+        mean: tuple[float, float, float], std: tuple[float, float, float], neck: Neck | None = None, divisor: int = 1,
     ) -> None:
         super().__init__()
         self.backbone, self.neck, self.head = backbone, neck, head
-        self.classes, self.resize = classes, resize
+        self.classes, self.resize, self.divisor = classes, resize, divisor
         self.scale: Tensor
         self.shift: Tensor
         # Part of the state: what a checkpoint was trained with travels with it.
@@ -47,10 +50,14 @@ class Predictor(nn.Module):
 
     def forward(self, images: Tensor) -> Any:
         """uint8 or float [B, 3, H, W] RGB, 0..255, to the head's raw predictions."""
-        features = self.backbone(images.to(self.scale.dtype) * self.scale + self.shift)
+        height, width = images.shape[2], images.shape[3]
+        normalised = images.to(self.scale.dtype) * self.scale + self.shift
+        if height % self.divisor or width % self.divisor:
+            normalised = F.pad(normalised, (0, -width % self.divisor, 0, -height % self.divisor))
+        features = self.backbone(normalised)
         if self.neck is not None:
             features = self.neck(features)
-        return self.head(features, (images.shape[2], images.shape[3]))
+        return self.head(features, (height, width))
 
     def folded(self) -> Predictor:
         """A copy for inference: evaluation mode, no training parts, BatchNorm folded into convolutions, channels last.
@@ -60,7 +67,7 @@ class Predictor(nn.Module):
         model = copy.deepcopy(self).eval().requires_grad_(requires_grad=False)
         model.head.drop_training_parts()
         for module in list(model.modules()):  # folding replaces modules
-            if isinstance(module, ConvNormAct | TappedTrunk):
+            if isinstance(module, ConvNormAct | SharedConv | TappedTrunk):
                 module.fold()
         return model.to(memory_format=torch.channels_last)
 

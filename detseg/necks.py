@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torchvision.ops import FeaturePyramidNetwork
 
 from detseg.interfaces import Features, FeatureSpec, Neck
+from detseg.layers import Norm, separable_conv
 
 Coarser: TypeAlias = Literal["none", "pool", "convolutions"]
 
@@ -59,3 +60,44 @@ class FPN(Neck):
             last = conv(last if k == 0 else F.relu(last))
             found[name] = last
         return found
+
+
+class SeparableFPN(Neck):
+    """TensorFlow's pyramid for mobile RetinaNets (official/vision/modeling/decoders/fpn.py, use_separable_conv).
+
+    All convolutions are separable, the 1 x 1 ones too; coarser maps come from 3 x 3 with stride 2, all but the first of
+    them behind the activation; in the end each map has a BatchNorm. Named by stride: "p3" is the map of stride 8.
+
+    specs: the backbone's, from fine to coarse, each at twice the stride of the one before. num_maps: of the pyramid.
+    """
+
+    def __init__(
+        self, specs: Mapping[str, FeatureSpec], *, norm: Norm, channels: int = 256, num_maps: int = 5,
+        activation: Literal["relu", "relu6"] = "relu",
+    ) -> None:
+        super().__init__()
+        strides = [spec.stride for spec in specs.values()]
+        if strides != [strides[0] * 2 ** k for k in range(len(strides))]:
+            raise ValueError(f"a pyramid doubles the stride from map to map, got {strides}: choose other taps, or a "
+                             "backbone without dilation")
+        if num_maps < len(strides):
+            raise ValueError(f"a pyramid on {len(strides)} taps has as many maps or more, got num_maps={num_maps}")
+        self.taps = tuple(specs)
+        self.act = nn.ReLU() if activation == "relu" else nn.ReLU6()
+        self.specs = {f"p{(strides[0] * 2 ** k).bit_length() - 1}": FeatureSpec(channels, strides[0] * 2 ** k)
+                      for k in range(num_maps)}
+        self.lateral = nn.ModuleList(separable_conv(spec.channels, channels, kernel=1) for spec in specs.values())
+        self.smooth = nn.ModuleList(separable_conv(channels, channels) for _ in strides)
+        self.coarser = nn.ModuleList(
+            separable_conv(channels, channels, stride=2) for _ in range(num_maps - len(strides)))
+        self.norms = nn.ModuleList(norm(channels) for _ in range(num_maps))
+
+    def forward(self, features: Features) -> Features:
+        """Maps by tap to maps by pyramid name."""
+        merged = [lateral(features[tap]) for lateral, tap in zip(self.lateral, self.taps, strict=True)]
+        for k in reversed(range(len(merged) - 1)):
+            merged[k] = merged[k] + F.interpolate(merged[k + 1], merged[k].shape[2:], mode="nearest")
+        maps = [smooth(x) for smooth, x in zip(self.smooth, merged, strict=True)]
+        for number, coarser in enumerate(self.coarser):
+            maps.append(coarser(maps[-1] if number == 0 else self.act(maps[-1])))
+        return {name: norm(x) for name, norm, x in zip(self.specs, self.norms, maps, strict=True)}

@@ -1,4 +1,4 @@
-"""Prediction: a trained network, image files in, detections in original pixels out."""
+"""Prediction: a trained network, image files in, boxes or label maps in original pixels out."""
 
 from __future__ import annotations
 
@@ -99,13 +99,39 @@ def picture_paths(images: Sequence[Path], folder: Path) -> list[Path]:
     Where two images share a name, all keep the folders that tell them apart. A format that cannot be written becomes
     PNG. ValueError where a picture would replace one of the images.
     """
+    pictures = [folder / (name if cv2.haveImageWriter(name.name) else f"{name}.png") for name in _distinct(images)]
+    _check_free(pictures, images, what="picture")
+    return pictures
+
+
+def label_paths(images: Sequence[Path], folder: Path) -> list[Path]:
+    """Where in `folder` the label map of each image goes: to a PNG file of the same name, in folders as `picture_paths`
+    makes them. Cityscapes' evaluation finds those of its images by these names.
+
+    ValueError where a label map would replace one of the images or of the other label maps.
+    """
+    stems = [image.with_suffix("") if image.suffix.lower() in IMAGE_SUFFIXES else image for image in images]
+    files = [folder / f"{name}.png" for name in _distinct(stems)]
+    sources: dict[str, Path] = {}
+    for file, image in zip(files, images, strict=True):
+        other = sources.setdefault(str(file).casefold(), image)
+        if other is not image:
+            raise ValueError(f"{other} and {image} would both have the label map {file}; predict them one by one")
+    _check_free(files, images, what="label map")
+    return files
+
+
+def _distinct(images: Sequence[Path]) -> list[Path]:
+    """The names of the images, with the folders that tell them apart where two share one."""
     originals = [Path(os.path.abspath(image)) for image in images]
     names = [Path(image.name) for image in originals]
     # Compared as a file system does that takes A.jpg and a.jpg for the same.
-    if len({str(name).casefold() for name in names}) < len(names):
-        above = os.path.commonpath([image.parent for image in originals])
-        names = [image.relative_to(above) for image in originals]
-    pictures = [folder / (name if cv2.haveImageWriter(name.name) else f"{name}.png") for name in names]
-    if taken := {image.resolve() for image in images} & {picture.resolve() for picture in pictures}:
-        raise ValueError(f"the picture would replace the image {min(taken)}; choose another folder for the pictures")
-    return pictures
+    if len({str(name).casefold() for name in names}) == len(names):
+        return names
+    above = os.path.commonpath([image.parent for image in originals])
+    return [image.relative_to(above) for image in originals]
+
+
+def _check_free(files: Sequence[Path], images: Sequence[Path], *, what: str) -> None:
+    if taken := {image.resolve() for image in images} & {file.resolve() for file in files}:
+        raise ValueError(f"the {what} would replace the image {min(taken)}; choose another folder for the {what}s")

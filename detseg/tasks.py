@@ -16,6 +16,7 @@ from detseg.data.detection import DetectionDataset
 from detseg.data.segmentation import SegmentationDataset
 from detseg.interfaces import (
     IMAGENET_MEAN,
+    VOID,
     Batch,
     BoxTargets,
     Classes,
@@ -31,6 +32,7 @@ from detseg.interfaces import (
     Metric,
     Pixels,
     Sample,
+    Size,
     Source,
     Task,
 )
@@ -74,6 +76,16 @@ class Detection(Task[BoxTargets, DenseBoxes, Detections, ImageDetections]):
             for padded, values in zip(batch, sample.targets, strict=True):
                 padded[row, : len(values)] = values
         return Batch(_stacked([sample.image for sample in samples]), batch, tuple(sample.source for sample in samples))
+
+    def made_up(self, size: Size, num_classes: int, *, seed: int) -> BoxTargets:
+        """1 to 12 boxes, with consecutive seeds one more each."""
+        random, (height, width) = np.random.default_rng(seed), size
+        num_boxes = 1 + seed % 12
+        sides = random.uniform(0.05, 0.6, (num_boxes, 2)) * (width, height)
+        corners = random.uniform(0.0, 1.0, (num_boxes, 2)) * ((width, height) - sides)
+        labels = torch.from_numpy(random.integers(0, num_classes, num_boxes))
+        return BoxTargets(torch.from_numpy(np.concatenate([corners, corners + sides], axis=1)).float(), labels,
+                          torch.zeros(num_boxes, dtype=torch.bool))
 
     def finish(self, dense: DenseBoxes) -> Detections:
         """Suppression to `max_detections` rows."""
@@ -134,10 +146,21 @@ class Segmentation(Task[LabelTargets, DenseLogits, LabelMaps, ImageLabels]):
     scored: ClassVar[bool] = False
 
     def collate(self, samples: Sequence[Sample[LabelTargets]]) -> Batch[LabelTargets]:
-        """Images and label maps stacked."""
-        return Batch(torch.stack([sample.image for sample in samples]),
-                     LabelTargets(torch.stack([sample.targets.labels for sample in samples])),
-                     tuple(sample.source for sample in samples))
+        """Images and label maps stacked, smaller ones padded at the end with ImageNet's mean colour and VOID."""
+        images = _stacked([sample.image for sample in samples])
+        labels = torch.full((len(samples), *images.shape[2:]), VOID, dtype=torch.uint8)
+        for row, sample in enumerate(samples):
+            height, width = sample.targets.labels.shape
+            labels[row, :height, :width] = sample.targets.labels
+        return Batch(images, LabelTargets(labels), tuple(sample.source for sample in samples))
+
+    def made_up(self, size: Size, num_classes: int, *, seed: int) -> LabelTargets:
+        """8 x 8 patches, a twentieth of them VOID."""
+        random, (height, width) = np.random.default_rng(seed), size
+        patches = random.integers(0, num_classes, (8, 8))
+        patches[random.uniform(size=(8, 8)) < 0.05] = VOID
+        rows, columns = np.arange(height) * 8 // height, np.arange(width) * 8 // width
+        return LabelTargets(torch.from_numpy(patches.astype(np.uint8)[rows[:, None], columns]))
 
     def finish(self, dense: DenseLogits) -> LabelMaps:
         """The class of the highest score, the first of equals."""
@@ -160,28 +183,31 @@ class Segmentation(Task[LabelTargets, DenseLogits, LabelMaps, ImageLabels]):
         return draw_labels(image, prediction.labels, classes)
 
     def summary(self, prediction: ImageLabels, classes: Classes, *, threshold: float) -> str:
-        """How much of the image each class has, the largest first."""
-        counts = np.bincount(prediction.labels.ravel(), minlength=len(classes))
-        order = np.argsort(-counts, kind="stable")
-        return ", ".join(f"{counts[k] / prediction.labels.size:.0%} {classes.names[k]}" for k in order if counts[k])
+        """How much of the image each class has, the largest first and without what is below half a percent."""
+        shares = np.bincount(prediction.labels.ravel(), minlength=len(classes)) / prediction.labels.size
+        largest, *others = np.argsort(-shares, kind="stable").tolist()
+        return ", ".join(f"{shares[k]:.0%} {classes.names[k]}"
+                         for k in [largest, *(other for other in others if shares[other] >= 0.005)])
 
     def records(self, prediction: ImageLabels, classes: Classes) -> list[Mapping[str, Any]]:
         """COCO's results format: the run lengths of each class that occurs."""
         return mean_iou.records(prediction, classes)
 
     def label_image(self, prediction: ImageLabels, classes: Classes) -> LabelPixels | None:
-        """Source ids, of which each must fit into 8 bits."""
-        if max(classes.source_ids) > 255:
-            raise ValueError(f"label images have 8 bits, the class ids go up to {max(classes.source_ids)}")
+        """Source ids. A ValueError where one does not fit into 8 bits."""
+        if too_large := [source_id for source_id in classes.source_ids if not 0 <= source_id <= 255]:
+            raise ValueError(f"label images hold ids of 0 to 255, the classes have "
+                             f"{', '.join(map(str, too_large[:5]))}{', ...' * (len(too_large) > 5)}; "
+                             "predictions.json holds any")
         return np.asarray(classes.source_ids, dtype=np.uint8)[prediction.labels]
 
 
 def _label_map_to_original(labels: Tensor, source: Source) -> LabelPixels:
-    """Nearest pixel, by centres; float64, in which whole sizes and offsets are exact."""
+    """Each original pixel takes the label at its centre, which always lies in the image and not in bars."""
     height, width = source.size
     scale_y, scale_x, offset_y, offset_x = source.placement
-    rows = ((np.arange(height) + 0.5) * scale_y + offset_y).astype(np.int64).clip(0, labels.shape[0] - 1)
-    columns = ((np.arange(width) + 0.5) * scale_x + offset_x).astype(np.int64).clip(0, labels.shape[1] - 1)
+    rows = ((np.arange(height) + 0.5) * scale_y + offset_y).astype(np.int64)
+    columns = ((np.arange(width) + 0.5) * scale_x + offset_x).astype(np.int64)
     restored: LabelPixels = labels.to(torch.uint8).cpu().numpy()[rows[:, None], columns]
     return restored
 

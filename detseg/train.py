@@ -126,6 +126,7 @@ def fit(
         train_set, task, batch_size=rank_batch, seed=experiment.seed, first_step=step, last_step=total, workers=workers,
         rank=rank, world_size=world_size, pin_memory=fabric.device.type == "cuda")
     seconds_per_step, saved_at, standing = 0.0, time.monotonic(), ""
+    metric = task.metric(val_set)
 
     with ExitStack() as stack:
         report = stack.enter_context(Reporter(console, total, first=step, title="step", unit="images"))
@@ -202,7 +203,7 @@ def fit(
     if leads:
         examples = draw_examples(evaluated, task, val_set, number=12, threshold=_SMALLEST_SCORE_DRAWN)
         write_picture(run.picture, contact_sheet(examples, columns=4))
-    console.print(f"validation after {validated} steps", task.metric(val_set).table(numbers), sep="\n")
+    console.print(f"validation after {validated} steps", metric.table(numbers), sep="\n")
     for what, path in {"best": run.best, "last": run.last, "predictions": run.picture}.items():
         console.print(f"{what}: {path}", highlight=False, soft_wrap=True)
     return Result(run, numbers, best)

@@ -9,15 +9,15 @@ outputs a box, background first, as all published weights do; sigmoid scores lea
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Literal, TypeAlias
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from detseg import boxes, losses, matching
-from detseg.anchors import SSDAnchors
+from detseg.anchors import AnchorRaw, SSDAnchors, image_limits, predict_rows
 from detseg.interfaces import BoxTargets, DenseBoxes, Features, FeatureSpec, Head, Losses, Size
-from detseg.layers import ConvNormAct, Norm, depthwise_separable
+from detseg.layers import ConvNormAct, Norm, depthwise_separable, normal_weights
 
 NORM = Norm(momentum=0.03, eps=1e-3)
 """BatchNorm of both wirings: decay 0.97 in TensorFlow's V3 config, momentum 0.03 in torchvision."""
@@ -30,20 +30,7 @@ ClassLoss: TypeAlias = Literal["multibox", "focal"]
 BoxLoss: TypeAlias = Literal["smooth_l1", "ciou"]
 
 
-class SSDRaw(NamedTuple):
-    """What the predictors say at every anchor, and the anchors."""
-
-    deltas: Tensor
-    """[B, N, 4], encoded with BOX_WEIGHTS."""
-    logits: Tensor
-    """[B, N, K + 1], background first."""
-    anchors: Tensor
-    """[N, 4] xyxy in network pixels."""
-    limits: Tensor
-    """[4]: width, height, width, height of the network's image."""
-
-
-class SSDLite(Head[BoxTargets, SSDRaw, DenseBoxes]):
+class SSDLite(Head[BoxTargets, AnchorRaw, DenseBoxes]):
     """Predicts boxes on the backbone's last two maps and on smaller ones that it makes from the last.
 
     specs: the backbone's; every map is used, in order, and `anchors.num_maps` says how many more are made.
@@ -63,10 +50,7 @@ class SSDLite(Head[BoxTargets, SSDRaw, DenseBoxes]):
         super().__init__()
         if num_classes < 1:
             raise ValueError(f"a detector needs at least one class, got {num_classes}")
-        if len(specs) + len(extra_channels) != anchors.num_maps:
-            raise ValueError(
-                f"{len(specs)} taps and {len(extra_channels)} extra maps make {len(specs) + len(extra_channels)}, but "
-                f"the anchors are for {anchors.num_maps}: give as many extra_channels or set num_maps")
+        anchors.check_maps(len(specs), len(extra_channels))
         self.taps = tuple(specs)
         self.num_outputs = num_classes + 1
         self.anchors, self.class_loss, self.box_loss = anchors, class_loss, box_loss
@@ -87,26 +71,26 @@ class SSDLite(Head[BoxTargets, SSDRaw, DenseBoxes]):
         self.class_layers = {f"classify.{k}.1": 1 for k in range(len(channels))}
         self._initialise()
 
-    def forward(self, features: Features, size: Size) -> SSDRaw:
+    def forward(self, features: Features, size: Size) -> AnchorRaw:
         """Maps by tap to raw predictions for images of `size`."""
         maps = [features[tap] for tap in self.taps]
         for extra in self.extras:
             maps.append(extra(maps[-1]))
-        deltas = [_rows(predict(x), 4) for predict, x in zip(self.locate, maps, strict=True)]
-        logits = [_rows(predict(x), self.num_outputs) for predict, x in zip(self.classify, maps, strict=True)]
-        anchors = self.anchors([(x.shape[2], x.shape[3]) for x in maps], size, device=maps[0].device)
-        limits = torch.tensor((size[1], size[0], size[1], size[0]), dtype=torch.float32, device=anchors.device)
-        return SSDRaw(torch.cat(deltas, 1), torch.cat(logits, 1), anchors, limits)
+        device = maps[0].device
+        return AnchorRaw(
+            deltas=predict_rows(self.locate, maps, columns=4),
+            logits=predict_rows(self.classify, maps, columns=self.num_outputs),
+            anchors=self.anchors([(x.shape[2], x.shape[3]) for x in maps], size, device=device),
+            limits=image_limits(size, device=device),
+        )
 
-    def loss(self, raw: SSDRaw, targets: BoxTargets) -> Losses:
+    def loss(self, raw: AnchorRaw, targets: BoxTargets) -> Losses:
         """Classification and localisation, to be divided by the number of matched anchors."""
         matched_BN = matching.match(
             raw.anchors, targets, limits=raw.limits, positive=0.5, negative=0.5, keep_best=True)
-        _, labels_BN = matching.gather_targets(targets, matched_BN)
         # TensorFlow's V3 config encodes background as zeros: with the focal loss a negative anchor wants no output.
         background = -1 if self.class_loss == "focal" else 0
-        unmatched_BN = torch.where(matched_BN == matching.NEGATIVE, background, matching.IGNORED)
-        outputs_BN = torch.where(matched_BN >= 0, labels_BN + 1, unmatched_BN)
+        outputs_BN = matching.wanted_outputs(targets, matched_BN, first=1, negative=background)
         logits = raw.logits.float()
         if self.class_loss == "focal":
             classification = losses.focal_loss(logits, outputs_BN, alpha=0.75, gamma=2.0)
@@ -118,7 +102,7 @@ class SSDLite(Head[BoxTargets, SSDRaw, DenseBoxes]):
             raw.deltas.float(), raw.anchors, targets, matched_BN, weights=BOX_WEIGHTS, kind=self.box_loss)
         return Losses({"class": classification, "box": self.box_weight * localisation}, (matched_BN >= 0).sum())
 
-    def decode(self, raw: SSDRaw) -> DenseBoxes:
+    def decode(self, raw: AnchorRaw) -> DenseBoxes:
         """Boxes inside the image, and the classes' probabilities without background."""
         decoded = boxes.decode(raw.deltas.float(), raw.anchors, BOX_WEIGHTS)
         inside = torch.minimum(decoded.clamp(min=0.0), raw.limits)
@@ -128,11 +112,7 @@ class SSDLite(Head[BoxTargets, SSDRaw, DenseBoxes]):
 
     def _initialise(self) -> None:
         """Normal weights of deviation 0.03 and no biases, as both wirings have it."""
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.normal_(module.weight, std=0.03)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+        normal_weights(self, std=0.03)
         if self.class_loss == "focal":
             for predictor in self.classify:
                 *_, last = predictor.children()
@@ -149,8 +129,3 @@ def _smaller_map(in_channels: int, out_channels: int, *, norm: Norm) -> nn.Seque
         ConvNormAct(inner, inner, kernel=3, stride=2, groups=inner, norm=norm, activation="relu6"),
         ConvNormAct(inner, out_channels, kernel=1, norm=norm, activation="relu6"),
     )
-
-
-def _rows(predictions: Tensor, columns: int) -> Tensor:
-    """[B, A * columns, H, W] to [B, H * W * A, columns], the order of the anchors."""
-    return predictions.permute(0, 2, 3, 1).reshape(predictions.shape[0], -1, columns)

@@ -7,29 +7,18 @@ import inspect
 import pkgutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
-import detseg.backbones
 import heads
+from detseg.backbone_table import builders
 from detseg.interfaces import Backbone, Head
 
 from .conftest import ROOT
 
 
 def backbones() -> dict[str, Callable[..., Backbone]]:
-    """Builder functions by name: public functions of detseg.backbones' modules that are annotated to give a Backbone
-    and take everything by keyword with a default."""
-    found: dict[str, Callable[..., Backbone]] = {}
-    for info in pkgutil.iter_modules(detseg.backbones.__path__):
-        module = importlib.import_module(f"detseg.backbones.{info.name}")
-        for name, function in inspect.getmembers(module, inspect.isfunction):
-            if function.__module__ != module.__name__ or name.startswith("_"):
-                continue
-            given = get_type_hints(function).get("return")
-            parameters = inspect.signature(function).parameters.values()
-            if (inspect.isclass(given) and issubclass(given, Backbone)
-                    and all(p.default is not inspect.Parameter.empty for p in parameters)):
-                found[name] = function
+    """Every builder of a backbone by name."""
+    found = builders()
     assert len(found) >= 3, found
     return found
 

@@ -12,8 +12,12 @@ from torch import Tensor
 from torchvision.models.detection.anchor_utils import DefaultBoxGenerator
 from torchvision.models.detection.image_list import ImageList
 
+from detseg import config
 from detseg.anchors import SSDAnchors
+from detseg.data.coco import COCO_80
 from detseg.interfaces import Size
+
+from .conftest import ROOT
 
 CPU = torch.device("cpu")
 SQUARE: list[Size] = [(20, 20), (10, 10), (5, 5), (3, 3), (2, 2), (1, 1)]
@@ -88,11 +92,36 @@ def test_anchors_are_ordered_by_map_row_column() -> None:
         centres, torch.tensor([[50.0, 25], [150, 25], [250, 25], [50, 75], [150, 75], [250, 75]]))
 
 
+def _openmmlab(map_sizes: list[Size]) -> Tensor:
+    """What SSDAnchorGenerator gives for ssdlite_mobilenetv2-scratch_8xb24-600e_coco, from its pixels."""
+    smallest, largest = (48, 100, 150, 202, 253, 304), (100, 150, 202, 253, 304, 320)
+    strides = (16, 32, 64, 107, 160, 320)
+    rows = []
+    for (height, width), small, large, stride in zip(map_sizes, smallest, largest, strides, strict=True):
+        sides = [(small * math.sqrt(ratio), small / math.sqrt(ratio)) for ratio in (1, 2, 1 / 2, 3, 1 / 3)]
+        sides.insert(1, (math.sqrt(small * large),) * 2)
+        for y in range(height):
+            for x in range(width):
+                rows += [(stride * (x + 0.5) - w / 2, stride * (y + 0.5) - h / 2,
+                          stride * (x + 0.5) + w / 2, stride * (y + 0.5) + h / 2) for w, h in sides]
+    return torch.tensor(rows)
+
+
+def test_spacing_and_scales_make_openmmlabs_anchors() -> None:
+    model = config.load(ROOT / "configs" / "ssdlite_v2_openmmlab.py").build_model(COCO_80)
+    anchors = getattr(model.head, "anchors", None)
+    assert isinstance(anchors, SSDAnchors)
+    found = anchors(SQUARE, (320, 320), device=CPU)
+    assert found.shape == (3234, 4)
+    torch.testing.assert_close(found, _openmmlab(SQUARE), rtol=0, atol=1e-3)
+
+
 @pytest.mark.parametrize(("options", "message"), [
     ({"num_maps": 1}, "SSD anchors need at least 2 maps, got 1"),
     ({"min_scale": 0.0}, "anchor scales must satisfy 0 < min < max, got 0.0 and 0.95"),
     ({"scales": (0.1, 0.2)}, "scales needs a positive number for each of the 6 maps, got (0.1, 0.2)"),
     ({"num_maps": 2, "scales": (0.1, 0.0)}, "for each of the 2 maps, got (0.1, 0.0)"),
+    ({"num_maps": 2, "spacing": (1.0, -1.0)}, "spacing needs a positive number for each of the 2 maps, got"),
     ({"scales": ()}, "for each of the 6 maps, got ()"),
     ({"min_scale": 0.95}, "anchor scales must satisfy 0 < min < max, got 0.95 and 0.95"),
 ])

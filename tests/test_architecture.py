@@ -15,7 +15,7 @@ from .conftest import ROOT
 
 PACKAGES = ("detseg", "heads")
 HEADS_MAY_IMPORT = {f"detseg.{name}" for name in (
-    "interfaces", "boxes", "anchors", "matching", "losses", "layers", "suppression")}
+    "interfaces", "boxes", "anchors", "matching", "losses", "layers", "roi_align", "suppression")}
 NO_ROOMS = {"utils", "util", "common", "helpers", "misc"}
 
 

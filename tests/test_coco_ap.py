@@ -175,6 +175,25 @@ def test_it_is_silent_and_takes_images_in_any_order_and_portions(
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.parametrize("num_processes", [1, 2, 5])
+def test_processes_together_know_what_one_does(num_processes: int) -> None:
+    index, predictions = random_case(7)
+    expected = numbers(index, predictions, "hotcoco")
+    shares = []
+    for rank in range(num_processes):
+        metric = CocoAP(index, per_class=True)
+        metric.update(predictions[rank::num_processes])
+        shares.append(metric.collected())
+    merged = CocoAP(index, per_class=True)
+    merged.update(predictions[:1])
+    merged.merge(shares)
+    assert merged.compute() == pytest.approx(expected, abs=0, nan_ok=True), "equal scores are ranked by image, not rank"
+    with pytest.raises(ValueError, match="was given twice"):
+        merged.update(predictions[-1:])
+    with pytest.raises(AssertionError, match="two processes predicted the same image"):
+        merged.merge([*shares, shares[0]])
+
+
 def test_half_precision_with_gradient_is_taken() -> None:
     index = index_of({1: (50, 80)}, [Truth(1, 1, (0, 0, 10, 10))])
     boxes = torch.tensor([[0.0, 0.0, 10.0, 10.0]], dtype=torch.bfloat16, requires_grad=True)

@@ -46,6 +46,7 @@ def test_show_prints_each_setting_on_a_line(path: Path) -> None:
     assert ["ema.ramp", "true", "default"] in lines
     assert ["task", "Brightness", "file"] in lines
     assert ["augment", "noise", "file"] in lines
+    assert ["data", "data/coco", "file"] in lines
 
 
 def test_overrides_reach_the_experiment_and_the_model(path: Path) -> None:

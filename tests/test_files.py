@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from detseg.files import whole_file, write_records
+from detseg.files import records_file, whole_file, write_records
 
 FAILURE = "the thing was not written"
 
@@ -50,6 +50,14 @@ def test_a_block_that_fails_leaves_what_was_there(problem: BaseException, tmp_pa
             kept = "; the one from before is still whole" if before else ""
             assert raised.value.strerror == f"the thing was not written (No space left on device){kept}"
             assert raised.value.filename == str(path)
+
+
+def test_a_failure_of_another_file_keeps_its_name(tmp_path: Path) -> None:
+    problem = FileNotFoundError(errno.ENOENT, "No such file or directory", str(tmp_path / "another" / "file"))
+    with pytest.raises(FileNotFoundError) as raised:
+        fail(problem, tmp_path / "file")
+    assert raised.value is problem
+    assert contents(tmp_path) == {}
 
 
 def test_a_file_in_the_place_of_the_folder(tmp_path: Path) -> None:
@@ -93,3 +101,17 @@ def test_records_that_json_cannot_hold_leave_what_was_there(tmp_path: Path) -> N
     assert len(contents(tmp_path)) == 1
     with pytest.raises(OSError, match=r"the results were not written \(Not a directory\): '.*records.json/x'"):
         write_records(path / "x", [])
+
+
+def test_records_come_in_portions(tmp_path: Path) -> None:
+    path = tmp_path / "records.json"
+    with records_file(path) as add:
+        add([])
+        add([{"a": 1}, {"a": 2}])
+        assert not path.exists()
+        add([{"a": 3}])
+    assert path.read_text() == '[\n{"a": 1},\n{"a": 2},\n{"a": 3}\n]\n'
+    with pytest.raises(ValueError, match="not JSON compliant"), records_file(path) as add:
+        add([{"a": 4}, {"a": math.inf}])
+    assert json.loads(path.read_text()) == [{"a": 1}, {"a": 2}, {"a": 3}]
+    assert len(contents(tmp_path)) == 1

@@ -385,7 +385,7 @@ def test_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
     assert Path("data/sample/size.txt").is_file()
     assert "10 steps (5 an epoch)" in out
     code, out, _ = main("test", ["brightness.py", "run/best.pt", "--data", "data", "--json", "out/n.json", "--results",
-                                 "out/r.json", "--per-class", "--backend", "pycocotools"], capsys)
+                                 "out/r.json", "--per-class", "--reference"], capsys)
     assert code == 0
     assert "run/best.pt, after" in out
     numbers = json.loads(Path("out/n.json").read_text())

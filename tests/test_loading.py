@@ -23,6 +23,7 @@ from detseg.interfaces import (
     Pixels,
     Placement,
     Sample,
+    Size,
     Source,
     Task,
 )
@@ -62,6 +63,9 @@ class StackingTask(Task[Marks, None, None, None]):
     def collate(self, samples: Sequence[Sample[Marks]]) -> Batch[Marks]:
         marks = Marks(torch.stack([sample.targets.marks for sample in samples]))
         return Batch(torch.stack([s.image for s in samples]), marks, tuple(s.source for s in samples))
+
+    def made_up(self, size: Size, num_classes: int, *, seed: int) -> Marks:
+        raise NotImplementedError
 
     def finish(self, dense: None) -> None:
         raise NotImplementedError

@@ -10,7 +10,7 @@ from torchvision.ops import box_iou
 
 from detseg.anchors import SSDAnchors
 from detseg.interfaces import BoxTargets
-from detseg.matching import IGNORED, NEGATIVE, gather_targets, match
+from detseg.matching import IGNORED, NEGATIVE, gather_targets, match, sample, wanted_outputs
 
 LIMITS = torch.tensor([320.0, 192.0, 320.0, 192.0])
 ANCHORS = SSDAnchors()(
@@ -35,10 +35,12 @@ def _targets(*images: list[tuple[float, float, float, float]], crowd: tuple[tupl
 
 
 def _match(
-    targets: BoxTargets, *, positive: float = 0.5, negative: float = 0.5, keep_best: bool = True
+    targets: BoxTargets, *, positive: float = 0.5, negative: float = 0.5, keep_best: bool = True,
+    keep_ties: bool = False,
 ) -> list[list[int]]:
     found: list[list[int]] = match(
-        ROW, targets, limits=LIMITS, positive=positive, negative=negative, keep_best=keep_best).tolist()
+        ROW, targets, limits=LIMITS, positive=positive, negative=negative, keep_best=keep_best,
+        keep_ties=keep_ties).tolist()
     return found
 
 
@@ -150,3 +152,75 @@ def test_gathered_boxes_and_labels() -> None:
     positive = matched >= 0
     assert labels[positive].tolist() == [10, 11, 10]
     assert boxes[positive].tolist() == [[0, 0, 10, 10], [100, 100, 110, 110], [15, 0, 25, 10]]
+
+
+def test_wanted_outputs() -> None:
+    targets = _targets([(0, 0, 10, 10)], [(15, 0, 25, 10), (100, 100, 110, 110)])
+    matched = torch.tensor([[0, NEGATIVE, IGNORED], [1, 0, NEGATIVE]])
+    with_background = wanted_outputs(targets, matched, first=1, negative=0)
+    assert with_background.tolist() == [[11, 0, IGNORED], [12, 11, 0]]
+    assert wanted_outputs(targets, matched, first=0, negative=-1).tolist() == [[10, -1, IGNORED], [11, 10, -1]]
+    empty = wanted_outputs(_targets([], []), torch.full((2, 3), NEGATIVE), first=1, negative=0)
+    assert empty.tolist() == [[0, 0, 0], [0, 0, 0]]
+
+
+def test_ties_by_hand() -> None:
+    # The box lies between anchors 1 and 2, IoU 3/5 with both, and 1/7 with 0 and 3.
+    targets = _targets([(7.5, 0, 17.5, 10)])
+    assert _match(targets, positive=0.9, negative=0.3) == [[-1, 0, IGNORED, -1, -1]]
+    assert _match(targets, positive=0.9, negative=0.3, keep_best=False, keep_ties=True) == [[-1, 0, 0, -1, -1]]
+    # Anchor 0, of which the small box overlaps the most, stands for the large one that it overlaps most itself.
+    both = _targets([(0, 0, 10, 9), (4, 4, 6, 6)])
+    assert _match(both, positive=0.95, keep_best=False, keep_ties=True) == [[0, -1, -1, -1, -1]]
+    assert _match(_targets([(50, 50, 60, 60)]), keep_best=False, keep_ties=True) == [[-1] * 5]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_with_ties_it_equals_torchvision(seed: int) -> None:
+    torch.manual_seed(seed)
+    corner = torch.rand(2, 9, 2) * torch.tensor([200.0, 100.0])
+    true = torch.cat((corner, corner + 8 + torch.rand(2, 9, 2) * 90), -1).round()
+    targets = BoxTargets(true, torch.zeros(2, 9, dtype=torch.int64), torch.zeros(2, 9, dtype=torch.bool))
+    anchors = ANCHORS.round().repeat(2, 1)  # every anchor twice: there are ties
+    found = match(anchors, targets, limits=LIMITS, positive=0.7, negative=0.3, keep_best=False, keep_ties=True)
+    matcher = Matcher(0.7, 0.3, allow_low_quality_matches=True)
+    for row in range(2):
+        assert torch.equal(found[row], matcher(box_iou(true[row], anchors)))
+
+
+def test_each_image_may_have_its_own_anchors() -> None:
+    targets = _targets([(0, 0, 10, 10)], [(15, 0, 25, 10), (0, 0, 40, 40)], crowd=((1, 1),))
+    own = torch.stack((ROW, ROW.flip(0)))
+    found = match(own, targets, limits=LIMITS, positive=0.5, negative=0.5, keep_best=False)
+    assert found.tolist() == [[0, -1, -1, -1, -1], [-1, 0, IGNORED, IGNORED, IGNORED]]
+    empty = match(own, _targets([], []), limits=LIMITS, positive=0.5, negative=0.5, keep_best=False)
+    assert empty.tolist() == [[-1] * 5] * 2
+
+
+def test_samples_are_random_and_of_the_kinds_asked_for() -> None:
+    matched = torch.full((3, 100), NEGATIVE)
+    matched[0, :30], matched[0, 30:40] = 2, IGNORED
+    matched[1, 50:53] = 0
+    matched[2] = IGNORED
+    matched[2, 7] = 1
+    seen = torch.zeros(3, 100)
+    for _ in range(300):
+        rows, counted = sample(matched, 20, positive_share=0.25)
+        assert rows.shape == counted.shape == (3, 20)
+        assert counted.sum(1).tolist() == [20, 20, 1]
+        kinds = matched.gather(1, rows)
+        assert ((kinds >= 0) & counted).sum(1).tolist() == [5, 3, 1]
+        assert bool((kinds[counted] != IGNORED).all())
+        assert bool((counted.long().diff(dim=1) <= 0).all()), "those that count come first"
+        seen.scatter_add_(1, rows, counted.float())
+    # Each of 30 is drawn 5 times in 30, each of 60 others 15 times in 60; of 300 drawings 50 and 75 are expected.
+    assert 25 < float(seen[0, :30].min()) < float(seen[0, :30].max()) < 80
+    assert 40 < float(seen[0, 40:].min()) < float(seen[0, 40:].max()) < 110
+    assert seen[1, 50:53].tolist() == [300] * 3
+
+
+def test_fewer_anchors_than_samples() -> None:
+    rows, counted = sample(torch.tensor([[0, NEGATIVE, IGNORED], [0, 0, 0]]), 512, positive_share=0.25)
+    assert counted.sum(1).tolist() == [2, 3]
+    assert set(rows[0, :2].tolist()) == {0, 1}
+    assert sample(torch.tensor([[0, 0, 0]]), 4, positive_share=0.5)[1].sum() == 2

@@ -15,8 +15,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from detseg.interfaces import Classes, ImageDetections, Pixels
-from detseg.report.pictures import contact_sheet, draw_boxes, write_picture
+from detseg.interfaces import VOID, Classes, ImageDetections, LabelPixels, Pixels
+from detseg.report.pictures import contact_sheet, draw_boxes, draw_labels, write_labels, write_picture
 
 RED, BLUE = (250, 30, 20), (20, 40, 240)
 CLASSES = Classes(("cat", "a class with quite a long name"), (1, 18), (RED, BLUE))
@@ -135,6 +135,131 @@ def test_a_label_hides_no_other_where_there_is_room() -> None:
         assert (inside == 127).all(), "an object is hidden behind a label"
 
 
+MANY = Classes(tuple(f"class number {k}" for k in range(30)), tuple(range(30)))
+
+
+def halves(height: int, width: int, *, left: int, right: int) -> LabelPixels:
+    labels = np.full((height, width), left, dtype=np.uint8)
+    labels[:, width // 2:] = right
+    return labels
+
+
+class Legend:
+    """What is filled and written while it is watched: names, their rectangles (x1, y1, x2, y2), base lines, colours."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.words: list[str] = []
+        self.places: list[tuple[int, int, int, int]] = []
+        self.base_lines: list[int] = []
+        self.colours: list[tuple[int, int, int]] = []
+        rectangle, put_text = cv2.rectangle, cv2.putText
+
+        def watched(image: Pixels, start: tuple[int, int], stop: tuple[int, int], *rest: Any) -> None:
+            self.places.append((*start, *stop))
+            self.colours.append(rest[0])
+            rectangle(image, start, stop, *rest)
+
+        def watched_text(image: Pixels, text: str, origin: tuple[int, int], *rest: Any) -> None:
+            self.words.append(text)
+            self.base_lines.append(origin[1])
+            put_text(image, text, origin, *rest)
+
+        patch.setattr(cv2, "rectangle", watched)
+        patch.setattr(cv2, "putText", watched_text)
+
+
+@pytest.fixture
+def legend(monkeypatch: pytest.MonkeyPatch) -> Legend:
+    return Legend(monkeypatch)
+
+
+def test_classes_lie_over_the_image_with_a_line_between_them_and_void_stays() -> None:
+    labels = halves(120, 160, left=0, right=1)
+    labels[:40, :40] = VOID
+    picture = draw_labels(plain(120, 160, 200), labels, CLASSES)
+    assert picture.shape == (120, 160, 3)
+    assert (picture[:39, :39] == 200).all()
+    for (y, x), colour in (((60, 20), RED), ((60, 140), BLUE)):
+        assert picture[y, x].tolist() == pytest.approx([0.45 * 200 + 0.55 * value for value in colour], abs=1)
+    dark = (picture[:100] == 16).all(axis=2)
+    rows, columns = dark.nonzero()
+    assert set(columns[rows > 50].tolist()) == {80}, "one thin line between the classes"
+    assert dark[20, 38:42].sum() == 1, "and around void"
+
+
+def test_the_labelled_image_is_not_modified_even_if_it_is_a_view() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (90, 120, 3), dtype=np.uint8)
+    image.flags.writeable = False
+    labels = np.full((90, 120), VOID, dtype=np.uint8)
+    assert (draw_labels(image[:, ::-1], labels, CLASSES) == image[:, ::-1]).all(), "nothing is known, nothing is drawn"
+    draw_labels(image[:, ::-1], halves(90, 120, left=0, right=1), CLASSES)
+
+
+def test_the_legend_names_the_classes_of_the_picture_largest_first(legend: Legend) -> None:
+    labels = halves(240, 320, left=7, right=2)
+    labels[:, 200:] = 11
+    draw_labels(plain(240, 320), labels, MANY)
+    assert legend.words == ["class number 7", "class number 11", "class number 2"]
+    assert legend.colours == [MANY.colours[k] for k in (7, 11, 2)]
+    assert len(set(legend.base_lines)) == 1
+    assert [place[0] for place in legend.places[1:]] == [place[2] + 1 for place in legend.places[:-1]], "no gaps"
+    assert {place[3] for place in legend.places} == {239}, "at the lower edge"
+
+
+def test_the_legend_goes_where_it_hides_fewer_borders(legend: Legend) -> None:
+    labels = np.zeros((240, 320), dtype=np.uint8)
+    labels[200:, ::9] = 1
+    draw_labels(plain(240, 320), labels, CLASSES)
+    assert legend.words == list(CLASSES.names)
+    assert {place[1] for place in legend.places} == {0}, "at the upper edge"
+
+
+def test_a_legend_that_would_hide_too_much_tells_how_many_are_left_out(legend: Legend) -> None:
+    labels = (np.arange(240 * 320).reshape(240, 320) % 30).astype(np.uint8)
+    draw_labels(plain(240, 320), labels, MANY)
+    named = len(legend.words) - 1
+    assert legend.words == [*(f"class number {k}" for k in range(named)), f"+{30 - named}"]
+    assert legend.colours[-1] == (255, 255, 255)
+    assert 3 < named < 30
+    top, bottom = min(place[1] for place in legend.places), max(place[3] for place in legend.places)
+    assert bottom - top < 240 / 3
+
+
+@settings(max_examples=40, deadline=None)
+@given(height=st.integers(8, 200), width=st.integers(8, 200), seed=st.integers(0, 99))
+def test_the_legend_is_complete_inside_the_image(height: int, width: int, seed: int) -> None:
+    labels = np.random.default_rng(seed).choice(np.array([1, 4, 29, VOID], dtype=np.uint8), size=(height, width))
+    with pytest.MonkeyPatch.context() as patch:
+        legend = Legend(patch)
+        draw_labels(plain(height, width), labels, MANY)
+    assert legend.words
+    for (x1, y1, x2, y2), base_line in zip(legend.places, legend.base_lines, strict=True):
+        assert 0 <= x1 < x2 < width
+        assert 0 <= y1 < base_line <= y2 < height
+    for (_, y1, x2, _), (x1, other, *_) in zip(legend.places, legend.places[1:], strict=False):
+        assert (x1 == x2 + 1 and other == y1) or (x1 == 0 and other > y1)
+
+
+def test_lines_between_classes_grow_with_the_image() -> None:
+    def thickness(scale: int) -> int:
+        labels = halves(360 * scale, 480 * scale, left=0, right=1)
+        picture = draw_labels(plain(360 * scale, 480 * scale, 200), labels, CLASSES)
+        return int((picture[180 * scale] == 16).all(axis=1).sum())
+
+    assert (thickness(1), thickness(4)) == (1, 3)
+
+
+def test_written_labels_read_back_as_they_are(tmp_path: Path) -> None:
+    labels = np.random.default_rng(0).integers(0, 256, (20, 30), dtype=np.uint8)
+    write_labels(tmp_path / "new" / "labels.png", labels)
+    read = cv2.imread(str(tmp_path / "new" / "labels.png"), cv2.IMREAD_UNCHANGED)
+    assert read is not None
+    assert read.dtype == np.uint8
+    assert np.array_equal(read, labels)
+    with pytest.raises(AssertionError, match="other formats change values"):
+        write_labels(tmp_path / "labels.jpg", labels)
+
+
 def test_a_sheet_keeps_every_aspect_ratio() -> None:
     sizes = [(100, 200), (200, 100), (64, 64), (480, 640), (30, 300)]
     images = [plain(*size, value=10 + 40 * k) for k, size in enumerate(sizes)]
@@ -221,4 +346,20 @@ def test_real_images_with_their_true_boxes(shared: Path) -> None:
         boxes = [(x, y, x + w, y + h, 1.0, classes.source_ids.index(a["category_id"]))
                  for a in truth["annotations"] if a["image_id"] == entry["id"] for x, y, w, h in [a["bbox"]]]
         pictures.append(draw_boxes(image[..., ::-1], detections(*boxes), classes, threshold=0.5))
+    assert contact_sheet(pictures, columns=4).shape[1] == 1600
+
+
+@pytest.mark.real
+def test_real_images_with_their_true_labels(shared: Path) -> None:
+    folder = shared / "data" / "camvid"
+    names = ("sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car", "pedestrian", "bicyclist")
+    classes, pictures = Classes(names, tuple(range(11))), []
+    for path in sorted((folder / "masks" / "val").iterdir())[:4]:
+        image = cv2.imread(str(folder / "images" / "val" / f"{path.stem}.jpg"))
+        stored = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+        assert image is not None
+        assert stored is not None
+        labels = np.where(stored == 11, VOID, stored).astype(np.uint8)
+        pictures.append(draw_labels(image[..., ::-1], labels, classes))
+        assert pictures[-1].shape == (360, 480, 3)
     assert contact_sheet(pictures, columns=4).shape[1] == 1600

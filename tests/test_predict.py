@@ -21,7 +21,7 @@ from detseg import checkpoint
 from detseg.config import load as load_config
 from detseg.data.coco import COCO_80
 from detseg.interfaces import ImageDetections, Pixels
-from detseg.predict import find_images, picture_paths, predict_files, predict_image
+from detseg.predict import find_images, label_paths, picture_paths, predict_files, predict_image
 from detseg.report.pictures import write_picture
 from detseg.tasks import Detection
 from detseg.trained import Trained, load_trained
@@ -158,7 +158,7 @@ def test_no_readable_image_leaves_empty_lists(
     (["photos"], ["--threshold", "40"], 2, "error: --threshold is a score from 0 to 1, got 40"),
     (["photos"], ["--threshold", "nan"], 2, "error: --threshold is a score from 0 to 1, got nan"),
     (["photos"], ["--out", "photos/../photos"], 2, "error: the picture would replace the image "),
-    (["photos"], ["--out", "photos/a.jpg"], 1, "error: photos/a.jpg/a.jpg: the picture was not written (Not a dir"),
+    (["photos"], ["--out", "photos/a.jpg"], 1, "error: photos/a.jpg/predictions.json: the results were not written ("),
 ])
 def test_what_a_user_does_wrong(
     images: list[str], options: list[str], code: int, message: str, trained: Trained, photos: Path,
@@ -236,6 +236,44 @@ def test_a_picture_never_replaces_an_image(photos: Path) -> None:
     for folder in ("photos", "link", "photos/../photos"):
         with pytest.raises(ValueError, match=r"would replace the image .*photos/a\.jpg; choose another folder for the"):
             picture_paths([photos / "a.jpg", photos / "b.PNG"], Path(folder))
+
+
+def test_label_maps_are_png_files_of_the_same_name(photos: Path) -> None:
+    def names(*images: str) -> list[str]:
+        return [str(path) for path in label_paths([Path(image) for image in images], Path("out"))]
+
+    city = "leftImg8bit/test/berlin/berlin_000000_000019_leftImg8bit.png"
+    assert names(city) == ["out/berlin_000000_000019_leftImg8bit.png"], "<city>_<sequence>_<frame>*.png"
+    assert names("a/x.jpg", "b/y.TIF", "z.png") == ["out/x.png", "out/y.png", "out/z.png"]
+    assert names("d/a/x.jpg", "d/b/x.png", "d/y.jpg") == ["out/a/x.png", "out/b/x.png", "out/y.png"]
+    assert names("x", "frame.0001") == ["out/x.png", "out/frame.0001.png"], "what is no suffix stays"
+    with pytest.raises(ValueError, match=r"a/x.jpg and a/X.png would both have the label map .*; predict them one by"):
+        names("a/x.jpg", "b/y.jpg", "a/X.png")
+
+
+def test_a_label_map_never_replaces_an_image(photos: Path) -> None:
+    (photos / "a.png").touch()
+    assert label_paths([photos / "a.jpg"], photos) == [photos / "a.png"], "that is none of the images"
+    with pytest.raises(ValueError, match=r"the label map would replace the image .*a\.png; choose another folder"):
+        label_paths([photos / "a.png"], photos)
+
+
+def test_boxes_are_no_label_maps(trained: Trained, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, errors = run(trained, ["photos"], "--labels", "labels", capsys=capsys)
+    assert code == 2
+    assert errors == f"error: {CONFIG} predicts no label maps; leave --labels out\n"
+    assert not Path("labels").exists()
+    assert list(Path("predictions").iterdir()) == []
+
+
+def test_a_full_disk_names_the_file_that_did_not_fit(
+    trained: Trained, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (Path("predictions") / "b.PNG").mkdir(parents=True)
+    code, _, errors = run(trained, ["photos"], capsys=capsys)
+    assert code == 1
+    assert errors.startswith("error: predictions/b.PNG: the picture was not written (Is a directory")
+    assert sorted(path.name for path in Path("predictions").iterdir()) == ["a.jpg", "b.PNG"]
 
 
 def test_the_summary_counts_what_is_drawn() -> None:

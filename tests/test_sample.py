@@ -19,7 +19,8 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
 from detseg.data import sample
-from detseg.data.sample import CATEGORIES, Mask, Thing, draw_scene, generate_detection_sample
+from detseg.data.sample import CATEGORIES, LABELS, Mask, Thing, draw_scene, generate_sample
+from detseg.data.segmentation import read_labels
 from detseg.interfaces import Pixels
 
 # pycocotools' decode is older than numpy 2.
@@ -28,7 +29,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:Depreca
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return generate_detection_sample(tmp_path_factory.mktemp("data") / "sample", seed=3, num_train=60, num_val=5)
+    return generate_sample(tmp_path_factory.mktemp("data") / "sample", seed=3, num_train=60, num_val=5)
 
 
 def open_coco(folder: Path, split: str) -> COCO:
@@ -82,6 +83,26 @@ def test_it_holds_what_makes_detection_hard(folder: Path) -> None:
         if here
     )
     assert overlapping > 10
+
+
+def test_label_maps_show_the_annotated_objects_and_the_ground(folder: Path) -> None:
+    index, coco = read_labels(folder, "train"), open_coco(folder, "train")
+    assert (index.classes, index.notes, len(index)) == (LABELS, (), 60)
+    for i, image in enumerate(coco.imgs.values()):
+        assert index.path(i) == folder / "train2017" / image["file_name"]
+        labels = index.labels(i, (image["height"], image["width"]))
+        expected = np.zeros_like(labels)
+        for annotation in coco.imgToAnns[image["id"]]:
+            expected[coco.annToMask(annotation) > 0] = LABELS.source_ids.index(annotation["category_id"])
+        np.testing.assert_array_equal(labels, expected)
+
+
+def test_the_pictures_are_those_of_the_first_version() -> None:
+    """A change here changes every result on the sample: raise VERSION and say so."""
+    scene = draw_scene(np.random.default_rng([0, 0, 0]))
+    assert scene.image.shape == (445, 393, 3)
+    assert [CATEGORIES[thing.label][1] for thing in scene.things] == ["square", "square", "square", "disc"]
+    assert scene.instances.sum() == 109390
 
 
 def test_training_and_validation_are_different_pictures(folder: Path) -> None:
@@ -149,21 +170,22 @@ def test_runs_come_back_through_pycocotools(mask: Mask) -> None:
 
 
 def test_the_same_parameters_give_the_same_files(tmp_path: Path) -> None:
-    first = digest(generate_detection_sample(tmp_path / "a", seed=1, num_train=3, num_val=2))
-    assert first == digest(generate_detection_sample(tmp_path / "deep" / "b", seed=1, num_train=3, num_val=2))
-    other = digest(generate_detection_sample(tmp_path / "c", seed=2, num_train=3, num_val=2))
+    first = digest(generate_sample(tmp_path / "a", seed=1, num_train=3, num_val=2))
+    assert first == digest(generate_sample(tmp_path / "deep" / "b", seed=1, num_train=3, num_val=2))
+    other = digest(generate_sample(tmp_path / "c", seed=2, num_train=3, num_val=2))
     assert first["train2017/000000000001.jpg"] != other["train2017/000000000001.jpg"]
-    longer = digest(generate_detection_sample(tmp_path / "d", seed=1, num_train=4, num_val=2))
+    longer = digest(generate_sample(tmp_path / "d", seed=1, num_train=4, num_val=2))
     assert all(longer[name] == first[name] for name in first if name.endswith(".jpg"))
 
 
 def test_a_complete_sample_is_reused_and_another_replaced(tmp_path: Path) -> None:
-    folder = generate_detection_sample(tmp_path / "sample", num_train=2, num_val=1)
+    folder = generate_sample(tmp_path / "sample", num_train=2, num_val=1)
     picture = folder / "train2017" / "000000000001.jpg"
+    assert (folder / "masks" / "val" / "000001000001.png").is_file()
     made = picture.stat().st_mtime_ns
-    assert generate_detection_sample(folder, num_train=2, num_val=1) == folder
+    assert generate_sample(folder, num_train=2, num_val=1) == folder
     assert picture.stat().st_mtime_ns == made
-    generate_detection_sample(folder, num_train=1, num_val=1)
+    generate_sample(folder, num_train=1, num_val=1)
     assert len(list((folder / "train2017").iterdir())) == 1
     assert os.listdir(tmp_path) == ["sample"]
 
@@ -174,13 +196,13 @@ def test_an_interrupted_generation_leaves_nothing(tmp_path: Path, monkeypatch: p
 
     monkeypatch.setattr(sample, "draw_scene", stop)
     with pytest.raises(KeyboardInterrupt):
-        generate_detection_sample(tmp_path / "sample", num_train=1, num_val=1)
+        generate_sample(tmp_path / "sample", num_train=1, num_val=1)
     assert not list(tmp_path.iterdir())
 
 
 def test_several_at_once_end_with_one_whole_sample(tmp_path: Path) -> None:
     with ThreadPoolExecutor(4) as pool:
-        jobs = [pool.submit(generate_detection_sample, tmp_path / "s", num_train=2, num_val=1) for _ in range(4)]
+        jobs = [pool.submit(generate_sample, tmp_path / "s", num_train=2, num_val=1) for _ in range(4)]
         assert {job.result() for job in jobs} == {tmp_path / "s"}
     assert os.listdir(tmp_path) == ["s"]
     assert len(open_coco(tmp_path / "s", "train").imgs) == 2
@@ -188,7 +210,7 @@ def test_several_at_once_end_with_one_whole_sample(tmp_path: Path) -> None:
 
 def test_an_empty_folder_is_taken(tmp_path: Path) -> None:
     (tmp_path / "sample").mkdir()
-    folder = generate_detection_sample(tmp_path / "sample", num_train=1, num_val=1)
+    folder = generate_sample(tmp_path / "sample", num_train=1, num_val=1)
     assert json.loads((folder / "sample.json").read_text())["num_train"] == 1
 
 
@@ -199,16 +221,16 @@ def test_what_someone_else_put_there_stays(tmp_path: Path, content: str | None) 
         (tmp_path / "sample.json").write_text(content)
     before = digest(tmp_path)
     with pytest.raises(ValueError, match="is not empty and holds no generated sample; name another folder for it"):
-        generate_detection_sample(tmp_path)
+        generate_sample(tmp_path)
     assert digest(tmp_path) == before
 
 
 def test_a_file_in_the_way_is_refused(tmp_path: Path) -> None:
     (tmp_path / "sample").touch()
     with pytest.raises(ValueError, match="holds no generated sample"):
-        generate_detection_sample(tmp_path / "sample")
+        generate_sample(tmp_path / "sample")
 
 
 def test_no_images_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="at least 1 training and 1 validation image, got 0 and 5"):
-        generate_detection_sample(tmp_path / "sample", num_train=0, num_val=5)
+        generate_sample(tmp_path / "sample", num_train=0, num_val=5)

@@ -1,22 +1,23 @@
-"""SSDLite: the papers' exact costs, what it learns from and what not, and that it exports whole."""
+"""SSDLite: the papers' exact costs, what it learns from and what not."""
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import re
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from detseg.anchors import SSDAnchors
+from detseg import config
+from detseg.anchors import AnchorRaw, SSDAnchors
+from detseg.backbones.mnasnet import mnasnet_a1
+from detseg.backbones.mobilenet_v1 import mobilenet_v1
 from detseg.backbones.mobilenet_v2 import mobilenet_v2
 from detseg.backbones.mobilenet_v3 import mobilenet_v3_large, mobilenet_v3_small
 from detseg.cost import count_macs, count_parameters
+from detseg.data.coco import COCO_80
 from detseg.data.transforms import Stretch
 from detseg.interfaces import (
     IMAGENET_MEAN,
@@ -24,19 +25,17 @@ from detseg.interfaces import (
     Backbone,
     BoxTargets,
     Classes,
-    Detections,
     FeatureSpec,
     Losses,
 )
 from detseg.model import Predictor
-from detseg.tasks import Detection
-from heads.ssdlite import BoxLoss, ClassLoss, SSDLite, SSDRaw
+from heads.ssdlite import BoxLoss, ClassLoss, SSDLite
+
+from .conftest import ROOT
 
 TAPS = ("c4.expansion", "c5")
 SIZE = (96, 160)
 CLASSES = Classes(names=("cat", "dog", "cow"), source_ids=(3, 5, 9))
-
-HAS_ONNX = all(importlib.util.find_spec(name) for name in ("onnx", "onnxruntime", "onnxscript"))
 
 
 class Cost(NamedTuple):
@@ -69,6 +68,10 @@ def _cost(predictor: Predictor) -> Cost:
     return Cost(weights, biases, norms, count_macs(predictor, torch.empty(1, 3, 320, 320, device="meta")))
 
 
+def _v1() -> Backbone:
+    return mobilenet_v1(taps=("c4", "c5"))
+
+
 def _v2(**options: Any) -> Backbone:
     return mobilenet_v2(taps=TAPS, scale_last=True, **options)
 
@@ -81,7 +84,12 @@ def _small(**options: Any) -> Backbone:
     return mobilenet_v3_small(taps=TAPS, **options)
 
 
+def _mnasnet(width: float = 1.0) -> Backbone:
+    return mnasnet_a1(width=width, taps=TAPS, scale_last=True, squeeze_rounding="divisible")
+
+
 @pytest.mark.parametrize(("build", "outputs", "three_on_first", "cost"), [
+    (_v1, 81, True, Cost(5_060_608, 2_805, 37_248, 1_309_162_944)),
     (_v2, 81, True, Cost(4_283_456, 2_805, 50_752, 788_830_144)),
     (_v2, 91, True, Cost(4_446_656, 3_135, 50_752, 804_397_504)),
     (_v2, 91, False, Cost(4_610_816, 3_420, 50_752, 870_061_504)),
@@ -99,7 +107,7 @@ def test_costs_at_320_are_exact(
 
 def test_the_cost_of_mmdetections_wiring_is_exact() -> None:
     """It taps the block output where the paper taps the expansion."""
-    predictor = _whole(mobilenet_v2(taps=("c4", "c5")), outputs=81, three_on_first=False)
+    predictor = config.load(ROOT / "configs" / "ssdlite_v2_openmmlab.py").build_model(COCO_80)
     assert count_parameters(predictor) == 4_228_788
     assert _cost(predictor).macs == 746_206_144
 
@@ -110,6 +118,9 @@ def test_the_cost_of_mmdetections_wiring_is_exact() -> None:
     (lambda: _large(reduced_tail="detection"), 1.0, 3_215_311, 3.22),
     (_small, 1.0, 2_493_487, 2.49),
     (lambda: _small(reduced_tail="detection"), 1.0, 1_765_279, 1.77),
+    (_mnasnet, 1.0, 4_879_455, 4.88),
+    (lambda: _mnasnet(0.5), 0.5, 1_678_775, 1.68),
+    (lambda: _mnasnet(0.35), 0.35, 1_023_563, 1.02),
     (lambda: _v2(width=0.35), 0.35, 929_531, 0.93),
     (lambda: _v2(width=0.5), 0.5, 1_536_527, 1.54),
 ])
@@ -172,7 +183,7 @@ EVERYWHERE = (0.0, 0.0, 160.0, 96.0)
 def _gradients(predictor: Predictor, targets: BoxTargets) -> tuple[Losses, Tensor, Tensor]:
     """The losses, and what they teach each delta and each logit."""
     head = predictor.head
-    raw: SSDRaw = predictor(torch.rand(len(targets.labels), 3, *SIZE) * 255)
+    raw: AnchorRaw = predictor(torch.rand(len(targets.labels), 3, *SIZE) * 255)
     raw = raw._replace(deltas=raw.deltas.detach().requires_grad_(), logits=raw.logits.detach().requires_grad_())
     losses = head.loss(raw, targets)
     deltas, logits = torch.autograd.grad(sum(losses.sums.values(), torch.zeros(())), (raw.deltas, raw.logits))
@@ -200,7 +211,7 @@ def test_it_learns(class_loss: ClassLoss, box_loss: BoxLoss) -> None:
 
 def test_shapes_and_ranges() -> None:
     predictor = _with_different_scores(_predictor())
-    raw: SSDRaw = predictor((torch.rand(2, 3, *SIZE) * 255).to(torch.uint8))
+    raw: AnchorRaw = predictor((torch.rand(2, 3, *SIZE) * 255).to(torch.uint8))
     maps = [(6, 10), (3, 5), (2, 3), (1, 2), (1, 1), (1, 1)]
     number = 6 * sum(rows * columns for rows, columns in maps)
     assert raw.deltas.shape == (2, number, 4)
@@ -244,7 +255,7 @@ def test_width_leaves_at_least_16_channels_in_the_made_maps() -> None:
 
 def test_focal_scores_are_sigmoids_that_start_low() -> None:
     predictor = _predictor(class_loss="focal").eval()
-    raw: SSDRaw = predictor(torch.rand(1, 3, *SIZE) * 255)
+    raw: AnchorRaw = predictor(torch.rand(1, 3, *SIZE) * 255)
     scores = predictor.head.decode(raw).scores
     torch.testing.assert_close(scores, raw.logits.sigmoid()[..., 1:])
     assert float(scores.detach().mean()) == pytest.approx(0.01, abs=0.003)
@@ -321,7 +332,7 @@ def test_a_crowd_teaches_nothing(class_loss: ClassLoss) -> None:
 
 def test_the_loss_is_a_sum_over_images() -> None:
     predictor = _predictor().eval()
-    raw: SSDRaw = predictor(torch.rand(2, 3, *SIZE) * 255)
+    raw: AnchorRaw = predictor(torch.rand(2, 3, *SIZE) * 255)
     whole = predictor.head.loss(raw, TWO_IMAGES)
     parts = [predictor.head.loss(
         raw._replace(deltas=raw.deltas[i : i + 1], logits=raw.logits[i : i + 1]),
@@ -362,70 +373,3 @@ def test_fewer_maps() -> None:
         layer = layers[name]
         assert isinstance(layer, nn.Conv2d)
         assert layer.out_channels == 6 * 3
-
-
-# ------------------------------------------------------------------------------------------ export
-
-
-class Deployed(nn.Module):
-    """Images in, finished detections out."""
-
-    def __init__(self, predictor: Predictor, task: Detection) -> None:
-        super().__init__()
-        self.predictor, self.task = predictor, task
-
-    def forward(self, images: Tensor) -> Detections:
-        return self.task.finish(self.predictor.head.decode(self.predictor(images)))
-
-
-class Exported(NamedTuple):
-    """A deployed detector and what torch.export made of it."""
-
-    eager: Deployed
-    program: torch.export.ExportedProgram
-
-
-@pytest.fixture(scope="module")
-def exported() -> Exported:
-    torch.manual_seed(0)
-    task = Detection(score_threshold=0.05, iou_threshold=0.5, per_class=100, max_detections=30, candidates=200)
-    deployed = Deployed(_with_different_scores(_predictor()).folded(), task).eval()
-    images = torch.rand(1, 3, *SIZE) * 255
-    return Exported(deployed, torch.export.export(deployed, (images,), strict=True))
-
-
-def _images() -> list[Tensor]:
-    torch.manual_seed(7)
-    return [torch.rand(1, 3, 1, 1) * 255 * torch.rand(1, 3, *SIZE) for _ in range(3)]
-
-
-def _assert_same(found: Detections, wanted: Detections) -> None:
-    assert torch.equal(found.num_valid, wanted.num_valid)
-    assert int(wanted.num_valid) > 5
-    assert torch.equal(found.labels, wanted.labels)
-    torch.testing.assert_close(found.scores, wanted.scores, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(found.boxes, wanted.boxes, rtol=1e-4, atol=1e-2)
-
-
-def test_it_exports_strictly_as_a_whole(exported: Exported) -> None:
-    module = exported.program.module()
-    for images in _images():
-        with torch.inference_mode():
-            _assert_same(Detections(*module(images)), exported.eager(images))
-
-
-@pytest.mark.skipif(not HAS_ONNX, reason="onnx, onnxscript and onnxruntime are not installed")
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
-def test_onnx_runtime_gives_the_same(exported: Exported, tmp_path: Path) -> None:
-    onnxruntime: Any = importlib.import_module("onnxruntime")
-
-    file = tmp_path / "ssdlite.onnx"
-    program = torch.onnx.export(exported.program, dynamo=True, verbose=False)
-    assert program is not None
-    program.save(str(file))
-    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
-    (given,) = session.get_inputs()
-    for images in _images():
-        found = [torch.from_numpy(value) for value in session.run(None, {given.name: images.numpy()})]
-        with torch.inference_mode():
-            _assert_same(Detections(*found), exported.eager(images))

@@ -14,9 +14,9 @@ from torchvision.models.detection.ssd import SSD
 from torchvision.ops import batched_nms
 
 from detseg import boxes
-from detseg.anchors import SSDAnchors
+from detseg.anchors import GridAnchors, SSDAnchors
 from detseg.interfaces import DenseBoxes, Detections
-from detseg.suppression import FIXED_POINT_STEPS, _suppress_static, suppress
+from detseg.suppression import FIXED_POINT_STEPS, _suppress_static, suppress, used_rows
 from detseg.tasks import Detection
 
 SIZE = (192, 320)
@@ -172,6 +172,47 @@ def test_images_and_classes_do_not_see_each_other() -> None:
             assert torch.equal(mine, alone.boxes[row, : len(mine)])
 
 
+def _of_classes(dense: DenseBoxes) -> DenseBoxes:
+    """The same, but each class has boxes of its own, moved a little."""
+    moved = dense.boxes[:, :, None] + torch.rand(*dense.scores.shape, 4) * 8
+    return DenseBoxes(boxes.clip(moved, SIZE), dense.scores)
+
+
+@pytest.mark.parametrize("way", [_eager, _static])
+def test_classes_with_boxes_of_their_own_by_hand(way: Way) -> None:
+    """The rows' first boxes overlap, their second do not."""
+    own = torch.tensor([[[[0.0, 0, 10, 10], [0, 0, 10, 10]], [[0, 0, 10, 9], [50, 50, 60, 60]]]])
+    found = way(DenseBoxes(own, torch.tensor([[[0.9, 0.7], [0.8, 0.6]]])), Options(max_detections=4))
+    assert found.num_valid.tolist() == [3]
+    assert found.labels.tolist() == [[0, 1, 1, -1]]
+    assert found.boxes[0, :3].tolist() == [[0, 0, 10, 10], [0, 0, 10, 10], [50, 50, 60, 60]]
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("options", [Options(), Options(iou_threshold=0.3, per_class=20, max_detections=50)])
+def test_the_two_ways_are_equal_where_classes_have_boxes_of_their_own(seed: int, options: Options) -> None:
+    torch.manual_seed(seed)
+    for dense in (_of_classes(_random(2, 120, 3)), _of_classes(_random(1, 90, 7, spread=0.1))):
+        _assert_same(_static(dense, options), _eager(dense, options))
+
+
+def test_boxes_that_all_classes_share_may_be_given_once_for_each() -> None:
+    dense = _random(2, 90, 4, spread=0.3)
+    repeated = dense._replace(boxes=dense.boxes[:, :, None].expand(-1, -1, 4, -1))
+    for way in (_eager, _static):
+        _assert_same(way(repeated, Options()), way(dense, Options()))
+
+
+def test_used_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    valid = torch.tensor([[True, False, False], [True, True, False]])
+    assert used_rows(valid) == 2
+    assert used_rows(valid & False) == 1
+    for name in ("is_exporting", "is_compiling"):
+        with monkeypatch.context() as patched:
+            patched.setattr(torch.compiler, name, lambda: True)
+            assert used_rows(valid) == 3
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_eager_code_equals_batched_nms(seed: int) -> None:
     torch.manual_seed(seed)
@@ -262,6 +303,24 @@ def test_steps_suffice_for_smooth_scores_on_grids_of_anchors(three_on_first: boo
         dense = DenseBoxes(anchors[None], field.clamp(0.02, 0.98)[None, :, None])
         longest = max(longest, _steps_needed(dense, options))
     assert 12 <= longest <= FIXED_POINT_STEPS
+
+
+@pytest.mark.parametrize(("sizes", "map_size", "image", "entered"), [
+    ((32, 64, 128, 256, 512), (10, 14), (320, 426), 150),
+    ((32, 64, 128, 256, 512), (25, 34), (800, 1066), 1000),
+    ((32,), (80, 107), (320, 426), 150),
+])
+def test_steps_suffice_for_the_proposals_of_a_map(
+    sizes: tuple[int, ...], map_size: tuple[int, int], image: tuple[int, int], entered: int
+) -> None:
+    """As above, with the anchors, the limits and the threshold of the configs of Faster R-CNN."""
+    anchors = boxes.clip(GridAnchors((sizes,))([map_size], image, device=torch.device("cpu")), image)
+    x, y = ((anchors[:, :2] + anchors[:, 2:]) / 2 / torch.tensor([image[1], image[0]])).unbind(-1)
+    longest = 0
+    for field in ((x + y) / 2, torch.exp(-4 * (x**2 + y**2)), torch.atan2(y - 0.5, x - 0.5) / 7 + 0.5):
+        dense = DenseBoxes(anchors[None], field.clamp(0.02, 0.98)[None, :, None])
+        longest = max(longest, _steps_needed(dense, Options(iou_threshold=0.7, per_class=entered)))
+    assert 5 <= longest <= FIXED_POINT_STEPS
 
 
 class Finish(nn.Module):

@@ -1,23 +1,31 @@
-"""The detection task: batches without loops over them, and boxes back in the pixels of the original image."""
+"""The tasks: batches without loops over them; boxes and label maps back in the pixels of the original image."""
 
 from __future__ import annotations
 
 import re
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from detseg.data.transforms import Letterbox, Stretch
+from detseg.data.transforms import KeepAspect, Letterbox, Stretch
 from detseg.interfaces import (
+    IMAGENET_MEAN,
+    VOID,
     BoxTargets,
     Classes,
     DenseBoxes,
+    DenseLogits,
     Detections,
     ImageDetections,
+    ImageLabels,
+    LabelMaps,
+    LabelPixels,
+    LabelTargets,
     Placement,
     Resize,
     Sample,
@@ -25,7 +33,7 @@ from detseg.interfaces import (
     Source,
 )
 from detseg.suppression import suppress
-from detseg.tasks import Detection
+from detseg.tasks import Detection, Segmentation
 
 CLASSES = Classes(names=("cat", "dog"), source_ids=(17, 18))
 
@@ -158,6 +166,13 @@ def test_records_and_summary() -> None:
     assert task.summary(prediction, CLASSES, threshold=0.9) == "nothing"
 
 
+def test_boxes_are_no_label_image() -> None:
+    prediction = ImageDetections(5, torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64))
+    assert Detection().label_image(prediction, CLASSES) is None
+    assert Detection.scored
+    assert not Segmentation.scored
+
+
 @pytest.mark.parametrize(("options", "message"), [
     ({"score_threshold": -0.1}, "score_threshold must lie in [0, 1) and iou_threshold in (0, 1], got -0.1 and 0.55"),
     ({"score_threshold": 1.0}, "got 1.0 and 0.55"),
@@ -170,3 +185,164 @@ def test_records_and_summary() -> None:
 def test_bad_numbers_are_explained(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         Detection(**options)
+
+
+STREET = Classes(names=("road", "car", "sky"), source_ids=(7, 26, 23))
+
+
+def _labelled(size: Size, *, image_id: int, dtype: torch.dtype = torch.uint8) -> Sample[LabelTargets]:
+    labels = torch.full(size, image_id % 3, dtype=torch.uint8)
+    source = Source(image_id, (48, 60), Placement(1, 1, 0, 0))
+    return Sample(torch.full((3, *size), image_id).to(dtype), LabelTargets(labels), source)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+def test_collating_label_maps(dtype: torch.dtype) -> None:
+    batch = Segmentation().collate([_labelled((24, 40), image_id=k, dtype=dtype) for k in (7, 8)])
+    assert (batch.images.shape, batch.images.dtype) == ((2, 3, 24, 40), dtype)
+    assert (batch.targets.labels.shape, batch.targets.labels.dtype) == ((2, 24, 40), torch.uint8)
+    assert batch.targets.labels[:, 0, 0].tolist() == [1, 2]
+    assert [source.image_id for source in batch.sources] == [7, 8]
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+def test_collating_label_maps_of_different_sizes_adds_void_and_the_mean_colour(dtype: torch.dtype) -> None:
+    batch = Segmentation().collate([_labelled((24, 40), image_id=4, dtype=dtype),
+                                    _labelled((32, 20), image_id=5, dtype=dtype)])
+    images, labels = batch.images, batch.targets.labels
+    assert images.shape == (2, 3, 32, 40)
+    assert labels.shape == (2, 32, 40)
+    for row, (height, width) in enumerate(((24, 40), (32, 20))):
+        assert bool((images[row, :, :height, :width] == 4 + row).all())
+        assert bool((labels[row, :height, :width] == (4 + row) % 3).all())
+        assert int((labels[row] == VOID).sum()) == 32 * 40 - height * width
+        mean = images[row, :, -1, -1] if row == 0 else images[row, :, 0, -1]
+        assert mean.tolist() == pytest.approx([255 * value for value in IMAGENET_MEAN], abs=0.51)
+
+
+def test_finishing_takes_the_highest_score_and_the_first_of_equals() -> None:
+    logits = torch.tensor([[3.0, -1, 2], [1, -2, 2], [0, -1, 1]]).view(1, 3, 1, 3)
+    found = Segmentation().finish(DenseLogits(logits)).labels
+    assert found.tolist() == [[[0, 0, 0]]]
+    assert found.dtype == torch.int64
+    assert Segmentation().finish(DenseLogits(-logits)).labels.tolist() == [[[2, 1, 2]]]
+
+
+def _restored(labels: Any, resize: Resize, size: Size) -> LabelPixels:
+    found = LabelMaps(torch.as_tensor(labels)[None])
+    (restored,) = Segmentation().restore(found, [Source(3, size, resize.place(size))])
+    assert restored.image_id == 3
+    assert restored.labels.shape == size
+    assert restored.labels.dtype == np.uint8
+    return restored.labels
+
+
+def test_restoring_a_stretched_label_map_by_hand() -> None:
+    # An image 2 high and 6 wide in 4 x 3: every other row, every column twice.
+    network = [[0, 1, 2], [3, 4, 5], [6, 7, 8], [9, 10, 11]]
+    assert _restored(network, Stretch((4, 3)), (2, 6)).tolist() == [[3, 3, 4, 4, 5, 5], [9, 9, 10, 10, 11, 11]]
+
+
+def test_restoring_a_letterboxed_label_map_by_hand() -> None:
+    # An image 3 high and 4 wide is 6 x 8 in a letterbox of 9 x 8: one row above it, two below.
+    network = np.full((9, 8), 77)
+    network[1:7] = np.repeat(np.repeat([[1, 2, 3, 4], [5, 6, 7, 8], [9, 10, 11, 12]], 2, axis=0), 2, axis=1)
+    assert _restored(network, Letterbox((9, 8)), (3, 4)).tolist() == [[1, 2, 3, 4], [5, 6, 7, 8], [9, 10, 11, 12]]
+
+
+def test_restoring_leaves_out_what_was_added_at_the_end_by_hand() -> None:
+    # An image 2 high and 3 wide becomes 4 x 6, in 8 x 8.
+    network = np.full((8, 8), 77)
+    network[:4, :6] = np.repeat(np.repeat([[1, 2, 3], [4, 5, 6]], 2, axis=0), 2, axis=1)
+    assert _restored(network, KeepAspect(4, 12, divisor=8), (2, 3)).tolist() == [[1, 2, 3], [4, 5, 6]]
+
+
+def test_every_label_map_has_its_own_size_and_placement() -> None:
+    labels = torch.arange(2 * 4 * 6).view(2, 4, 6)
+    sources = [Source(9, (4, 6), Placement(1, 1, 0, 0)), Source(2, (2, 2), Placement(1, 1, 1, 3))]
+    first, second = Segmentation().restore(LabelMaps(labels), sources)
+    assert (first.image_id, second.image_id) == (9, 2)
+    assert first.labels.tolist() == labels[0].tolist()
+    assert second.labels.tolist() == labels[1, 1:3, 3:5].tolist()
+
+
+@st.composite
+def _resized(draw: Any) -> tuple[Resize, Size]:
+    """A resize, and the size of an image; odd bars and paddings among them."""
+    size = (draw(st.integers(2, 120)), draw(st.integers(2, 120)))
+    network = (draw(st.integers(8, 160)), draw(st.integers(8, 160)))
+    shorter = min(network)
+    return draw(st.sampled_from([Stretch(network), Letterbox(network), KeepAspect(shorter, 3 * shorter, divisor=32),
+                                 KeepAspect(shorter, 3 * shorter, divisor=1)])), size
+
+
+@given(_resized())
+@settings(max_examples=150, deadline=None)
+def test_restoring_undoes_placing_to_the_pixel(resized: tuple[Resize, Size]) -> None:
+    """Each original pixel gets the label that the network's image had where its centre came to lie."""
+    resize, size = resized
+    image = resize.apply(np.zeros((*size, 3), dtype=np.uint8))
+    scale_y, scale_x, offset_y, offset_x = resize.place(size)
+    # The network's map holds the original row, or the original column, of each pixel's centre.
+    rows = np.floor((np.arange(image.shape[0]) + 0.5 - offset_y) / scale_y)
+    columns = np.floor((np.arange(image.shape[1]) + 0.5 - offset_x) / scale_x)
+    inside = (rows >= 0) & (rows < size[0]), (columns >= 0) & (columns < size[1])
+    for axis, (values, known, scale) in enumerate(((rows, inside[0], scale_y), (columns, inside[1], scale_x))):
+        line = np.where(known, values, VOID).astype(np.int64)
+        network = np.broadcast_to(line[:, None] if axis == 0 else line, image.shape[:2])
+        found = _restored(network.copy(), resize, size)
+        wanted = np.arange(size[axis])[:, None] if axis == 0 else np.arange(size[axis])
+        # Half a pixel of the network's, and none at all where it has one or more for each of the original's.
+        away = np.abs(found.astype(int) - wanted).max()
+        assert away <= (0 if scale > 1 else 0.5 / scale + 0.5), "no bar, and nothing shifted"
+
+
+@given(_resized(), st.integers(0, 1))
+@settings(max_examples=60, deadline=None)
+def test_restoring_lies_where_the_image_lies(resized: tuple[Resize, Size], axis: int) -> None:
+    """A network that sees bright and dark gives back the two halves of the picture."""
+    resize, size = resized
+    edge = size[axis] // 2
+    picture = np.zeros((*size, 3), dtype=np.uint8)
+    picture[(slice(edge, None), slice(None)) if axis == 0 else (slice(None), slice(edge, None))] = 255
+    bright = resize.apply(picture)[..., 0] > 127.5
+    found = _restored(bright.astype(np.int64), resize, size)
+    scale = resize.place(size)[axis]
+    wrong = (found != (picture[..., 0] > 0)).sum(axis=axis).max()
+    assert wrong <= 0.5 / scale + 1.0
+
+
+def test_records_summary_label_image_and_picture_of_a_label_map() -> None:
+    labels = np.zeros((20, 30), dtype=np.uint8)
+    labels[:, 12:] = 2
+    labels[0, 0] = 1
+    prediction, task = ImageLabels(5, labels), Segmentation()
+    assert task.summary(prediction, STREET, threshold=0.4) == "60% sky, 40% road", "a speck is left out"
+    assert [(record["image_id"], record["category_id"]) for record in task.records(prediction, STREET)] == [
+        (5, 7), (5, 26), (5, 23)]
+    stored = task.label_image(prediction, STREET)
+    assert stored is not None
+    assert stored.dtype == np.uint8
+    assert (stored[0, 0], stored[0, 1], stored[5, 20]) == (26, 7, 23)
+    image = np.full((20, 30, 3), 90, dtype=np.uint8)
+    picture = task.draw(image, prediction, STREET, threshold=0.0)
+    assert np.array_equal(picture, task.draw(image, prediction, STREET, threshold=1.0)), "label maps have no scores"
+    assert not np.array_equal(picture, image)
+
+
+def test_a_summary_of_many_small_classes_names_the_largest() -> None:
+    classes = Classes(tuple(f"class {k}" for k in range(250)), tuple(range(250)))
+    labels = np.arange(500, dtype=np.int64).reshape(1, 500) % 250
+    labels[0, 3] = 7
+    found = Segmentation().summary(ImageLabels(1, labels.astype(np.uint8)), classes, threshold=0.4)
+    assert found == "1% class 7"
+
+
+def test_class_ids_that_no_label_image_holds() -> None:
+    classes = Classes(("a", "b", "c"), (7, 256, -1))
+    prediction = ImageLabels(1, np.zeros((2, 2), dtype=np.uint8))
+    with pytest.raises(ValueError, match=r"label images hold ids of 0 to 255, the classes have 256, -1; predictions"):
+        Segmentation().label_image(prediction, classes)
+    many = Classes(tuple(f"class {k}" for k in range(9)), tuple(range(300, 309)))
+    with pytest.raises(ValueError, match=r"the classes have 300, 301, 302, 303, 304, \.\.\.; predictions"):
+        Segmentation().label_image(prediction, many)

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -21,12 +22,14 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as MapDataset
 from torchvision import tv_tensors
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
+from torchvision.transforms.functional import resize as torchvision_resize
 from torchvision.transforms.v2 import RandomIoUCrop
 
 import detseg
 from detseg.data import transforms
-from detseg.data.transforms import Augment, Letterbox, SSDAugment, Stretch
-from detseg.interfaces import Pixels, Placement, Resize, Size
+from detseg.data.transforms import Augment, KeepAspect, Letterbox, SegmentationAugment, SSDAugment, Stretch
+from detseg.interfaces import IMAGENET_MEAN, IMAGENET_STD, VOID, LabelPixels, Pixels, Placement, Resize, Size
 
 SIZES = st.tuples(st.integers(1, 700), st.integers(1, 700))
 
@@ -117,6 +120,51 @@ def test_an_impossible_size_is_refused(kind: type[Stretch | Letterbox]) -> None:
 def test_an_impossible_grey_is_refused() -> None:
     with pytest.raises(ValueError, match=r"grey level lies in 0\.\.255, got 256"):
         Letterbox((320, 320), fill=256)
+
+
+@pytest.mark.parametrize(("shorter", "longer"), [(320, 640), (200, 333)])
+@pytest.mark.parametrize("original", [(480, 640), (640, 427), (123, 77), (40, 400), (375, 500), (1, 1)])
+def test_keep_aspect_is_what_torchvision_s_detectors_do(original: Size, shorter: int, longer: int) -> None:
+    image = noise(original)
+    transform = GeneralizedRCNNTransform(shorter, longer, list(IMAGENET_MEAN), list(IMAGENET_STD))
+    channels_first = torch.from_numpy(image).permute(2, 0, 1).float() / 255
+    batch, _ = transform([channels_first])
+    resize = KeepAspect(shorter, longer)
+    resized = resize.apply(image)
+    mean, std = (np.asarray(values, dtype=np.float32) for values in (IMAGENET_MEAN, IMAGENET_STD))
+    np.testing.assert_allclose((resized / 255 - mean) / std, batch.tensors[0].permute(1, 2, 0), atol=2e-5)
+    height, width = batch.image_sizes[0]
+    place = resize.place(original)
+    np.testing.assert_allclose(place, (height / original[0], width / original[1], 0, 0))
+    rounded = resize.apply_rounded(image)
+    assert rounded.dtype == np.uint8
+    np.testing.assert_allclose(rounded, resized, atol=0.55)
+
+
+@given(SIZES, st.integers(100, 900), st.integers(0, 700))
+@settings(max_examples=300)
+def test_keep_aspect_comes_to_torchvision_s_sides(original: Size, shorter: int, more: int) -> None:
+    longer = shorter + more
+    scale = min(shorter / min(original), longer / max(original))
+    height, width = (max(1, int(float(side) * scale)) for side in original)  # as interpolate() counts them
+    place = KeepAspect(shorter, longer, divisor=1).place(original)
+    assert (place.scale_y * original[0], place.scale_x * original[1]) == pytest.approx((height, width))
+
+
+@pytest.mark.parametrize("original", [(480, 640), (640, 427), (123, 77), (600, 1300)])
+def test_keep_aspect_is_what_torchvision_s_segmenters_do(original: Size) -> None:
+    image = noise(original)
+    channels_first = torch.from_numpy(image).permute(2, 0, 1).float()
+    expected = torchvision_resize(channels_first, [260], antialias=True).permute(1, 2, 0)
+    resized = KeepAspect(260, 10**6, divisor=1, antialias=True).apply(image)
+    np.testing.assert_allclose(resized, expected, atol=1e-3)
+
+
+def test_keep_aspect_has_a_typical_size_and_says_that_others_come() -> None:
+    assert KeepAspect(800, 1333).size == (800, 1088)
+    assert not KeepAspect.fixed
+    with pytest.raises(ValueError, match="need 1 <= shorter <= longer and 1 <= divisor, got 800, 600 and 32"):
+        KeepAspect(800, 600)
 
 
 # ---------------------------------------------------------------------------------------------- the parts
@@ -424,6 +472,170 @@ def test_the_parts_are_drawn_independently() -> None:
 def test_impossible_options_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         SSDAugment(Stretch((320, 320)), **options)
+
+
+# ---------------------------------------------------------------------------------------------- segmentation
+
+
+def just_crop(crop: Size, **options: Any) -> SegmentationAugment:
+    """The augmentation with everything off that is not asked for."""
+    off: dict[str, Any] = {"scale": (1.0, 1.0), "flip": 0.0, "photometric": 0.0}
+    return SegmentationAugment(crop, **(off | options))
+
+
+def blocks(size: Size, *, side: int = 40) -> tuple[Pixels, LabelPixels]:
+    """Squares of two kinds, and their picture."""
+    rows, columns = np.indices(size) // side
+    labels = ((rows + columns) % 2).astype(np.uint8)
+    return np.repeat(labels[..., None] * np.uint8(250), 3, axis=2), labels
+
+
+def test_a_crop_of_the_image_s_size_is_the_image() -> None:
+    image, labels = noise((20, 30)), noise((20, 30), seed=1)[..., 0]
+    out, found = just_crop((20, 30))(image, labels, seed=0)
+    np.testing.assert_array_equal(out, image)
+    np.testing.assert_array_equal(found, labels)
+    out, found = just_crop((20, 30), flip=1.0)(image, labels, seed=0)
+    np.testing.assert_array_equal(out, image[:, ::-1])
+    np.testing.assert_array_equal(found, labels[:, ::-1])
+
+
+def test_a_smaller_crop_is_a_window_of_both() -> None:
+    image = np.stack([*np.indices((50, 60)), np.zeros((50, 60))], axis=2).astype(np.uint8)
+    labels = noise((50, 60))[..., 0]
+    corners = set()
+    for seed in range(200):
+        out, found = just_crop((8, 10))(image, labels, seed=seed)
+        top, left = (int(value) for value in out[0, 0, :2])
+        np.testing.assert_array_equal(out, image[top : top + 8, left : left + 10])
+        np.testing.assert_array_equal(found, labels[top : top + 8, left : left + 10])
+        corners.add((top, left))
+    tops, lefts = ({corner[axis] for corner in corners} for axis in (0, 1))
+    assert (min(tops), max(tops), min(lefts), max(lefts)) == (0, 42, 0, 50)
+
+
+def test_a_smaller_image_lies_on_the_mean_colour_and_void() -> None:
+    places = set()
+    for seed in range(60):
+        out, found = just_crop((9, 12), photometric=1.0)(noise((7, 12)), np.full((7, 12), 3, np.uint8), seed=seed)
+        inside = found == 3
+        assert inside.sum() == 7 * 12
+        assert (found[~inside] == VOID).all()
+        assert (out[~inside] == (124, 116, 104)).all()
+        places.add(int(inside.any(axis=1).argmax()))
+    assert places == {0, 1, 2}
+
+
+@pytest.mark.parametrize("scale", [0.5, 0.73, 1.37, 2.0])
+def test_labels_stay_on_what_they_show(scale: float) -> None:
+    image, labels = blocks((180, 260))
+    for seed in range(10):
+        out, found = just_crop((96, 128), scale=(scale, scale), flip=0.5)(image, labels, seed=seed)
+        known = found != VOID
+        brightness = out[..., 0].astype(int)
+        # Halfway between two pixels is as near to the one as to the other; at a corner four mix.
+        clear = known & (np.abs(brightness - 125) > 70)
+        np.testing.assert_array_equal(found[clear], brightness[clear] > 125)
+        assert clear.sum() > 0.85 * known.sum()
+
+
+def test_scales_are_those_asked_for_of_the_image_or_of_its_shorter_side() -> None:
+    image, labels = noise((40, 60)), np.zeros((40, 60), np.uint8)
+
+    def heights(augment: SegmentationAugment) -> list[int]:
+        return [int((augment(image, labels, seed=seed)[1] == 0).any(axis=1).sum()) for seed in range(300)]
+
+    found = heights(just_crop((100, 200), scale=(0.5, 2.0)))
+    assert (min(found), max(found)) == (20, 80)
+    assert np.mean(found) == pytest.approx(50, abs=4)
+    of_shorter = heights(just_crop((100, 200), scale=(0.5, 1.5), shorter=60))
+    assert (min(of_shorter), max(of_shorter)) == (30, 90)
+
+
+def test_a_crop_of_one_class_is_drawn_again() -> None:
+    labels = np.zeros((100, 100), np.uint8)
+    labels[:, 80:] = 1
+    labels[:10] = VOID
+
+    def shares(augment: SegmentationAugment) -> float:
+        found = [augment(noise((100, 100)), labels, seed=seed)[1] for seed in range(200)]
+        return float(np.mean([(crop == 0).sum() > 0.75 * (crop != VOID).sum() for crop in found]))
+
+    assert shares(just_crop((30, 30))) > 0.6
+    assert shares(just_crop((30, 30), most_of_one_class=0.75)) < 0.25
+
+
+def test_rare_classes_are_seen_more_often_and_void_alone_does_not_hurt() -> None:
+    labels = np.zeros((200, 200), np.uint8)
+    labels[150:153, 20:23] = 1
+    labels[:50] = VOID
+
+    def seen(augment: SegmentationAugment) -> float:
+        return float(np.mean([(augment(noise((200, 200)), labels, seed=s)[1] == 1).any() for s in range(200)]))
+
+    assert seen(just_crop((20, 20))) < 0.1
+    assert seen(just_crop((20, 20), rare_classes=1.0)) > 0.95
+    assert 0.35 < seen(just_crop((20, 20), rare_classes=0.5)) < 0.65
+    void = np.full((30, 30), VOID, np.uint8)
+    _, found = just_crop((20, 20), rare_classes=1.0, most_of_one_class=0.5)(noise((30, 30)), void, seed=0)
+    assert (found == VOID).all()
+
+
+def test_the_rare_pixel_lies_anywhere_in_the_crop() -> None:
+    labels = np.zeros((100, 100), np.uint8)
+    labels[50, 50] = 1
+    rows = [int((just_crop((10, 10), rare_classes=1.0)(noise((100, 100)), labels, seed=s)[1] == 1).any(axis=1).argmax())
+            for s in range(400)]
+    assert np.bincount(rows, minlength=10).min() > 10
+
+
+def test_the_seed_says_everything_about_a_crop_whatever_the_threads() -> None:
+    image, labels = noise((300, 400)), noise((300, 400), seed=1)[..., 0] % 19
+
+    def drawn(seed: int) -> bytes:
+        augment = SegmentationAugment((160, 200), rare_classes=0.5, most_of_one_class=0.75)
+        return b"".join(array.tobytes() for array in augment(image, labels, seed=seed))
+
+    before, threads = [drawn(seed) for seed in range(12)], cv2.getNumThreads()
+    try:
+        for number in (1, 3):
+            cv2.setNumThreads(number)
+            assert [drawn(seed) for seed in reversed(range(12))] == before[::-1]
+    finally:
+        cv2.setNumThreads(threads)
+    assert len(set(before)) == 12
+    augment = SegmentationAugment((160, 200))
+    copy = pickle.loads(pickle.dumps(augment))
+    assert copy == augment
+    np.testing.assert_array_equal(copy(image, labels, seed=5)[0], augment(image, labels, seed=5)[0])
+
+
+@given(st.tuples(st.integers(1, 90), st.integers(1, 90)), st.tuples(st.integers(1, 60), st.integers(1, 60)),
+       st.integers(0, 2**32 - 1))
+@settings(max_examples=40, deadline=None)
+def test_every_image_fills_every_crop(original: Size, crop: Size, seed: int) -> None:
+    labels = noise(original)[..., 0] % 7
+    out, found = SegmentationAugment(crop, rare_classes=0.5, most_of_one_class=0.6)(noise(original), labels, seed=seed)
+    assert out.shape == (*crop, 3)
+    assert found.shape == crop
+    assert out.dtype == found.dtype == np.uint8
+    assert set(np.unique(found)) <= {*range(7), VOID}
+    assert (found != VOID).any()
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    ({"crop": (0, 5)}, r"the crop is \(height, width\) in pixels, each at least 1, got \(0, 5\)"),
+    ({"scale": (2.0, 0.5)}, r"the smallest and the largest, both above 0, got \(2\.0, 0\.5\)"),
+    ({"scale": (0.0, 0.5)}, "both above 0"),
+    ({"shorter": 0}, "shorter is a side in pixels, at least 1, or None, got 0"),
+    ({"flip": 1.5}, r"flip is a probability in 0\.\.1, got 1\.5"),
+    ({"photometric": -0.1}, "photometric is a probability"),
+    ({"rare_classes": 2.0}, "rare_classes is a probability"),
+    ({"most_of_one_class": 0.0}, r"a share above 0 and up to 1 \(any crop\), got 0\.0"),
+])  # fmt: skip
+def test_impossible_options_of_segmentation_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        SegmentationAugment(**({"crop": (8, 8)} | options))
 
 
 def test_nothing_else_imports_albumentations() -> None:

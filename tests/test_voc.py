@@ -6,8 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from detseg.data.voc import read_voc, voc_list
+from detseg.data.voc import VOC_21, read_voc, read_voc_labels, voc_list, voc_segmentation_list
+from detseg.interfaces import VOID
 
 
 def thing(name: str, *corners: float | str, difficult: str = "<difficult>0</difficult>") -> str:
@@ -170,3 +172,62 @@ def test_bccd_is_read_whole(shared: Path) -> None:
     assert len(boxes) == 2804
     assert boxes.min() == 0
     assert boxes[:, 2:].max(0).tolist() == [640, 480]
+
+
+# ---------------------------------------------------------------------------------------------- segmentation
+
+
+def label_map(folder: Path, name: str, *, maps: str = "SegmentationClass", shift: int = 0) -> Path:
+    """Writes an image of 1 x 4 and its label map with VOC's palette, moved by `shift`, and gives the label map."""
+    path = folder / maps / f"{name}.png"
+    for part in (path.parent, folder / "JPEGImages", folder / "ImageSets" / "Segmentation"):
+        part.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.zeros((1, 4, 3), np.uint8)).save(folder / "JPEGImages" / f"{name}.jpg")
+    image = Image.fromarray(np.array([[0, 5, 15, 255]], np.uint8))
+    palette = np.full((256, 3), 224, np.uint8)
+    palette[:21] = np.roll(VOC_21.colours, shift, axis=0)
+    image.putpalette(palette.tobytes())
+    image.save(path)
+    return path
+
+
+def test_the_colours_are_the_development_kits() -> None:
+    """VOClabelcolormap: the bits of a class number, three at a time, from the top of each channel down."""
+    for k, colour in enumerate(VOC_21.colours):
+        channels = [sum(((k >> (3 * bit + channel)) & 1) << (7 - bit) for bit in range(8)) for channel in range(3)]
+        assert colour == tuple(channels)
+    assert (VOC_21.names[0], VOC_21.names[5], VOC_21.names[15], len(VOC_21)) == ("background", "bottle", "person", 21)
+
+
+def test_label_maps_are_the_palettes_indices_in_the_lists_order(tmp_path: Path) -> None:
+    for name in ("b", "a"):
+        label_map(tmp_path, name)
+    voc_segmentation_list(tmp_path, "val").write_text("b\na\n")
+    index = read_voc_labels(tmp_path, "val")
+    assert [index.path(i).name for i in range(2)] == ["b.jpg", "a.jpg"]
+    assert index.image_ids.tolist() == [1, 2]
+    np.testing.assert_array_equal(index.labels(1, (1, 4)), [[0, 5, 15, VOID]])
+
+
+def test_another_list_and_folder_serve_for_training(tmp_path: Path) -> None:
+    label_map(tmp_path, "a", maps="SegmentationClassAug")
+    label_map(tmp_path, "v", maps="SegmentationClassAug")
+    voc_segmentation_list(tmp_path, "trainaug").write_text("a\n")
+    voc_segmentation_list(tmp_path, "val").write_text("v\n")
+    names = [read_voc_labels(tmp_path, split, train="trainaug", maps="SegmentationClassAug").path(0).name
+             for split in ("train", "val")]
+    assert names == ["a.jpg", "v.jpg"]
+
+
+def test_label_maps_that_are_missing_or_no_indices_are_refused(tmp_path: Path) -> None:
+    path = label_map(tmp_path, "a")
+    voc_segmentation_list(tmp_path, "val").write_text("a\n")
+    label_map(tmp_path, "a", shift=1)
+    with pytest.raises(ValueError, match="palette index 0 for background, but shows it in the colour of tvmonitor"):
+        read_voc_labels(tmp_path, "val").labels(0, (1, 4))
+    Image.fromarray(np.zeros((1, 4, 3), np.uint8)).save(path)
+    with pytest.raises(ValueError, match=r"a\.png holds colours \(RGB\)"):
+        read_voc_labels(tmp_path, "val").labels(0, (1, 4))
+    path.unlink()
+    with pytest.raises(FileNotFoundError, match=r"no image in .*SegmentationClass for the listed a"):
+        read_voc_labels(tmp_path, "val")

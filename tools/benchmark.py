@@ -1,6 +1,7 @@
 """Measures what a config's network costs on this CPU.
 
-    python tools/benchmark.py CONFIG [--against torchvision] [--threads N] [--json FILE] [--set a.b=c ...]
+    python tools/benchmark.py CONFIG [--against torchvision] [--size HEIGHT WIDTH] [--threads N] [--json FILE]
+        [--set a.b=c ...]
 
 Parameters, multiply-adds, the latency of the network and of a whole prediction, and the time of a training step: see
 detseg/benchmark.py for what each is. Takes half a minute to a minute a model; nothing else should run meanwhile.
@@ -27,9 +28,12 @@ def main(arguments: list[str] | None = None) -> int:
                         help="measure its model of the same architecture in turns with ours")
     parser.add_argument("--threads", type=int, metavar="N",
                         help="CPU threads (1 for latency, every core for training)")
-    parser.add_argument("--batch-size", type=int, default=16, metavar="N", help="of the training step (%(default)s)")
+    parser.add_argument("--batch-size", type=int, metavar="N",
+                        help="of the training step (16, fewer of large images)")
+    parser.add_argument("--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"),
+                        help="of the image and of the network's input, without resizing (the config's)")
     parser.add_argument("--seconds", type=float, default=15.0, metavar="S",
-                        help="for each of the four measurements (%(default)s)")
+                        help="for each of the five measurements (%(default)s)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers")
     parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="NAME=VALUE", dest="overrides",
                         help="change numbers of the config, as in model.width=0.5")
@@ -37,7 +41,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _benchmark(options: argparse.Namespace) -> None:
-    setup = Setup(seconds=options.seconds, threads=options.threads, batch_size=options.batch_size)
+    setup = Setup(seconds=options.seconds, threads=options.threads, batch_size=options.batch_size,
+                  size=None if options.size is None else tuple(options.size))
     console = Console()
     with console.status("") as status:
         figures = measure(options.config, options.overrides, against_torchvision=options.against is not None,

@@ -1,14 +1,19 @@
 """Predicts images with a trained network, and draws what it finds.
 
-    python tools/predict.py CONFIG CHECKPOINT IMAGE|DIR|GLOB ... [--out DIR] [--threshold T]
+    python tools/predict.py CONFIG CHECKPOINT IMAGE|DIR|GLOB ... [--out DIR] [--threshold T] [--labels DIR]
 
 Leaves in --out:
 
-    <name of the image>   the picture with the predictions of at least --threshold on it; images of one name from
-                          several folders keep their folders
+    <name of the image>   the picture with the predictions of at least --threshold on it, or under the colours of its
+                          classes; images of one name from several folders keep their folders
     predictions.json      every prediction, also the unsure ones, in COCO's results format and original pixels
     images.json           which image_id is which file, its size, and the classes, in COCO's annotation format, so that
                           `COCO("images.json").loadRes("predictions.json")` of pycocotools reads both
+
+With --labels it also leaves there the label map of each image: a PNG of the image's size and name that holds class ids
+as the data set numbers them. For Cityscapes' server:
+
+    python tools/predict.py CONFIG CHECKPOINT 'data/cityscapes/leftImg8bit/test/*/*.png' --labels DIR
 
 An image that cannot be read is named and left out; the exit code is then 1.
 """
@@ -26,11 +31,13 @@ from typing import Any
 import torch
 
 from detseg import config as configs
-from detseg.files import write_records
-from detseg.predict import find_images, picture_paths, predict_files
+from detseg.files import records_file
+from detseg.predict import find_images, label_paths, picture_paths, predict_files
 from detseg.report.command import exit_code, write_whole
-from detseg.report.pictures import write_picture
+from detseg.report.pictures import write_labels, write_picture
 from detseg.trained import load_trained
+
+_THRESHOLD = 0.4
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -42,41 +49,59 @@ def main(arguments: list[str] | None = None) -> int:
                         help="image files, folders (the images directly in them), patterns such as 'photos/**/*.jpg'")
     parser.add_argument("--out", type=Path, default=Path("predictions"), metavar="DIR",
                         help="the folder to write to (%(default)s)")
-    parser.add_argument("--threshold", type=float, default=0.4, metavar="T",
-                        help="the smallest score, 0 to 1, that is drawn and counted here (%(default)s); "
-                             "predictions.json has all")
+    parser.add_argument("--threshold", type=float, metavar="T",
+                        help=f"the smallest score, 0 to 1, that is drawn and counted here ({_THRESHOLD}); "
+                             "predictions.json has all. Label maps have none")
+    parser.add_argument("--labels", type=Path, metavar="DIR", help="the folder to write label maps to")
     return exit_code(lambda: _predict(parser.parse_args(arguments)))
 
 
 def _predict(options: argparse.Namespace) -> None:
-    if not 0 <= options.threshold <= 1:
-        raise ValueError(f"--threshold is a score from 0 to 1, got {options.threshold:g}")
     paths = find_images(options.images)
     pictures = picture_paths(paths, options.out)
-    model, config, title = load_trained(configs.load(options.config), options.checkpoint)
+    label_maps = [] if options.labels is None else label_paths(paths, options.labels)
+    if options.labels is not None and options.labels.resolve() == options.out.resolve():
+        raise ValueError(f"--labels and --out are both {options.out}; label maps would replace pictures")
+    config = configs.load(options.config)
+    task = config.experiment.task
+    threshold = _threshold(options.threshold, scored=task.scored)
+    model, _, title = load_trained(config, options.checkpoint)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
-    task, classes = config.experiment.task, model.classes
+    classes = model.classes
 
     images: list[Mapping[str, Any]] = []
-    predictions: list[Any] = []
     print(title, flush=True)
     started = time.perf_counter()
-    for image_id, path, image, prediction in predict_files(model, task, paths, unreadable=_name):
-        write_picture(pictures[image_id], task.draw(image, prediction, classes, threshold=options.threshold))
-        images.append({"id": image_id, "file_name": str(path), "height": image.shape[0], "width": image.shape[1]})
-        predictions.append(prediction)
-        print(f"{path}: {task.summary(prediction, classes, threshold=options.threshold)}", flush=True)
+    with records_file(options.out / "predictions.json") as add_records:
+        for image_id, path, image, prediction in predict_files(model, task, paths, unreadable=_name):
+            if label_maps:
+                labels = task.label_image(prediction, classes)
+                if labels is None:
+                    raise ValueError(f"{options.config} predicts no label maps; leave --labels out")
+                write_labels(label_maps[image_id], labels)
+            write_picture(pictures[image_id], task.draw(image, prediction, classes, threshold=threshold))
+            add_records(task.records(prediction, classes))
+            images.append({"id": image_id, "file_name": str(path), "height": image.shape[0], "width": image.shape[1]})
+            print(f"{path}: {task.summary(prediction, classes, threshold=threshold)}", flush=True)
     speed = len(images) / (time.perf_counter() - started)
 
-    write_records(options.out / "predictions.json",
-                  (record for prediction in predictions for record in task.records(prediction, classes)))
     categories = [{"id": source_id, "name": name} for source_id, name in classes.used.items()]
     content = {"info": {"description": title}, "images": images, "categories": categories, "annotations": []}
     write_whole(options.out / "images.json", json.dumps(content, indent=1) + "\n")
     print(f"{len(images)} images, {speed:.1f} images/s with reading and drawing; pictures, predictions.json and "
-          f"images.json are in {options.out}")
+          f"images.json are in {options.out}" + (f", label maps in {options.labels}" if label_maps else ""))
     if len(images) < len(paths):
         raise OSError(f"{len(paths) - len(images)} of {len(paths)} images could not be read and were left out")
+
+
+def _threshold(asked: float | None, *, scored: bool) -> float:
+    if asked is None:
+        return _THRESHOLD
+    if not scored:
+        raise ValueError("--threshold is for predictions with scores, and label maps have no scores; leave it out")
+    if not 0 <= asked <= 1:
+        raise ValueError(f"--threshold is a score from 0 to 1, got {asked:g}")
+    return asked
 
 
 def _name(problem: Exception) -> None:

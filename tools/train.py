@@ -22,7 +22,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", type=Path, help="a file of configs/, or one of your own")
     source = parser.add_mutually_exclusive_group()
-    source.add_argument("--data", type=Path, default=Path("data/coco"), help="the data set's folder (%(default)s)")
+    source.add_argument("--data", type=Path, metavar="DIR", help="the data set's folder (the config's own)")
     source.add_argument("--sample", action="store_true", help="train on a data set generated here")
     parser.add_argument("--out", type=Path, help="the run's folder (runs/<config>, then -2, -3 ...)")
     parser.add_argument("--weights", help="published weights to start from: a file, or a name to download")
@@ -42,7 +42,8 @@ def _train(options: argparse.Namespace) -> None:
     from detseg.train import fit
     from detseg.weights.load import load_weights
 
-    folder = config.experiment.data.generate(_SAMPLE) if options.sample else options.data
+    data = config.experiment.data
+    folder = data.generate(_SAMPLE) if options.sample else options.data or Path(data.folder)
     fit(config, folder, out=options.out, resume=options.resume,
         initialise=None if options.weights is None else lambda model: str(load_weights(model, options.weights)))
 

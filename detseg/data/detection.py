@@ -39,6 +39,12 @@ def read_boxes(folder: Path, split: Literal["train", "val"]) -> BoxIndex:
     )
 
 
+def has_boxes(folder: Path) -> bool:
+    """Whether there is a split that `read_boxes` would read."""
+    splits: tuple[Literal["train", "val"], ...] = ("train", "val")
+    return any(coco_annotations(folder, split).is_file() or voc_list(folder, split).is_file() for split in splits)
+
+
 class DetectionDataset(Dataset[BoxTargets]):
     """The images and boxes of an index at the network's size.
 
@@ -73,7 +79,8 @@ class DetectionDataset(Dataset[BoxTargets]):
             return Sample(_channels_first(self.resize.apply(pixels)), _tensors(placed), source)
         state = np.random.SeedSequence((self.seed, draw.epoch, draw.item)).generate_state(1)
         image, boxes, labels, crowd = self.augment(pixels, *found, seed=int(state[0]))
-        assert image.shape == (*self.resize.size, 3), f"augmented to {image.shape}, the network's is {self.resize.size}"
+        assert not self.resize.fixed or image.shape == (*self.resize.size, 3), (
+            f"augmented to {image.shape}, the network's is {self.resize.size}")
         return Sample(_channels_first(image), _tensors(ImageBoxes(boxes, labels, crowd)), source)
 
 

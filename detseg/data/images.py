@@ -20,7 +20,7 @@ _END_MARKS = {
 """How a whole JPEG or PNG file ends, by how it begins."""
 
 
-def read_image(path: str | Path, *, size: Size | None = None) -> Pixels:
+def read_image(path: str | Path, *, size: Size | None = None, said_by: str = "its annotations say") -> Pixels:
     """An image file as uint8 [H, W, 3] RGB.
 
     Grey becomes three equal channels, CMYK becomes RGB, 16 bits become 8, and an alpha channel is dropped (the colour
@@ -28,6 +28,7 @@ def read_image(path: str | Path, *, size: Size | None = None) -> Pixels:
 
     The EXIF orientation is applied, as viewers do. `size`, the (height, width) that annotations claim, decides where
     they were drawn on the picture as it is stored: if only the unturned image has this size, that one is given.
+    `said_by` begins that part of the message about another size.
 
     Raises FileNotFoundError for a missing file, and ValueError for one that is empty, truncated, no image, or of
     neither size.
@@ -43,8 +44,8 @@ def read_image(path: str | Path, *, size: Size | None = None) -> Pixels:
     if stored.shape[:2] == size:
         return stored
     raise ValueError(
-        f"the image {path} is {turned.shape[0]} x {turned.shape[1]} (height x width), its annotations say "
-        f"{size[0]} x {size[1]}: was it resized, or replaced by another? Boxes would be drawn at the wrong places"
+        f"the image {path} is {turned.shape[0]} x {turned.shape[1]} (height x width), {said_by} "
+        f"{size[0]} x {size[1]}: was it resized, or replaced by another? Labels would come to lie at the wrong places"
     )
 
 

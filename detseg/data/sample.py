@@ -1,4 +1,4 @@
-"""A detection data set generated on the spot, in COCO's layout: shapes on textured grounds.
+"""A data set generated on the spot, with boxes in COCO's layout and label maps: shapes on textured grounds.
 
 Discs, squares, triangles, stars and rings, turned, squeezed, shaded and patterned in any colour, overlap each other and
 cast shadows. Only the outline tells the class. There are crowds, images without objects, and many image sizes.
@@ -20,7 +20,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from detseg.interfaces import Pixels, Size
+from detseg.data.masks import class_file, mask_folder, write_classes
+from detseg.interfaces import Classes, LabelPixels, Pixels, Size
 
 Mask: TypeAlias = NDArray[np.bool_]
 Field: TypeAlias = NDArray[np.float32]
@@ -29,8 +30,15 @@ Field: TypeAlias = NDArray[np.float32]
 CATEGORIES = ((1, "disc"), (2, "square"), (4, "triangle"), (7, "star"), (11, "ring"))
 """Source id and name of each class; the ids have gaps, as COCO's have."""
 
-VERSION = 1
-"""Changes when the same parameters would draw other pictures."""
+LABELS = Classes(
+    names=("ground", *(name for _, name in CATEGORIES)),
+    source_ids=(0, *(source_id for source_id, _ in CATEGORIES)),
+    colours=((70, 70, 70), (230, 60, 60), (250, 170, 30), (90, 200, 70), (60, 140, 240), (180, 90, 220)),
+)
+"""The classes of the label maps, with their values in the files."""
+
+VERSION = 2
+"""Changes when the same parameters would give other files. 2 draws the pictures of 1, and has label maps."""
 
 
 class Thing(NamedTuple):
@@ -60,12 +68,14 @@ class _Recipe:
     version: int = VERSION
 
 
-def generate_detection_sample(folder: Path, *, seed: int = 0, num_train: int = 400, num_val: int = 100) -> Path:
+def generate_sample(folder: Path, *, seed: int = 0, num_train: int = 400, num_val: int = 100) -> Path:
     """Writes the data set to `folder`, or leaves it if the same one is there; gives `folder` back.
 
-    It has COCO's layout: annotations/instances_{train,val}2017.json, train2017/, val2017/; sample.json holds the
-    parameters. An image depends on the seed and its number, not on how many there are. Another sample in `folder` is
-    replaced. The folder appears complete or not at all, also when several processes generate it at once.
+    It has COCO's layout, annotations/instances_{train,val}2017.json, train2017/ and val2017/, and label maps where
+    `read_masks` finds them, masks/{train,val}/ and classes.txt; in these a crowd's objects are of their class, and what
+    is no object is ground. sample.json holds the parameters. An image depends on the seed and its number, not on how
+    many there are. Another sample in `folder` is replaced. The folder appears complete or not at all, also when several
+    processes generate it at once.
 
     ValueError if there is something else in `folder`, or a number is below 1.
     """
@@ -78,8 +88,9 @@ def generate_detection_sample(folder: Path, *, seed: int = 0, num_train: int = 4
     work = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
         made = work / "made"
-        _write_split(made, "train2017", seed=(seed, 0), first_id=1, num_images=num_train)
-        _write_split(made, "val2017", seed=(seed, 1), first_id=1_000_001, num_images=num_val)
+        _write_split(made, "train", seed=(seed, 0), first_id=1, num_images=num_train)
+        _write_split(made, "val", seed=(seed, 1), first_id=1_000_001, num_images=num_val)
+        write_classes(class_file(made), LABELS)
         (made / "sample.json").write_text(json.dumps(vars(recipe)) + "\n")
         if _recipe_of(folder) not in (None, recipe):
             with suppress(FileNotFoundError):  # another process may take it away first
@@ -106,11 +117,13 @@ def _recipe_of(folder: Path) -> _Recipe | None:
         return None
 
 
-# ---------------------------------------------------------------------------------------------- COCO's files
+# ---------------------------------------------------------------------------------------------- the files
 
 
 def _write_split(root: Path, split: str, *, seed: tuple[int, int], first_id: int, num_images: int) -> None:
-    (root / split).mkdir(parents=True)
+    pictures, masks = root / f"{split}2017", mask_folder(root, split)
+    for folder in (pictures, masks):
+        folder.mkdir(parents=True)
     (root / "annotations").mkdir(exist_ok=True)
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
@@ -120,7 +133,9 @@ def _write_split(root: Path, split: str, *, seed: tuple[int, int], first_id: int
         height, width = scene.instances.shape
         images.append({"id": image_id, "file_name": f"{image_id:012d}.jpg", "width": width, "height": height})
         jpeg = cv2.imencode(".jpg", scene.image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 92])[1]
-        (root / split / f"{image_id:012d}.jpg").write_bytes(jpeg.tobytes())
+        (pictures / f"{image_id:012d}.jpg").write_bytes(jpeg.tobytes())
+        label_map = cv2.imencode(".png", _source_ids(scene))[1]
+        (masks / f"{image_id:012d}.png").write_bytes(label_map.tobytes())
         for index, thing in enumerate(scene.things):
             numbers = {"id": len(annotations) + first_id, "image_id": image_id}
             annotations.append(numbers | _annotation(scene.instances == index + 1, thing))
@@ -132,7 +147,13 @@ def _write_split(root: Path, split: str, *, seed: tuple[int, int], first_id: int
         "annotations": annotations,
         "categories": categories,
     }
-    (root / "annotations" / f"instances_{split}.json").write_text(json.dumps(contents))
+    (root / "annotations" / f"instances_{split}2017.json").write_text(json.dumps(contents))
+
+
+def _source_ids(scene: Scene) -> LabelPixels:
+    """[H, W]: the id of each pixel's class."""
+    of_instance = [LABELS.source_ids[0], *(CATEGORIES[thing.label][0] for thing in scene.things)]
+    return np.array(of_instance, dtype=np.uint8)[scene.instances]
 
 
 def _annotation(mask: Mask, thing: Thing) -> dict[str, Any]:

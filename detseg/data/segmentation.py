@@ -1,15 +1,20 @@
-"""Images with label maps, ready for a segmenter."""
+"""Images with label maps, ready for a segmenter: from a folder to samples."""
 
 from __future__ import annotations
 
-from typing import Protocol
+from pathlib import Path
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from detseg.data.images import read_image
+from detseg.data.cityscapes import cityscapes_images, cityscapes_maps, read_cityscapes
+from detseg.data.coco import coco_annotations, coco_images
+from detseg.data.coco_labels import read_coco_labels
 from detseg.data.label_index import LabelIndex
+from detseg.data.masks import image_folder, mask_folder, read_masks
+from detseg.data.voc import read_voc_labels, voc_segmentation_list
 from detseg.interfaces import (
     VOID,
     Dataset,
@@ -23,6 +28,46 @@ from detseg.interfaces import (
     Size,
     Source,
 )
+
+MIN_OBJECT_PIXELS = 1000
+"""What torchvision asks of the VOC objects of a training image of COCO (references/segmentation/coco_utils.py)."""
+
+
+def read_labels(folder: Path, split: Literal["train", "val"]) -> LabelIndex:
+    """The label maps of a split in Cityscapes' layout, PASCAL VOC's, folders of images and masks, or COCO's with VOC's
+    labels, whichever is found first in this order.
+
+    Of COCO's training images only those are taken that show more than `MIN_OBJECT_PIXELS` of VOC's classes.
+    Raises FileNotFoundError that says what was looked for and how to get data, and what the readers raise.
+    """
+    if cityscapes_maps(folder, split).is_dir():
+        return read_cityscapes(folder, split)
+    if voc_segmentation_list(folder, split).is_file():
+        return read_voc_labels(folder, split)
+    if mask_folder(folder, split).is_dir():
+        return read_masks(folder, split)
+    annotations, images = coco_annotations(folder, split), coco_images(folder, split)
+    if annotations.is_file():
+        if not images.is_dir():
+            raise FileNotFoundError(f"{annotations} is there, but the folder {images} with its images is not")
+        return read_coco_labels(annotations, images, more_than=MIN_OBJECT_PIXELS if split == "train" else None)
+    raise FileNotFoundError(
+        f"no {split} label maps in {folder}{'' if folder.is_dir() else ' (no such folder)'}. Looked for\n"
+        f"  {cityscapes_maps(folder, split)} and {cityscapes_images(folder, split)} (Cityscapes' layout)\n"
+        f"  {voc_segmentation_list(folder, split)} (PASCAL VOC's layout)\n"
+        f"  {mask_folder(folder, split)} and {image_folder(folder, split)} (masks, with a classes.txt)\n"
+        f"  {annotations} and {images} (COCO's layout, for VOC's labels)\n"
+        "Cityscapes is at https://www.cityscapes-dataset.com/downloads (register, then unpack "
+        "leftImg8bit_trainvaltest.zip and gtFine_trainvaltest.zip there), VOC 2012 at "
+        "http://host.robots.ox.ac.uk/pascal/VOC/voc2012, COCO 2017 at https://cocodataset.org/#download. "
+        "Or name another folder with --data. To try without any data, use --sample: it generates its own."
+    )
+
+
+def has_label_files(folder: Path) -> bool:
+    """Whether there is a split with label maps as files, which COCO's outlines are not."""
+    return any(cityscapes_maps(folder, split).is_dir() or voc_segmentation_list(folder, split).is_file()
+               or mask_folder(folder, split).is_dir() for split in ("train", "val"))
 
 
 class LabelAugment(Protocol):
@@ -52,8 +97,8 @@ class SegmentationDataset(Dataset[LabelTargets]):
         return len(self.index)
 
     def original(self, item: int) -> Pixels:
-        """The image file."""
-        return read_image(self.index.path(item))
+        """The image file, turned as its label map is."""
+        return self.index.image(item)
 
     def __getitem__(self, draw: Draw) -> Sample[LabelTargets]:
         pixels = self.original(draw.item)

@@ -1,4 +1,5 @@
-"""From an image of any size to the network's: the two ways to resize, and SSD's training augmentation.
+"""From an image of any size to the network's: the ways to resize, and the augmentations of detection (SSD's) and of
+segmentation.
 
 Nothing outside this module imports albumentations.
 """
@@ -16,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
-from detseg.interfaces import IMAGENET_MEAN, Pixels, Placement, Resize, Size
+from detseg.interfaces import IMAGENET_MEAN, VOID, LabelPixels, Pixels, Placement, Resize, Size
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # importing it would ask a server for its newest version
 import albumentations as A
@@ -142,11 +143,12 @@ class KeepAspect(Resize):
         return padded
 
     def _inner(self, original: Size) -> Size:
-        """The size of the image without what is added at the end."""
-        # float32, as in torchvision: the sides are rounded down, and 800 must not become 799
-        scale = min(np.float32(self.shorter) / np.float32(min(original)),
-                    np.float32(self.longer) / np.float32(max(original)))
-        height, width = (max(1, int(side * float(scale))) for side in original)
+        """The size of the image without what is added at the end, rounded down."""
+        wanted, given = min((self.shorter, min(original)), (self.longer, max(original)), key=lambda x: x[0] / x[1])
+        # torchvision's segmenters come to the exact side that was asked for; its detectors, which multiply by a
+        # rounded ratio, at times to one pixel less.
+        sides = (side * wanted // given if self.antialias else int(side * (wanted / given)) for side in original)
+        height, width = (max(1, side) for side in sides)
         return height, width
 
     def _padded(self, inner: Size) -> Size:
@@ -407,14 +409,167 @@ class _Fit(A.DualTransform):  # type: ignore[misc]  # albumentations is not type
         super().__init__(p=1.0)
         self.resize = resize
 
-    def apply(self, img: Pixels, **params: Any) -> Pixels:
-        return self.resize.apply_rounded(img)
+    def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
+        return {"resized": self.resize.apply_rounded(data["image"])}
 
-    def apply_to_bboxes(self, bboxes: NDArray[np.float64], **params: Any) -> NDArray[np.float64]:
+    def apply(self, img: Pixels, resized: Pixels, **params: Any) -> Pixels:
+        return resized
+
+    def apply_to_bboxes(self, bboxes: NDArray[np.float64], resized: Pixels, **params: Any) -> NDArray[np.float64]:
         """Boxes [M, 6] in 0..1 of the picture to 0..1 of the network's image."""
         height, width = params["shape"][:2]
         to = self.resize.place((height, width))
         placed = bboxes.copy()
-        placed[:, [0, 2]] = (bboxes[:, [0, 2]] * width * to.scale_x + to.offset_x) / self.resize.size[1]
-        placed[:, [1, 3]] = (bboxes[:, [1, 3]] * height * to.scale_y + to.offset_y) / self.resize.size[0]
+        placed[:, [0, 2]] = (bboxes[:, [0, 2]] * width * to.scale_x + to.offset_x) / resized.shape[1]
+        placed[:, [1, 3]] = (bboxes[:, [1, 3]] * height * to.scale_y + to.offset_y) / resized.shape[0]
         return placed
+
+
+@dataclass(frozen=True)
+class SegmentationAugment:
+    """What segmenters are trained with (DeepLab's and torchvision's reference): a random scale, a crop of always the
+    same size, colours, and a mirror image; on albumentations.
+
+    Where the scaled image is smaller than the crop, it comes to lie anywhere in it, on ImageNet's mean colour and VOID;
+    the references put it at the top left. Colours change before the margin is added, so that it keeps its value.
+    Labels are those of the nearest pixel.
+
+    The result depends on the arguments and `seed` alone, as in `SSDAugment`; one thread at a time.
+    """
+
+    crop: Size
+    """(height, width) of what comes out, in pixels."""
+    scale: tuple[float, float] = (0.5, 2.0)
+    """The image's sides are multiplied by a number between these, drawn uniformly."""
+    shorter: int | None = None
+    """The scale is that of an image whose shorter side has this many pixels (torchvision: 520), whatever it really has;
+    None takes the image as it is."""
+    flip: float = 0.5
+    """Probability of the mirror image."""
+    photometric: float = 0.5
+    """Probability of each of brightness, contrast, saturation and hue, which come in random order."""
+    most_of_one_class: float = 1.0
+    """A crop where one class has a larger share than this of what is known is drawn again, up to 10 times (0.75 in
+    OpenMMLab, `cat_max_ratio`)."""
+    rare_classes: float = 0.0
+    """Probability of a crop that holds a pixel of a class drawn inversely to how many pixels the image has of it, so
+    mostly of the rarest; otherwise crops are drawn uniformly."""
+    _compose: Any = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if min(self.crop) < 1:
+            raise ValueError(f"the crop is (height, width) in pixels, each at least 1, got {self.crop}")
+        if not 0 < self.scale[0] <= self.scale[1]:
+            raise ValueError(f"scale is the smallest and the largest, both above 0, got {self.scale}")
+        if self.shorter is not None and self.shorter < 1:
+            raise ValueError(f"shorter is a side in pixels, at least 1, or None, got {self.shorter}")
+        for name in ("flip", "photometric", "rare_classes"):
+            value = getattr(self, name)
+            if not 0 <= value <= 1:
+                raise ValueError(f"{name} is a probability in 0..1, got {value}")
+        if not 0 < self.most_of_one_class <= 1:
+            raise ValueError(f"most_of_one_class is a share above 0 and up to 1 (any crop), got "
+                             f"{self.most_of_one_class}")
+        transforms = [
+            _ScaledCrop(self),
+            A.RandomOrder(_colour_jitters(self.photometric), n=4, p=1.0),
+            _Margin(self.crop),
+            A.HorizontalFlip(p=self.flip),
+        ]
+        object.__setattr__(self, "_compose", A.Compose(transforms))
+
+    def __call__(self, image: Pixels, labels: LabelPixels, *, seed: int) -> tuple[Pixels, LabelPixels]:
+        """Image [H, W, 3] and labels [H, W] of any size; both of the size `crop`."""
+        assert image.shape[:2] == labels.shape, (image.shape, labels.shape)
+        self._compose.set_random_state(np.random.default_rng(seed), random.Random(seed))
+        out = self._compose(image=image, mask=labels)
+        return out["image"], out["mask"]
+
+
+class _ScaledCrop(A.DualTransform):  # type: ignore[misc]
+    """A random window of the image, resized to what a crop of the scaled image would be.
+
+    Only what is seen is resized: a window of whole pixels, which moves a scale by less than half a pixel a side.
+    """
+
+    TRIES = 10
+
+    def __init__(self, settings: SegmentationAugment) -> None:
+        super().__init__(p=1.0)
+        self.settings = settings
+
+    def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
+        wanted, labels = self.settings, data["mask"]
+        original = (labels.shape[0], labels.shape[1])
+        whole = wanted.shorter / min(original) if wanted.shorter else 1.0
+        scale = whole * self.random_generator.uniform(*wanted.scale)
+        window = tuple(min(side, max(1, round(crop / scale))) for side, crop in zip(original, wanted.crop, strict=True))
+        inner = tuple(crop if part < side else min(crop, max(1, round(side * scale)))
+                      for side, part, crop in zip(original, window, wanted.crop, strict=True))
+        for _ in range(self.TRIES):
+            top, left = self._corner(labels, window)
+            seen = slice(top, top + window[0]), slice(left, left + window[1])
+            if wanted.most_of_one_class == 1 or _largest_share(labels[seen]) <= wanted.most_of_one_class:
+                break
+        return {"seen": seen, "inner": inner}
+
+    def _corner(self, labels: LabelPixels, window: tuple[int, ...]) -> tuple[int, int]:
+        """Top and left of a window in the image."""
+        rng = self.random_generator
+        room = [side - part for side, part in zip(labels.shape, window, strict=True)]
+        pixel = _rare_pixel(rng, labels) if rng.random() < self.settings.rare_classes else None
+        if pixel is None:
+            return int(rng.integers(room[0] + 1)), int(rng.integers(room[1] + 1))
+        top, left = (int(np.clip(at - rng.integers(part), 0, free))
+                     for at, part, free in zip(pixel, window, room, strict=True))
+        return top, left
+
+    def apply(self, img: Pixels, seen: tuple[slice, slice], inner: Size, **params: Any) -> Pixels:
+        part = img[seen]
+        return np.ascontiguousarray(part) if part.shape[:2] == inner else _bilinear_rounded(part, inner)
+
+    def apply_to_mask(self, mask: LabelPixels, seen: tuple[slice, slice], inner: Size, **params: Any) -> LabelPixels:
+        # Not INTER_NEAREST, which takes the pixel above and to the left and so moves labels against the image.
+        part = np.ascontiguousarray(mask[seen])
+        nearest: LabelPixels = cv2.resize(part, (inner[1], inner[0]), interpolation=cv2.INTER_NEAREST_EXACT)
+        return nearest
+
+
+def _rare_pixel(rng: np.random.Generator, labels: LabelPixels) -> tuple[int, int] | None:
+    """Row and column of a pixel of a class drawn inversely to its number of pixels; None where all are void."""
+    counts = np.bincount(labels.ravel(), minlength=VOID + 1)[:VOID]
+    present = np.flatnonzero(counts)
+    if not len(present):
+        return None
+    chances = 1.0 / counts[present]
+    chosen = rng.choice(present, p=chances / chances.sum())
+    places = np.flatnonzero(labels.ravel() == chosen)
+    row, column = divmod(int(places[rng.integers(len(places))]), labels.shape[1])
+    return row, column
+
+
+def _largest_share(labels: LabelPixels) -> float:
+    """What part of the known pixels one class has; 0 where none is known."""
+    counts = np.bincount(labels.ravel(), minlength=VOID + 1)[:VOID]
+    return float(counts.max() / max(1, counts.sum()))
+
+
+class _Margin(A.DualTransform):  # type: ignore[misc]
+    """Puts an image that is smaller than `size` somewhere on a canvas of ImageNet's mean colour, and VOID."""
+
+    def __init__(self, size: Size) -> None:
+        super().__init__(p=1.0)
+        self.size = size
+
+    def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
+        room = [wanted - side for wanted, side in zip(self.size, params["shape"][:2], strict=True)]
+        top, left = (int(self.random_generator.integers(free + 1)) for free in room)
+        return {"border": (top, room[0] - top, left, room[1] - left)}
+
+    def apply(self, img: Pixels, border: tuple[int, int, int, int], **params: Any) -> Pixels:
+        canvas: Pixels = cv2.copyMakeBorder(img, *border, cv2.BORDER_CONSTANT, value=_ZoomOut.MEAN)
+        return canvas
+
+    def apply_to_mask(self, mask: LabelPixels, border: tuple[int, int, int, int], **params: Any) -> LabelPixels:
+        canvas: LabelPixels = cv2.copyMakeBorder(mask, *border, cv2.BORDER_CONSTANT, value=(VOID,))
+        return canvas

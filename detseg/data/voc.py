@@ -3,6 +3,11 @@
     Annotations/NAME.xml      the objects of one image
     JPEGImages/NAME.jpg       the image (any extension)
     ImageSets/Main/SPLIT.txt  one NAME a line
+
+and, for segmentation,
+
+    SegmentationClass/NAME.png        the class of each pixel as a palette's index, 255 for void
+    ImageSets/Segmentation/SPLIT.txt  one NAME a line
 """
 
 from __future__ import annotations
@@ -15,7 +20,23 @@ from xml.etree import ElementTree
 import numpy as np
 
 from detseg.data.box_index import BoxIndex
-from detseg.interfaces import Classes, Size
+from detseg.data.label_index import LabelFiles, label_table
+from detseg.interfaces import VOID, Classes, Size
+
+VOC_21 = Classes(
+    names=(
+        "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
+        "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
+    ),
+    source_ids=tuple(range(21)),
+    colours=(
+        (0, 0, 0), (128, 0, 0), (0, 128, 0), (128, 128, 0), (0, 0, 128), (128, 0, 128), (0, 128, 128), (128, 128, 128),
+        (64, 0, 0), (192, 0, 0), (64, 128, 0), (192, 128, 0), (64, 0, 128), (192, 0, 128), (64, 128, 128),
+        (192, 128, 128), (0, 64, 0), (128, 64, 0), (0, 192, 0), (128, 192, 0), (0, 64, 128),
+    ),
+)  # fmt: skip
+"""The classes of VOC's segmentation, background included, with the colours of the development kit's `VOClabelcolormap`.
+Detection sets in VOC's layout have whatever classes their files name."""
 
 
 class _Object(NamedTuple):
@@ -74,6 +95,25 @@ def read_voc(folder: Path, split: str) -> BoxIndex:
         areas=np.maximum(boxes[:, 2], 0) * np.maximum(boxes[:, 3], 0),
         annotation_ids=np.arange(1, len(objects) + 1),
     )
+
+
+def voc_segmentation_list(folder: Path, split: str) -> Path:
+    """The list of a split's images with label maps in VOC's layout."""
+    return folder / "ImageSets" / "Segmentation" / f"{split}.txt"
+
+
+def read_voc_labels(folder: Path, split: str, *, train: str = "train", maps: str = "SegmentationClass") -> LabelFiles:
+    """The images with label maps that a split lists, in its order, numbered from 1.
+
+    `train` is the list that is read for the split "train", and `maps` the folder of label maps. The augmented training
+    set that most results on VOC 2012 use is `train="trainaug", maps="SegmentationClassAug"`.
+
+    Raises FileNotFoundError, or ValueError naming the file and what to do.
+    """
+    names = _listed(voc_segmentation_list(folder, train if split == "train" else split))
+    files = [[f"{part}/{file}" for file in _image_files(folder / part, names)] for part in ("JPEGImages", maps)]
+    pairs = list(zip(*files, strict=True))
+    return LabelFiles.of(VOC_21, folder, pairs, table=label_table(VOC_21.source_ids, void=(VOID,)))
 
 
 def _listed(path: Path) -> list[str]:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask
+from rich.console import Group
 from rich.table import Table
 
 from detseg.data.label_index import LabelIndex
@@ -35,7 +36,8 @@ class MeanIoU(Metric[ImageLabels]):
     Gives, as fractions: `mIoU`, the mean over the classes that occur in the truth or in a prediction, as
     cityscapesscripts takes it (so that a class that is only predicted counts as 0); `mIoU_present`, the mean over the
     classes that occur in the truth; `pixel_accuracy`; with `per_class` also `IoU/<class name>`, NaN for a class that
-    occurs in neither. Void pixels are not counted, whatever is predicted there.
+    occurs in neither. Void pixels are not counted, whatever is predicted there. Unused classes are in no mean; whoever
+    predicts one has missed the pixel.
     """
 
     main = "mIoU"
@@ -43,13 +45,9 @@ class MeanIoU(Metric[ImageLabels]):
     def __init__(self, index: LabelIndex, *, per_class: bool = False) -> None:
         self.index = index
         self.per_class = per_class
-        self._positions = {image_id: position for position, image_id in enumerate(index.image_ids.tolist())}
-        self._merged = Collected(np.zeros((len(index.classes),) * 2, dtype=np.int64), frozenset())
-
-    @property
-    def confusion(self) -> _Counts:
-        """[K, K]: the numbers of pixels by true class (rows) and predicted class (columns) so far."""
-        return self._merged.confusion
+        self.confusion: _Counts = np.zeros((len(index.classes),) * 2, dtype=np.int64)
+        """[K, K]: the numbers of pixels so far by true class (rows) and predicted class (columns)."""
+        self._waiting = {image_id: position for position, image_id in enumerate(index.image_ids.tolist())}
 
     def update(self, predictions: Sequence[ImageLabels]) -> None:
         """Takes the label maps of some images and reads the true ones.
@@ -58,69 +56,94 @@ class MeanIoU(Metric[ImageLabels]):
         the true one; the images before it in `predictions` have then been taken.
         """
         for image_id, labels in predictions:
-            if image_id not in self._positions:
-                raise ValueError(f"image {image_id} is not one of the {len(self.index)} images with label maps; "
+            if image_id not in self._waiting:
+                raise ValueError(f"image {image_id} was given twice; give each image once"
+                                 if image_id in self.index.image_ids else
+                                 f"image {image_id} is not one of the {len(self.index)} images with label maps; "
                                  "evaluate on the data that was predicted")
-            if image_id in self._merged.image_ids:
-                raise ValueError(f"image {image_id} was given twice; give each image once")
-            truth = self.index.labels(self._positions[image_id], (labels.shape[0], labels.shape[1]))
-            found = confusion_matrix(truth, labels, len(self.index.classes))
-            self._merged = Collected(self._merged.confusion + found, self._merged.image_ids | {image_id})
+            truth = self.index.labels(self._waiting[image_id], (labels.shape[0], labels.shape[1]))
+            self.confusion += confusion_matrix(truth, labels, len(self.index.classes))
+            del self._waiting[image_id]
 
     def collected(self) -> Collected:
         """The confusion matrix and whose it is."""
-        return self._merged
+        return Collected(self.confusion, frozenset(self.index.image_ids.tolist()) - self._waiting.keys())
 
     def merge(self, collected: Sequence[Collected]) -> None:
         """The sum over processes; an image that two of them have is an error of ours."""
         image_ids = frozenset[int]().union(*(share.image_ids for share in collected))
         assert len(image_ids) == sum(len(share.image_ids) for share in collected), "two processes had the same image"
-        self._merged = Collected(np.sum([share.confusion for share in collected], axis=0), image_ids)
+        self.confusion = np.sum([share.confusion for share in collected], axis=0)
+        self._waiting = {image_id: position for position, image_id in enumerate(self.index.image_ids.tolist())
+                         if image_id not in image_ids}
 
     def compute(self) -> dict[str, float]:
         """Every number by name. A ValueError where images of the index are missing."""
-        if missing := len(self.index) - len(self._merged.image_ids):
-            raise ValueError(f"{missing} of {len(self.index)} images have no prediction; mIoU needs all")
+        if self._waiting:
+            raise ValueError(f"{len(self._waiting)} of {len(self.index)} images have no prediction, image "
+                             f"{min(self._waiting)} is the first; mIoU needs all")
         iou = class_iou(self.confusion)
-        in_truth = self.confusion.sum(1) > 0
+        used = [k for k, source_id in enumerate(self.index.classes.source_ids) if source_id in self.index.classes.used]
         numbers = {
-            "mIoU": _mean(iou[~np.isnan(iou)]),
-            "mIoU_present": _mean(iou[in_truth]),
-            "pixel_accuracy": _ratio(int(np.trace(self.confusion)), int(self.confusion.sum())),
+            "mIoU": _mean([iou[k] for k in used if not math.isnan(iou[k])]),
+            "mIoU_present": _mean([iou[k] for k in used if self.confusion[k].any()]),
+            "pixel_accuracy": _ratio(int(self.confusion.trace()), int(self.confusion.sum())),
         }
         if self.per_class:
-            numbers |= {f"IoU/{name}": float(iou[k]) for k, name in enumerate(self.index.classes.names)}
+            numbers |= {f"IoU/{self.index.classes.names[k]}": iou[k] for k in used}
         return numbers
 
-    def table(self, numbers: Mapping[str, float]) -> Table:
-        """The means, the classes that `numbers` has, best first, and which classes do not occur in the truth."""
-        names = np.asarray(self.index.classes.names)
-        absent = ", ".join(names[self.confusion.sum(1) == 0]) if self._merged.image_ids else ""
-        table = Table("measure", "value", caption=f"not in the label maps: {absent}" if absent else None)
-        table.columns[1].justify = "right"
+    def table(self, numbers: Mapping[str, float]) -> Group:
+        """The means and the classes that `numbers` has, best first.
+
+        Where images have been taken, it also says for each class how much of the truth it is and what its pixels are
+        most often taken for, and names the classes that do not occur in the truth.
+        """
         by_class = {name: value for name, value in numbers.items() if name.startswith("IoU/")}
+        table = Table("measure", "value", *(("pixels", "most often taken for") if by_class else ()))
+        for column in table.columns[1:3]:
+            column.justify = "right"
         for name, value in numbers.items():
             if name not in by_class:
                 table.add_row(name, shown(value), end_section=name == "pixel_accuracy")
         for name, value in sorted(by_class.items(), key=lambda item: (math.isnan(item[1]), -item[1], item[0])):
-            table.add_row(name, shown(value))
-        return table
+            table.add_row(name, shown(value), *self._of_class(name.removeprefix("IoU/")))
+        absent = self._absent()
+        return Group(table, *([f"not in the label maps: {', '.join(absent)}"] if absent else []))
+
+    def _absent(self) -> list[str]:
+        """Which classes have no pixel in the truth, if there is any truth to tell."""
+        counts = dict(zip(self.index.classes.names, self.confusion.sum(1).tolist(), strict=True))
+        return [name for name in self.index.classes.used.values() if not counts[name]] if any(counts.values()) else []
+
+    def _of_class(self, name: str) -> tuple[str, str]:
+        """The class's share of the truth; the class that most of its missed pixels have got, and their share of it."""
+        k = self.index.classes.names.index(name)
+        missed = self.confusion[k].copy()
+        missed[k] = 0
+        total = int(self.confusion[k].sum())
+        share = shown(_ratio(total, int(self.confusion.sum())))
+        if not missed.any():
+            return share, ""
+        return share, f"{self.index.classes.names[missed.argmax()]} {missed.max() / total:.0%}"
 
 
 def confusion_matrix(truth: LabelPixels, labels: LabelPixels, num_classes: int) -> _Counts:
     """[K, K]: the numbers of pixels by true class (rows) and predicted class, without those whose truth is VOID."""
     assert truth.shape == labels.shape, (truth.shape, labels.shape)
-    known = truth != VOID
-    pairs = truth[known].astype(np.int64) * num_classes + labels[known]
-    counts: _Counts = np.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes)
-    return counts
+    # All pairs of two bytes, with void and what may not be: cheaper than selecting pixels first, and checks them.
+    pairs = (truth.astype(np.uint16) << 8) | labels
+    counts: _Counts = np.bincount(pairs.ravel(), minlength=2**16).reshape(256, 256)
+    assert not counts[num_classes:VOID].any(), f"true labels go beyond the {num_classes} classes"
+    assert not counts[:, num_classes:].any(), f"predicted labels go beyond the {num_classes} classes"
+    return counts[:num_classes, :num_classes]
 
 
-def class_iou(confusion: _Counts) -> NDArray[np.float64]:
-    """[K]: intersection over union of each class; NaN for one that occurs neither in the truth nor in a prediction."""
-    common = np.diag(confusion)
+def class_iou(confusion: _Counts) -> list[float]:
+    """Intersection over union of each class; NaN for one that occurs neither in the truth nor in a prediction."""
+    common = confusion.diagonal()
     union = confusion.sum(0) + confusion.sum(1) - common
-    return np.asarray([_ratio(int(c), int(u)) for c, u in zip(common, union, strict=True)])
+    return [_ratio(part, whole) for part, whole in zip(common.tolist(), union.tolist(), strict=True)]
 
 
 def records(prediction: ImageLabels, classes: Classes) -> list[Mapping[str, Any]]:
@@ -139,5 +162,5 @@ def _ratio(part: int, whole: int) -> float:
     return part / whole if whole else math.nan
 
 
-def _mean(values: NDArray[np.float64]) -> float:
-    return float(values.mean()) if values.size else math.nan
+def _mean(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values) if values else math.nan

@@ -1,4 +1,4 @@
-"""Pictures for people: boxes on an image, many images on a sheet, and files that are complete or not there."""
+"""Pictures for people: boxes or labels on an image, many images on a sheet; files that are complete or not there."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import NamedTuple, TypeAlias
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
 from detseg.files import whole_file
 from detseg.interfaces import VOID, Classes, ImageDetections, LabelPixels, Pixels, Size
@@ -80,15 +81,35 @@ def draw_boxes(image: Pixels, prediction: ImageDetections, classes: Classes, *, 
 
 
 def draw_labels(image: Pixels, labels: LabelPixels, classes: Classes) -> Pixels:
-    """A copy of `image` under the colours of its classes, with dark lines between them; VOID stays as it is."""
-    colours = np.zeros((256, 3), dtype=np.float32)
+    """A copy of `image` under the colours of its classes with thin lines between them, and the names of the classes.
+
+    VOID stays as it is. The names stand in lines, the largest class first, at the lower or the upper edge, wherever
+    they hide fewer borders; where they would take more than a third of the image, the last tells how many are left out.
+    """
+    size = (image.shape[0], image.shape[1])
+    colours = np.zeros((256, 3), dtype=np.uint8)
     colours[: len(classes)] = classes.colours
-    mixed = np.where((labels != VOID)[..., None], 0.45 * image + 0.55 * colours[labels], image)
-    picture: Pixels = np.rint(mixed).astype(np.uint8)
-    border = np.zeros(labels.shape, dtype=bool)
-    border[1:] |= labels[1:] != labels[:-1]
-    border[:, 1:] |= labels[:, 1:] != labels[:, :-1]
-    picture[border] = _DARK
+    picture: Pixels = cv2.addWeighted(np.ascontiguousarray(image), 0.45, colours[labels], 0.55, 0)
+    void = labels == VOID
+    picture[void] = image[void]
+
+    line = max(1, round((size[0] * size[1]) ** 0.5 / 560))
+    thickest, thinnest = (operation(labels, np.ones((line + 1, line + 1), dtype=np.uint8))
+                          for operation in (cv2.dilate, cv2.erode))
+    borders = thickest != thinnest
+    picture[borders] = _DARK
+
+    counts = np.bincount(labels.ravel(), minlength=256)[: len(classes)]
+    order = np.argsort(-counts, kind="stable")
+    shown = order[counts[order] > 0].tolist()
+    texts, places = _legend([classes.names[k] for k in shown], size)
+    if places:
+        height = places[-1].bottom + 1
+        below = size[0] - height if borders[-height:].sum() <= borders[:height].sum() else 0
+        for text, place, k in zip(texts, places, shown, strict=False):
+            place = place._replace(top=place.top + below, bottom=place.bottom + below)
+            whole = text.words == classes.names[k]
+            _write(picture, text, place=place, colour=classes.colours[k] if whole else _LIGHT)
     return picture
 
 
@@ -130,8 +151,19 @@ def write_picture(path: Path, image: Pixels) -> None:
     """
     if not path.suffix or not cv2.haveImageWriter(path.name):
         raise ValueError(f"no picture format has the suffix {path.suffix!r} of {path}; name it .png or .jpg")
-    encoded, content = cv2.imencode(path.suffix, cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
-    assert encoded, f"OpenCV could not encode {image.shape} as {path.suffix}"
+    _write_encoded(path, cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+
+
+def write_labels(path: Path, labels: LabelPixels) -> None:
+    """Writes uint8 values [H, W] unchanged as a PNG of one channel; failures as in `write_picture`."""
+    assert path.suffix == ".png", f"{path}: other formats change values"
+    _write_encoded(path, labels)
+
+
+def _write_encoded(path: Path, values: NDArray[np.uint8]) -> None:
+    """uint8 [H, W] or BGR [H, W, 3] to a file of the format that its suffix names."""
+    encoded, content = cv2.imencode(path.suffix, values)
+    assert encoded, f"OpenCV could not encode {values.shape} as {path.suffix}"
     with whole_file(path, failure="the picture was not written") as unfinished:
         unfinished.write_bytes(content.tobytes())
 
@@ -159,6 +191,32 @@ def _measure(words: str, size: Size) -> _Text:
             break
         letters *= shrink
     return text
+
+
+def _legend(names: Sequence[str], size: Size) -> tuple[list[_Text], list[_Rectangle]]:
+    """The names, or the first of them and how many more there are, in lines from the top left of an image of `size`."""
+    measured = [_measure(name, size) for name in names]
+    for left_out in range(len(names)):
+        texts = measured[: len(names) - left_out] + ([_measure(f"+{left_out}", size)] if left_out else [])
+        places = _lines(texts, size[1])
+        if places[-1].bottom < size[0] / 3:
+            descent = max(text.descent for text in texts)
+            return [text._replace(descent=descent) for text in texts], places
+    return measured[:1], _lines(measured[:1], size[1])
+
+
+def _lines(texts: Sequence[_Text], width: int) -> list[_Rectangle]:
+    """The texts beside each other with one base line, and in a next line where `width` ends."""
+    places: list[_Rectangle] = []
+    descent = max((text.descent for text in texts), default=0)
+    height = max((text.height - text.descent + descent for text in texts), default=0)
+    left = top = 0
+    for text in texts:
+        if left + text.width > width:
+            left, top = 0, top + height
+        places.append(_Rectangle(left, top, left + text.width - 1, top + height - 1))
+        left += text.width
+    return places
 
 
 def _place(text: _Text, box: _Rectangle, *, size: Size, visible: Sequence[_Rectangle]) -> _Rectangle:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -14,16 +15,23 @@ from torch import Tensor
 from torchvision.models import get_model_weights
 
 from detseg import checkpoint
-from detseg.data.coco import COCO_90
+from detseg.data.cityscapes import CITYSCAPES
+from detseg.data.coco import COCO_80, COCO_90
+from detseg.data.voc import VOC_21
 from detseg.interfaces import IMAGENET_MEAN, IMAGENET_STD, Classes
 from detseg.model import Predictor
-from detseg.weights import timm, torchvision
+from detseg.weights import openmmlab, tensorflow, timm, torchvision, torchvision_retinanet
+from detseg.weights import torchvision_detection as detection
+from detseg.weights import torchvision_segmentation as segmentation
 
 DOWNLOADS = (
     "mnasnet0_5", "mnasnet0_75", "mnasnet1_0", "mnasnet1_3", "mobilenet_v2", "mobilenet_v3_large", "mobilenet_v3_small",
-    "ssdlite320_mobilenet_v3_large",
+    "ssdlite320_mobilenet_v3_large", "fasterrcnn_mobilenet_v3_large_fpn", "fasterrcnn_mobilenet_v3_large_320_fpn",
+    "lraspp_mobilenet_v3_large", "deeplabv3_mobilenet_v3_large", "deeplabv3_resnet50", "deeplabv3_resnet101",
+    "fcn_resnet50", "fcn_resnet101",
 )
-"""The names that `--weights` takes instead of a file: torchvision's default weights of these models."""
+"""The names that `--weights` takes instead of a file: torchvision's default weights of these models. Beside them it
+takes timm's ("timm/MODEL.TAG")."""
 
 
 RGB: TypeAlias = tuple[float, float, float]
@@ -40,6 +48,12 @@ class Format(NamedTuple):
     """None: it is a backbone alone."""
     normalisation: tuple[RGB, RGB] | None
     """The mean and deviation it was trained with, None where the file cannot tell."""
+    tensors: Callable[[Mapping[str, Tensor], Predictor], Mapping[str, Tensor]] | None = None
+    """Where a file has other layouts: its tensors as the predictor's layers take them, before `names`."""
+
+
+def _own_names(state: Mapping[str, Tensor]) -> Mapping[str, str]:
+    return {key: key for key in state}
 
 
 def _backbone_names(names: Names) -> Names:
@@ -52,9 +66,21 @@ _IMAGENET = (IMAGENET_MEAN, IMAGENET_STD)
 
 FORMATS = (
     Format("torchvision SSDLite", torchvision.is_ssdlite, torchvision.ssdlite_names, COCO_90, (_HALF, _HALF)),
+    Format("torchvision Faster R-CNN", detection.is_faster_rcnn, detection.faster_rcnn_names, COCO_90, _IMAGENET,
+           detection.with_counters),
+    Format("torchvision RetinaNet", torchvision_retinanet.is_retinanet, torchvision_retinanet.retinanet_names, COCO_90,
+           _IMAGENET, torchvision_retinanet.with_counters),
+    Format("torchvision LR-ASPP", segmentation.is_lraspp, segmentation.lraspp_names, VOC_21, _IMAGENET),
+    Format("torchvision DeepLabV3", segmentation.is_deeplabv3, segmentation.deeplabv3_names, VOC_21, _IMAGENET),
+    Format("torchvision FCN", segmentation.is_fcn, segmentation.fcn_names, VOC_21, _IMAGENET),
     Format("torchvision MobileNet", torchvision.is_mobilenet, _backbone_names(torchvision.mobilenet_names), None,
            _IMAGENET),
     Format("torchvision MnasNet", torchvision.is_mnasnet, _backbone_names(torchvision.mnasnet_names), None, _IMAGENET),
+    Format("OpenMMLab LR-ASPP", openmmlab.is_lraspp, openmmlab.lraspp_names, CITYSCAPES, _IMAGENET),
+    Format("OpenMMLab SSDLite", openmmlab.is_ssdlite, openmmlab.ssdlite_names, COCO_80, _IMAGENET,
+           openmmlab.background_first),
+    Format("TensorFlow DeepLab", tensorflow.is_deeplab, _own_names, VOC_21, (_HALF, _HALF),
+           tensorflow.deeplab_tensors),
     Format("timm MobileNet", timm.is_mobilenet, _backbone_names(timm.mobilenet_names), None, None),
 )
 
@@ -84,13 +110,13 @@ class Report(NamedTuple):
 def load_weights(predictor: Predictor, source: str) -> Report:
     """Loads a weight file, or the published weights of that name, strictly.
 
-    A whole detector must fit everywhere; where it predicts other classes, the class layers take the rows of the
-    predictor's classes if it knows all of them, or start anew. A backbone file must fill the backbone. Raises
-    ValueError: unreadable or unknown file, tensors missing or of another shape; FileNotFoundError: neither a file nor
-    a name; ConnectionError: no network.
+    A whole network must fit everywhere; only what the loss alone uses may be missing, and starts anew. Where it
+    predicts other classes, the class layers take the rows of the predictor's classes if it knows all of them, or start
+    anew. A backbone file must fill the backbone. Raises ValueError: unreadable or unknown file, tensors missing or of
+    another shape; FileNotFoundError: neither a file nor a name; ConnectionError: no network.
     """
-    state, classes = _read(source)
-    own, normalisation = dict(predictor.state_dict()), None
+    state, classes, normalisation = _read(source)
+    own = dict(predictor.state_dict())
     if classes is not None:
         title = "detseg checkpoint"
         names: Mapping[str, str] = {key: key for key in state}
@@ -100,11 +126,15 @@ def load_weights(predictor: Predictor, source: str) -> Report:
             raise ValueError(f"{source}: not a known kind of weight file (known: "
                              f"{', '.join(kind.title for kind in FORMATS)}, detseg checkpoint); its tensors begin with "
                              f"{', '.join(list(state)[:5])}")
-        title, names, classes, normalisation = kind.title, kind.names(state), kind.classes, kind.normalisation
+        if kind.tensors is not None:
+            state = dict(kind.tensors(state, predictor))
+        title, names, classes = kind.title, kind.names(state), kind.classes
+        normalisation = normalisation or kind.normalisation
         own = {key: value for key, value in own.items() if key not in ("scale", "shift")}
     found = {names[key]: tensor for key, tensor in state.items() if key in names}
     if classes is not None:
         fresh = _fit_classes(found, predictor, classes)
+        fresh += [key for key in _training_only(predictor) if key not in found and key not in fresh]
     else:
         fresh = [key for key in own if not key.startswith("backbone.")]
     _check(found, own, fresh, source=source, title=title)
@@ -145,6 +175,14 @@ def _fit_classes(found: dict[str, Tensor], predictor: Predictor, classes: Classe
     return []
 
 
+def _training_only(predictor: Predictor) -> list[str]:
+    """The tensors that copies for inference do without; published files often do, too."""
+    head = copy.deepcopy(predictor.head)
+    head.drop_training_parts()
+    kept = head.state_dict()
+    return [f"head.{key}" for key in predictor.head.state_dict() if key not in kept]
+
+
 def _check(
     found: Mapping[str, Tensor], own: Mapping[str, Tensor], fresh: Sequence[str], *, source: str, title: str
 ) -> None:
@@ -167,22 +205,26 @@ def _abridged(names: Sequence[str], *, separator: str = ", ") -> str:
     return shown if len(names) <= 6 else f"{shown}{separator}... and {len(names) - 6} more"
 
 
-def _read(source: str) -> tuple[dict[str, Tensor], Classes | None]:
-    """The tensors by name, and the classes if it is a checkpoint of ours."""
+def _read(source: str) -> tuple[dict[str, Tensor], Classes | None, tuple[RGB, RGB] | None]:
+    """The tensors by name, the classes if it is a checkpoint of ours, and mean and deviation if the name tells them."""
     path = Path(source)
     if not path.is_file():
+        if source.startswith(timm.HUB):
+            state, mean, std = timm.download(source)
+            return state, None, (mean, std)
         if path.suffix or "/" in source:
             raise FileNotFoundError(f"{source}: no such weight file")
-        return _download(source), None
+        return _download(source), None, None
     if path.suffix == ".safetensors":
         try:
-            return load_file(path), None
+            return load_file(path), None, None
         except SafetensorError as error:
             raise ValueError(f"{source}: not a readable safetensors file ({error})") from error
-    content = checkpoint.read_tensors(path)
+    with openmmlab.metadata_left_out():
+        content = checkpoint.read_tensors(path)
     if checkpoint.is_checkpoint(content):
-        return checkpoint.inference_weights(content), checkpoint.stored_classes(content)
-    return _flat(content, source), None
+        return checkpoint.inference_weights(content), checkpoint.stored_classes(content), None
+    return _flat(content, source), None, None
 
 
 def _flat(content: Any, source: str) -> dict[str, Tensor]:

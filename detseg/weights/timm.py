@@ -1,17 +1,28 @@
 """timm's parameter names in ours: mobilenetv1, v2, v3 (also the tf_ ones), v4, mnasnet and semnasnet (MnasNet-A1).
 
 What a file cannot say: timm's own weights expect BatchNorm's epsilon 1e-5, which MobileNetV3 here has only with
-`norm=Norm(momentum=0.01, eps=1e-5)`; the tf_ ones expect 0.001 and `padding="same"`.
+`norm=Norm(momentum=0.01, eps=1e-5)`; the tf_ ones expect 0.001 and `padding="same"`. Nor does a file tell the mean and
+deviation of its images; a name to download, "timm/mobilenetv4_conv_small.e2400_r224_in1k", does.
 """
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Mapping
+from typing import NamedTuple
 
 from torch import Tensor
 
 State = Mapping[str, Tensor]
+
+HUB = "timm/"
+"""What the names of timm's published weights begin with; the timm package itself downloads them."""
+
+_NETWORKS = re.compile(
+    r"mobilenetv1_\d{3}|mobilenetv2_\d{3}|(tf_)?mobilenetv3_(large|small)(_minimal)?_\d{3}"
+    r"|mobilenetv4_(conv|hybrid)_(small|medium|large)(_050)?|(se)?mnasnet_\d{3}")
+"""Those that are networks here. Others have the same tensors and compute something else, as the V4 that blur."""
 
 _SEPARABLE = {"conv_dw": "depthwise.conv", "bn1": "depthwise.norm", "conv_pw": "project.conv", "bn2": "project.norm"}
 _INVERTED = {
@@ -72,6 +83,39 @@ def mobilenet_names(state: State) -> dict[str, str]:
         elif owner in ("conv_head", "bn2") and last_conv_precedes_pooling:
             names[key] = f"blocks.{number}.conv.{'conv' if owner == 'conv_head' else 'norm'}.{leaf}"
     return names
+
+
+class Download(NamedTuple):
+    """Published weights, and the mean and deviation of RGB in 0..1 that they were trained with."""
+
+    state: dict[str, Tensor]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+def download(source: str) -> Download:
+    """The weights of a name "timm/MODEL.TAG", through the cache of huggingface_hub.
+
+    ValueError: timm is not installed; FileNotFoundError: no such name; ConnectionError: no network.
+    """
+    try:
+        import timm
+    except ImportError as error:
+        raise ValueError(f"{source}: such names need timm: pip install timm, or give the path of a file") from error
+    name = source.removeprefix(HUB)
+    known = [known for known in timm.list_pretrained() if _NETWORKS.fullmatch(known.partition(".")[0])]
+    if name not in known:
+        near = ", ".join(f"{HUB}{one}" for one in difflib.get_close_matches(name, known, n=3, cutoff=0.0))
+        raise FileNotFoundError(f"{source}: timm publishes no such weights of a network that is one here; the nearest "
+                                f"are {near}")
+    try:
+        model = timm.create_model(name, pretrained=True)
+    except (OSError, RuntimeError) as error:
+        raise ConnectionError(
+            f"{source}: could not be downloaded ({error}). Fetch the file where there is a network and give its path: "
+            "--weights FILE") from error
+    config = model.pretrained_cfg
+    return Download(dict(model.state_dict()), tuple(config["mean"]), tuple(config["std"]))
 
 
 def _table(parts: set[str]) -> dict[str, str]:

@@ -1,0 +1,63 @@
+"""LR-ASPP on MobileNetV3-Large as OpenMMLab builds it, for Cityscapes.
+
+Paper: Howard et al. 2019, arXiv 1905.02244, section 6.4; its wiring is lraspp_v3_large. Wiring and recipe:
+mmsegmentation's lraspp_m-v3-d8_512x1024_320k_cityscapes, whose weights reach 69.5 mIoU on val (70.9 with scales and
+mirror images), 67.9 where it is trained from scratch: the whole tail at stride 8, two skips at strides 2 and 4. They
+load with --weights FILE.
+Four things differ: its learning rate ends at 1e-4 and here at 0, its 4 processes share BatchNorm's statistics, its loss
+is divided by all pixels and here by those that count, and it starts from ImageNet weights of its own, for which
+torchvision's stand in.
+Cost: 3,284,547 parameters, 68,999,323,520 multiply-adds at 1024 x 2048.
+
+    python tools/train.py configs/lraspp_v3_large_openmmlab.py --data data/cityscapes --weights mobilenet_v3_large
+"""
+
+from detseg.backbones.mobilenet_v3 import mobilenet_v3_large
+from detseg.config import Data, Experiment, SampleRun
+from detseg.data.cityscapes import CITYSCAPES
+from detseg.data.sample import generate_sample
+from detseg.data.segmentation import SegmentationDataset, read_labels
+from detseg.data.transforms import Letterbox, SegmentationAugment
+from detseg.interfaces import IMAGENET_MEAN, IMAGENET_STD, Classes, Resize
+from detseg.model import Predictor
+from detseg.optim import EMA, SGD, Poly
+from detseg.tasks import Segmentation
+from heads.lraspp_openmmlab import NORM, OpenMMLabLRASPP
+
+
+def model(classes: Classes, *, width: float = 1.0, size: int = 1024) -> Predictor:
+    """1024 x 2048, the stages behind stride 8 dilated by 2 and 4, padding as in TensorFlow."""
+    backbone = mobilenet_v3_large(
+        width=width, taps=("c1", "c2", "c5"), output_stride=8, dilate_first=True, padding="same", norm=NORM)
+    head = OpenMMLabLRASPP(backbone.specs, len(classes))
+    return Predictor(backbone, head, classes=classes, resize=Letterbox((size, 2 * size)), mean=IMAGENET_MEAN,
+                     std=IMAGENET_STD)
+
+
+def augment(resize: Resize) -> SegmentationAugment:
+    """Half to double size, crops of half the sides (512 x 1024) of which no class fills more than 3/4, colours,
+    mirror images."""
+    height, width = resize.size
+    return SegmentationAugment((height // 2, width // 2), shorter=height, most_of_one_class=0.75)
+
+
+experiment = Experiment(
+    task=Segmentation(),
+    data=Data(read=read_labels, dataset=SegmentationDataset, generate=generate_sample, folder="data/cityscapes"),
+    model=model,
+    classes=CITYSCAPES,
+    augment=augment,
+    optimizer=SGD(lr=0.01, momentum=0.9, weight_decay=5e-4),
+    schedule=Poly(epochs=1721, power=0.9),
+    batch_size=16,
+    ema=None,
+    validate_every=50,
+    sample=SampleRun(
+        model={"size": 256},
+        optimizer=SGD(lr=0.05, momentum=0.9, weight_decay=4e-5),
+        schedule=Poly(epochs=24, power=0.9, warmup_steps=50),
+        ema=EMA(decay=0.99),
+        clip_norm=10.0,
+        validate_every=4,
+    ),
+)

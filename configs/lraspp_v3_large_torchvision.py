@@ -1,0 +1,65 @@
+"""LR-ASPP on MobileNetV3-Large for COCO with VOC's 21 labels, as torchvision builds and trains it.
+
+Paper: Howard et al. 2019, arXiv 1905.02244, section 6.4. torchvision's wiring is not the paper's, which
+lraspp_v3_large has: it pools over the whole map, takes the low-level features from a block's output, and keeps the
+whole tail.
+Wiring and recipe: torchvision's lraspp_mobilenet_v3_large; its weights reach 57.9 mIoU on the images of val2017
+(91.2 % of the pixels) and load with --weights lraspp_mobilenet_v3_large. Train from ImageNet weights as it does:
+--weights mobilenet_v3_large. One thing differs: its 8 processes share BatchNorm's statistics, while here each has those
+of its own images.
+Cost: 3,221,538 parameters, 2,086,219,688 multiply-adds at 520 x 520.
+
+    python tools/train.py configs/lraspp_v3_large_torchvision.py --data data/coco --weights mobilenet_v3_large
+"""
+
+from detseg.backbones.mobilenet_v3 import mobilenet_v3_large
+from detseg.config import Data, Experiment, SampleRun
+from detseg.data.sample import generate_sample
+from detseg.data.segmentation import SegmentationDataset, read_labels
+from detseg.data.transforms import KeepAspect, SegmentationAugment
+from detseg.data.voc import VOC_21
+from detseg.interfaces import IMAGENET_MEAN, IMAGENET_STD, Classes, Resize
+from detseg.layers import Norm
+from detseg.model import Predictor
+from detseg.optim import EMA, SGD, Poly
+from detseg.tasks import Segmentation
+from heads.lraspp import LRASPP
+
+
+def model(classes: Classes, *, width: float = 1.0, size: int = 520, norm_momentum: float = 0.01) -> Predictor:
+    """Shorter side 520, whole tail at stride 16, low-level features of 40 channels at stride 8."""
+    backbone = mobilenet_v3_large(
+        width=width, taps=("c3.first", "c5"), output_stride=16, dilate_first=True, norm=Norm(norm_momentum, eps=1e-3))
+    head = LRASPP(
+        backbone.specs, len(classes), pooling="global", gate="sigmoid", gate_bias=False, align_corners=False)
+    return Predictor(
+        backbone, head, classes=classes, resize=KeepAspect(size, 100 * size, divisor=1, antialias=True),
+        mean=IMAGENET_MEAN, std=IMAGENET_STD)
+
+
+def augment(resize: Resize) -> SegmentationAugment:
+    """Half to double the size at which it predicts, crops of 12/13 of that (480 of 520), mirror images."""
+    shorter = min(resize.size)
+    crop = shorter * 12 // 13
+    return SegmentationAugment((crop, crop), shorter=shorter, photometric=0.0)
+
+
+experiment = Experiment(
+    task=Segmentation(),
+    data=Data(read=read_labels, dataset=SegmentationDataset, generate=generate_sample),
+    model=model,
+    classes=VOC_21,
+    augment=augment,
+    optimizer=SGD(lr=0.01, momentum=0.9, weight_decay=1e-6),
+    schedule=Poly(epochs=30, power=0.9),
+    batch_size=32,
+    sample=SampleRun(
+        model={"size": 208, "norm_momentum": 0.1},
+        optimizer=SGD(lr=0.05, momentum=0.9, weight_decay=4e-5),
+        schedule=Poly(epochs=24, power=0.9, warmup_steps=50),
+        batch_size=16,
+        ema=EMA(decay=0.99),
+        clip_norm=10.0,
+        validate_every=4,
+    ),
+)

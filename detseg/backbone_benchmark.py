@@ -1,0 +1,326 @@
+"""The speed and memory of our backbones beside timm's or torchvision's model of the same architecture.
+
+Both have the same weights, give the same taps, and have no classifier: timm's as `features_only=True` makes it,
+torchvision's as its `create_feature_extractor` cuts it. What is timed takes turns, so that a machine whose speed drifts
+treats both alike. Ours is laid out channels-last, as `fit` and `Predictor.ready` do it; theirs as it comes, unless
+asked for otherwise.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import statistics
+import warnings
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from types import MappingProxyType
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torchvision.models import get_model
+from torchvision.models.feature_extraction import create_feature_extractor
+
+from detseg.backbone_table import Builder, chosen, ready
+from detseg.backbones.trunk import Trunk
+from detseg.cost import threads, time_alternating
+from detseg.interfaces import Backbone
+from detseg.weights import timm as timm_weights
+from detseg.weights import torchvision as torchvision_weights
+
+
+class Peer(NamedTuple):
+    """A published model that is one of our backbones."""
+
+    library: Literal["timm", "torchvision"]
+    name: str
+    last_tap: str = "c5"
+    """What the coarsest map that it gives is called here: timm gives MnasNet's before the last convolution."""
+    options: Mapping[str, Any] = MappingProxyType({})
+
+
+_SYMMETRIC = MappingProxyType({"pad_type": ""})
+"""timm's name for the padding of our default; its weights of these networks would expect TensorFlow's."""
+
+PEERS: Mapping[str, Peer] = MappingProxyType({
+    "mnasnet_a1": Peer("timm", "semnasnet_100", "c5.bottleneck"),
+    "mnasnet_b1": Peer("torchvision", "mnasnet1_0"),
+    "mobilenet_v1": Peer("timm", "mobilenetv1_100"),
+    "mobilenet_v2": Peer("torchvision", "mobilenet_v2"),
+    "mobilenet_v3_large": Peer("torchvision", "mobilenet_v3_large"),
+    "mobilenet_v3_large_minimalistic": Peer("timm", "tf_mobilenetv3_large_minimal_100", options=_SYMMETRIC),
+    "mobilenet_v3_small": Peer("torchvision", "mobilenet_v3_small"),
+    "mobilenet_v3_small_minimalistic": Peer("timm", "tf_mobilenetv3_small_minimal_100", options=_SYMMETRIC),
+    "mobilenet_v4_conv_large": Peer("timm", "mobilenetv4_conv_large"),
+    "mobilenet_v4_conv_medium": Peer("timm", "mobilenetv4_conv_medium"),
+    "mobilenet_v4_conv_small": Peer("timm", "mobilenetv4_conv_small"),
+    "mobilenet_v4_hybrid_large": Peer("timm", "mobilenetv4_hybrid_large"),
+    "mobilenet_v4_hybrid_medium": Peer("timm", "mobilenetv4_hybrid_medium"),
+})
+"""By the name of our builder."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """How to measure: for how many seconds each of the two times, on how many threads, with which images.
+
+    threads: None is one for the forward pass, which is a phone's case, and as many as torch takes for training.
+    channels_last: lays their model out as ours.
+    """
+
+    seconds: float = 10.0
+    threads: int | None = None
+    size: int = 320
+    batch_size: int = 8
+    channels_last: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.seconds >= 0:
+            raise ValueError(f"seconds must be at least 0, got {self.seconds}")
+        if self.threads is not None and self.threads < 1:
+            raise ValueError(f"threads must be at least 1, got {self.threads}")
+        if self.size < 32:
+            raise ValueError(f"size must be at least 32, the coarsest stride, got {self.size}")
+        if self.batch_size < 2:
+            raise ValueError(f"batch_size must be at least 2, got {self.batch_size}: in training, BatchNorm needs two "
+                             "values")
+
+    @property
+    def step_threads(self) -> int:
+        """Threads of a forward and backward pass."""
+        return self.threads or torch.get_num_threads()
+
+
+class Figures(NamedTuple):
+    """One backbone beside its peer; times are medians, ratios medians of the ratios of paired times."""
+
+    backbone: str
+    peer: str
+    forward_ms: float
+    """One image, ready for inference: BatchNorm folded, on a CPU fused."""
+    forward_module_ms: float
+    """One image, the module as it is, in evaluation mode."""
+    peer_forward_ms: float
+    step_ms: float
+    """Forward and backward pass of a batch in training mode."""
+    peer_step_ms: float
+    memory_mib: float
+    """The most that tensors made in that pass hold at one moment, gradients among them; neither parameters nor what
+    a kernel takes for itself."""
+    peer_memory_mib: float
+    forward_ratio: float
+    """Ours over theirs: below 1 ours is faster."""
+    forward_module_ratio: float
+    step_ratio: float
+    memory_ratio: float
+    difference: float
+    """How far features differ at most in evaluation, by their largest number."""
+
+
+RATIOS = ("forward_ratio", "forward_module_ratio", "step_ratio", "memory_ratio")
+
+
+def measure(name: str, build: Builder, *, setup: Setup) -> Figures:
+    """Times a backbone against its peer. ValueError: none is known, or timm is not installed."""
+    peer = peer_of(name)
+    torch.manual_seed(0)
+    ours, theirs = _pair(build, peer)
+    batch = torch.randn(setup.batch_size, 3, setup.size, setup.size)
+    _settle(theirs, batch)
+    _copy_weights(theirs, ours, peer)
+
+    ours = ours.to(memory_format=torch.channels_last)
+    batch_last = batch.contiguous(memory_format=torch.channels_last)
+    if setup.channels_last:
+        theirs, batch = theirs.to(memory_format=torch.channels_last), batch_last
+    image, image_last = batch[:1].clone(), batch_last[:1].clone()
+
+    with threads(setup.threads or 1), torch.inference_mode():
+        ours.eval()
+        theirs.eval()
+        prepared = ready(ours, (setup.size, setup.size))
+        difference = max(_distance(prepared(image_last), theirs(image)), _distance(ours(image_last), theirs(image)))
+        # The ratios are relative to the first.
+        forward = time_alternating({
+            "theirs": partial(theirs, image), "module": partial(ours, image_last),
+            "ready": partial(prepared, image_last)}, seconds=setup.seconds)
+    del prepared
+    with threads(setup.step_threads):
+        our_step, their_step = _step(ours.train(), batch_last), _step(theirs.train(), batch)
+        memory, peer_memory = (peak_memory(call) / 2**20 for call in (our_step, their_step))
+        step = time_alternating({"theirs": their_step, "ours": our_step}, seconds=setup.seconds, warmup=1)
+    return Figures(
+        name, f"{peer.library} {peer.name}", forward["ready"].median, forward["module"].median,
+        forward["theirs"].median, step["ours"].median, step["theirs"].median, memory, peer_memory,
+        forward["ready"].ratio, forward["module"].ratio, step["ours"].ratio, memory / peer_memory, difference)
+
+
+def measurable(names: Sequence[str]) -> dict[str, Builder]:
+    """The builders of these names, for no name all that have a peer. ValueError: no such backbone, no peer, no timm."""
+    found = chosen(names or [name for name in chosen(()) if name in PEERS])
+    for name in found:
+        if peer_of(name).library == "timm" and importlib.util.find_spec("timm") is None:
+            raise ValueError(f"timm is not installed, and {name} is measured against it: pip install timm, or name "
+                             "backbones that torchvision has")
+    return found
+
+
+def peer_of(name: str) -> Peer:
+    """The peer of one of our backbones; ValueError where none is known."""
+    if name not in PEERS:
+        raise ValueError(f"no peer of {name} is known; those of {', '.join(PEERS)} are in "
+                         "detseg/backbone_benchmark.py")
+    return PEERS[name]
+
+
+def markdown(figures: Sequence[Figures]) -> str:
+    """A line for each backbone, and the mean of the ratios: ours over theirs (ours / theirs)."""
+    lines = [["backbone", "against", "forward, ms", "forward as a module, ms", "forward + backward, ms", "memory, MiB"],
+             ["--"] * 6]
+    for each in figures:
+        lines.append([
+            f"`{each.backbone}`", each.peer,
+            f"{each.forward_ratio:.2f} ({each.forward_ms:.1f} / {each.peer_forward_ms:.1f})",
+            f"{each.forward_module_ratio:.2f} ({each.forward_module_ms:.1f} / {each.peer_forward_ms:.1f})",
+            f"{each.step_ratio:.2f} ({each.step_ms:.0f} / {each.peer_step_ms:.0f})",
+            f"{each.memory_ratio:.3f} ({each.memory_mib:.1f} / {each.peer_memory_mib:.1f})"])
+    lines.append(["mean", "", *(f"{mean:.2f}" for mean in means(figures).values())])
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def means(figures: Sequence[Figures]) -> dict[str, float]:
+    """The mean of each ratio over the backbones."""
+    return {name: statistics.fmean(getattr(each, name) for each in figures) for name in RATIOS}
+
+
+def notes(figures: Sequence[Figures], setup: Setup) -> str:
+    """What the numbers of the table mean."""
+    layout = "channels-last as ours" if setup.channels_last else "as it comes"
+    return "\n".join([
+        "ours over theirs (ours / theirs): the median of the ratios of paired times, and the medians of the times",
+        f"forward: one image of {setup.size} x {setup.size}, CPU threads: {setup.threads or 1}; ours ready for "
+        "inference (BatchNorm folded, fused) or as a module, theirs as a module, in evaluation mode",
+        f"forward + backward: {setup.batch_size} such images, CPU threads: {setup.step_threads}; training mode; memory "
+        "is what tensors made in it hold at its peak",
+        f"theirs: the same taps, no classifier, laid out {layout}; features differ by "
+        f"{max(each.difference for each in figures):.1e} of the largest number at most"])
+
+
+def as_json(figures: Sequence[Figures], setup: Setup) -> dict[str, Any]:
+    """Plain values."""
+    return {
+        "size": setup.size, "batch_size": setup.batch_size, "threads": setup.threads or 1,
+        "step_threads": setup.step_threads, "peer_channels_last": setup.channels_last, "torch": torch.__version__,
+        "means": means(figures), "backbones": [each._asdict() for each in figures]}
+
+
+def peak_memory(call: Callable[[], object]) -> int:
+    """The most bytes that tensors made during a call hold at one moment of it.
+
+    Counted at every operator from what it gives, so the same on every machine; the resident memory of a process also
+    has what its allocator keeps, which depends on what ran before. What a kernel takes and gives back inside is not
+    counted, nor what was there before.
+    """
+    living = _Living()
+    with living:
+        call()
+    return living.peak
+
+
+class _Living(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Follows every storage from the operator that gives it to its end."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.bytes: dict[int, int] = {}
+        self.now = self.peak = 0
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        given = tree_leaves((args, kwargs))
+        before = {leaf.untyped_storage()._cdata for leaf in given if isinstance(leaf, Tensor)}
+        result = function(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor) and leaf.untyped_storage()._cdata not in before:
+                self._note(leaf.untyped_storage())
+        return result
+
+    def _note(self, storage: torch.UntypedStorage) -> None:
+        key = storage._cdata
+        if key not in self.bytes:
+            self.bytes[key] = storage.nbytes()
+            self.now += storage.nbytes()
+            self.peak = max(self.peak, self.now)
+            weakref.finalize(storage, self._forget, key)
+
+    def _forget(self, key: int) -> None:
+        self.now -= self.bytes.pop(key)
+
+
+def _pair(build: Builder, peer: Peer) -> tuple[Backbone, nn.Module]:
+    """Ours and theirs, with the same taps."""
+    ours = build(taps=("c2", "c3", "c4", peer.last_tap))
+    if peer.library == "timm":
+        import timm
+
+        return ours, timm.create_model(peer.name, features_only=True, out_indices=(1, 2, 3, 4), **peer.options)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torchvision's mnasnet warns of its initialisation
+        whole = get_model(peer.name, weights=None, **peer.options)
+    assert isinstance(ours, Trunk)
+    if isinstance(getattr(whole, "features", None), nn.Sequential):
+        nodes = {f"features.{block + 1}": name for block, taps in ours.taps.items() for name, _ in taps}
+    else:  # mnasnet's stacks; the last three layers are convolution, BatchNorm and activation
+        nodes = {"layers.8": "c2", "layers.9": "c3", "layers.11": "c4", "layers.16": "c5"}
+    return ours, create_feature_extractor(whole, nodes)
+
+
+@torch.no_grad()
+def _settle(network: nn.Module, images: Tensor) -> None:
+    """Gives a new network the statistics of these images: with the initial ones activations vanish, and numbers that
+    are too small to be normal take longer."""
+    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 1.0
+    network.train()
+    network(images)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+
+
+def _copy_weights(theirs: nn.Module, ours: Backbone, peer: Peer) -> None:
+    """Strictly: the two are the same network."""
+    state = theirs.state_dict()
+    if peer.library == "timm":
+        names = timm_weights.mobilenet_names(state)
+    elif torchvision_weights.is_mnasnet(state):
+        names = torchvision_weights.mnasnet_names(state)
+    else:
+        names = torchvision_weights.mobilenet_names(state)
+    ours.load_state_dict({names[key]: value for key, value in state.items()})
+
+
+def _maps(features: Any) -> list[Tensor]:
+    return list(features.values()) if isinstance(features, dict) else list(features)
+
+
+def _distance(ours: Any, theirs: Any) -> float:
+    return max(float((one - other).abs().max() / other.abs().max())
+               for one, other in zip(_maps(ours), _maps(theirs), strict=True))
+
+
+def _step(network: nn.Module, images: Tensor) -> Callable[[], None]:
+    """Forward and backward pass, with the gradients of before thrown away."""
+    def step() -> None:
+        for parameter in network.parameters():
+            parameter.grad = None
+        loss = torch.stack([feature.square().mean() for feature in _maps(network(images))]).sum()
+        torch.autograd.backward(loss)
+
+    return step

@@ -1,0 +1,118 @@
+"""Cityscapes in its own layout (Cordts et al. 2016, cityscapes-dataset.com), without an offline step.
+
+    leftImg8bit/SPLIT/CITY/NAME_leftImg8bit.png
+    gtFine/SPLIT/CITY/NAME_gtFine_labelIds.png     label ids 0..33, of which 19 are trained on and evaluated
+
+What cityscapesscripts' preparation writes, NAME_gtFine_labelTrainIds.png with 0..18 and 255, is read where there are no
+label ids. Which of the two a folder holds is decided by the files' content.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from detseg.data.label_index import LabelFiles, label_table, paired, read_label_image, to_labels
+from detseg.interfaces import VOID, Classes
+
+_TABLE = (
+    (7, "road", (128, 64, 128)), (8, "sidewalk", (244, 35, 232)), (11, "building", (70, 70, 70)),
+    (12, "wall", (102, 102, 156)), (13, "fence", (190, 153, 153)), (17, "pole", (153, 153, 153)),
+    (19, "traffic light", (250, 170, 30)), (20, "traffic sign", (220, 220, 0)), (21, "vegetation", (107, 142, 35)),
+    (22, "terrain", (152, 251, 152)), (23, "sky", (70, 130, 180)), (24, "person", (220, 20, 60)),
+    (25, "rider", (255, 0, 0)), (26, "car", (0, 0, 142)), (27, "truck", (0, 0, 70)), (28, "bus", (0, 60, 100)),
+    (31, "train", (0, 80, 100)), (32, "motorcycle", (0, 0, 230)), (33, "bicycle", (119, 11, 32)),
+)  # fmt: skip
+
+CITYSCAPES = Classes(
+    names=tuple(name for _, name, _ in _TABLE),
+    source_ids=tuple(label_id for label_id, _, _ in _TABLE),
+    colours=tuple(colour for *_, colour in _TABLE),
+)
+"""The 19 classes of the benchmark in the order of their train ids; the source ids are the label ids
+(cityscapesscripts.helpers.labels), so that predictions go back to files as the server wants them."""
+
+_LABEL_IDS = label_table(CITYSCAPES.source_ids, void=tuple(sorted({*range(34)} - {*CITYSCAPES.source_ids})))
+_TRAIN_IDS = label_table(range(len(CITYSCAPES)), void=(VOID,))
+
+_IMAGES, _MAPS = "leftImg8bit", "gtFine"
+_IMAGE_END, _LABEL_END, _TRAIN_END = "_leftImg8bit", "_gtFine_labelIds.png", "_gtFine_labelTrainIds.png"
+
+_PROBED = 8
+"""Label maps that are looked at to tell the kinds apart."""
+
+_HINT = ("Label ids run from 0 to 33, train ids from 0 to 18 with 255 for void: is this file of another kind than the "
+         "others? Write all from gtFine's polygons or label ids anew")
+
+
+def cityscapes_images(folder: Path, split: str) -> Path:
+    """The folder with the images of a split, by city."""
+    return folder / _IMAGES / split
+
+
+def cityscapes_maps(folder: Path, split: str) -> Path:
+    """The folder with the fine label maps of a split, by city."""
+    return folder / _MAPS / split
+
+
+def read_cityscapes(folder: Path, split: Literal["train", "val"]) -> LabelFiles:
+    """The images with fine label maps of a split, in the order of their names, numbered from 1.
+
+    Some label maps are opened to see whether they hold label ids or train ids; a note says so where it is not what
+    their names say. Raises FileNotFoundError, or ValueError naming the file and what to do.
+    """
+    if split not in ("train", "val"):
+        raise ValueError(f"Cityscapes' labels are public for train and val, got {split!r}; the label maps of test are "
+                         "dummies")
+    images, maps = cityscapes_images(folder, split), cityscapes_maps(folder, split)
+    image_files = {_key(path, images, path.suffix, _IMAGE_END): str(path.relative_to(folder))
+                   for path in sorted(images.rglob(f"*{_IMAGE_END}.*"))}
+    if not image_files:
+        raise FileNotFoundError(f"no images CITY/*{_IMAGE_END}.png in {images}")
+    end = next((end for end in (_LABEL_END, _TRAIN_END) if next(maps.rglob(f"*{end}"), None)), None)
+    if end is None:
+        raise FileNotFoundError(f"no label maps CITY/*{_LABEL_END} in {maps}; they are in gtFine_trainvaltest.zip")
+    map_files = {_key(path, maps, "", end): str(path.relative_to(folder)) for path in sorted(maps.rglob(f"*{end}"))}
+    pairs = paired(image_files, map_files, f"{images} and {maps}/*{end}")
+    table, notes = _kind(folder, [label_map for _, label_map in pairs], named_train_ids=end == _TRAIN_END)
+    return LabelFiles.of(CITYSCAPES, folder, pairs, table=table, notes=notes, hint=_HINT)
+
+
+def _key(path: Path, root: Path, suffix: str, end: str) -> str:
+    """City and frame: what an image and its label map have in common."""
+    return path.relative_to(root).as_posix().removesuffix(suffix).removesuffix(end)
+
+
+def _kind(folder: Path, maps: list[str], *, named_train_ids: bool) -> tuple[NDArray[np.int16], tuple[str, ...]]:
+    """The table for the files' content, and a note where their names say something else."""
+    chosen = [maps[i] for i in np.unique(np.linspace(0, len(maps) - 1, _PROBED).round().astype(int))]
+    stored = [read_label_image(folder / name)[0] for name in chosen]
+    counts = np.sum([np.bincount(values.ravel(), minlength=256) for values in stored], axis=0)
+    train_ids = _holds_train_ids(counts, named_train_ids=named_train_ids)
+    table = _TRAIN_IDS if train_ids else _LABEL_IDS
+    for name, values in zip(chosen, stored, strict=True):
+        to_labels(values, table, classes=CITYSCAPES, what=f"the label map {folder / name}", hint=_HINT)
+    if train_ids != named_train_ids:
+        held, named = ("train ids", "labelIds") if train_ids else ("label ids", "labelTrainIds")
+        return table, (f"the files named {named} hold {held} (seen in {', '.join(chosen[:2])}) and are read as such",)
+    if not train_ids and not counts[_LABEL_IDS != VOID].any():
+        return table, (f"the label maps looked at hold no class at all ({', '.join(chosen[:2])}): are they the dummies "
+                       "of the test split?",)
+    return table, ()
+
+
+def _holds_train_ids(counts: NDArray[np.int64], *, named_train_ids: bool) -> bool:
+    """Whether pixels with these values, [256], are train ids."""
+    if counts[len(CITYSCAPES) : VOID].any():  # 19..33 are label ids only; what is above them is for reading to refuse
+        return False
+    if counts[VOID]:
+        return True
+    if not counts[4:VOID].any():  # void in the one, road to wall in the other: nothing to tell them by
+        return named_train_ids
+    # Road, building and car are three quarters of a street: 0, 2 and 13 as train ids, of which 0 and 2 mean nothing as
+    # label ids. Of true label ids little means nothing.
+    meaningless = int(counts[_LABEL_IDS == VOID].sum())
+    return 2 * meaningless > int(counts.sum())

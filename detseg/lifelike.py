@@ -1,0 +1,124 @@
+"""What to measure networks with: random images, targets and weights that are like photographs, data and training.
+
+A new network's activations vanish and its scores tie: what follows it then takes another time than in use.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from detseg.interfaces import Batch, Pixels, Sample, Size, Source, Task
+from detseg.model import Predictor
+
+_DEVIATION = 0.3
+"""Of what the head's layers put out, those of the classes aside. Larger ones make a network so sensitive that rounding
+errors show in its results."""
+
+
+def textures(number: int, size: Size, *, seed: int) -> list[Pixels]:
+    """Images with structure at every scale, a pure function of the arguments."""
+    random = np.random.default_rng(seed)
+    height, width = size
+    images = []
+    for _ in range(number):
+        image = np.full((height, width, 3), 128.0)
+        for cells, strength in ((3, 60.0), (12, 40.0), (48, 25.0)):
+            coarse = random.normal(0.0, strength, (cells, cells, 3))
+            image += cv2.resize(coarse, (width, height), interpolation=cv2.INTER_LINEAR)
+        images.append(image.clip(0, 255).astype(np.uint8))
+    return images
+
+
+def inputs(model: Predictor, images: Sequence[Pixels]) -> Tensor:
+    """Images of one size as the network takes them, float32 [B, 3, H, W], channels last."""
+    return torch.from_numpy(np.stack([model.resize.apply(image) for image in images])).permute(0, 3, 1, 2)
+
+
+def batch(model: Predictor, task: Task[Any, Any, Any, Any], number: int) -> Batch[Any]:
+    """A training batch of textures of the network's size, with targets that the task makes up."""
+    size = model.resize.size
+    source = Source(0, size, model.resize.place(size))
+    return task.collate([
+        Sample(torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))),
+               task.made_up(size, len(model.classes), seed=position), source)
+        for position, image in enumerate(textures(number, size, seed=3))])
+
+
+@torch.no_grad()
+def enliven(model: Predictor, size: Size) -> None:
+    """Gives a new network what training gives: outputs that differ from place to place, and BatchNorm's statistics of
+    images, here of textures of `size`. Leaves it in evaluation mode.
+
+    The layers of the head that no norm follows are scaled one after the other to one deviation, as Mishkin and Matas do
+    (2015, arXiv 1511.06422); those of the classes channel by channel, with a mean of 0.
+    """
+    parts = inputs(model, textures(8, size, seed=0)).chunk(2)
+    model.train()
+    of_classes = {model.head.get_submodule(name) for name in model.head.class_layers}
+    hooks = [layer.register_forward_hook(_Scaling(by_channel=layer in of_classes)) for layer in model.head.modules()
+             if isinstance(layer, nn.Conv2d | nn.Linear) and layer.bias is not None]
+    model.head.decode(model(parts[0]))  # a second stage runs in decoding
+    for hook in hooks:
+        hook.remove()
+
+    momenta = {module: module.momentum for module in model.modules() if isinstance(module, nn.BatchNorm2d)}
+    for norm in momenta:
+        norm.reset_running_stats()
+        norm.momentum = None  # the plain mean over batches
+    for part in parts:
+        model(part)
+    for norm, momentum in momenta.items():
+        norm.momentum = momentum
+    model.eval()
+
+
+class _Scaling:
+    """Scales a layer when it is first called; by_channel: each channel to mean 0 and deviation 1."""
+
+    def __init__(self, *, by_channel: bool) -> None:
+        self.by_channel, self.done = by_channel, False
+
+    def __call__(self, layer: Any, given: tuple[Tensor, ...], out: Tensor) -> Tensor:
+        """The output of the scaled layer."""
+        if self.done:
+            return out
+        self.done = True
+        scale = _DEVIATION / out.std(correction=0).clamp(min=1e-6)
+        if self.by_channel:
+            channels = out.transpose(0, 1 if isinstance(layer, nn.Conv2d) else out.dim() - 1).flatten(1)
+            scale = 1.0 / channels.std(1, correction=0).clamp(min=1e-6)
+            layer.bias.sub_(channels.mean(1))
+        layer.weight.mul_(scale.view(-1, *[1] * (layer.weight.dim() - 1)))
+        layer.bias.mul_(scale)
+        scaled: Tensor = layer.forward(*given)
+        return scaled
+
+
+@torch.no_grad()
+def lower_scores(model: Predictor, image: Pixels, share: float, *, threshold: float) -> float:
+    """Moves the biases of a detector's classes, background aside, until `share` of the image's scores exceed the
+    threshold; gives the share it came to, for where scores add up to 1 not every one is possible.
+
+    What suppression costs depends on how many scores enter it.
+    """
+    head, images = model.head, inputs(model, [image])
+    background = head.num_outputs - len(model.classes)
+    biases = [head.get_parameter(f"{layer}.bias").view(-1, head.num_outputs)[:, background:]
+              for layer, num_rows in head.class_layers.items() if num_rows == 1]
+
+    def above() -> float:
+        return float((head.decode(model(images)).scores > threshold).double().mean())
+
+    step = 16.0
+    while step > 0.01:
+        change = -step if above() > share else step
+        for bias in biases:
+            bias.add_(change)
+        step /= 2
+    return above()

@@ -1,0 +1,124 @@
+"""DeepLabV3: atrous spatial pyramid pooling (Chen et al. 2017, arXiv 1706.05587, section 3.3).
+
+A pyramid looks at the last map in five ways: point by point, with three atrous 3 x 3 convolutions, and as a whole,
+averaged. Two wirings are in the world, and this head is both. torchvision's (deeplabv3_mobilenet_v3_large): rates 12,
+24 and 36, one more 3 x 3 convolution behind the pyramid, half of the features dropped in training, and an auxiliary
+classifier on an earlier map. TensorFlow's, which the MobileNetV2 paper measured (Table 7): rates 6, 12 and 18 at
+stride 16 and the double at stride 8, a tenth dropped, and the classifier right behind the pyramid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from detseg import losses
+from detseg.interfaces import DenseLogits, Features, FeatureSpec, Head, LabelTargets, Losses, Size
+from detseg.layers import ConvNormAct, Norm
+
+NORM = Norm(momentum=0.1, eps=1e-5)
+"""BatchNorm of torchvision's head, PyTorch's defaults; TensorFlow's has the same epsilon and a decay of 0.9997."""
+
+
+class DeepLabV3Raw(NamedTuple):
+    """The classifiers' outputs at the strides of their maps."""
+
+    logits: Tensor
+    """[B, K, h, w]."""
+    auxiliary: tuple[Tensor, ...]
+    """Each [B, K, h, w] of an earlier map; empty on copies made for inference."""
+    size: Size
+    """Of the network's image."""
+
+
+class DeepLabV3(Head[LabelTargets, DeepLabV3Raw, DenseLogits]):
+    """Classifies the pixels of the backbone's last map through a pyramid of atrous convolutions.
+
+    specs: the backbone's; each map before the last gets an auxiliary classifier (torchvision's FCN head), whose loss
+    counts `auxiliary_weight` and which copies for inference do without. rates: the dilations of the 3 x 3 convolutions.
+    channels: of every branch. refine: whether a 3 x 3 convolution lies between the pyramid and the classifier. dropout:
+    the share of features dropped behind the pyramid. class_weights, hardest: see `losses.segmentation_cross_entropy`.
+    """
+
+    def __init__(
+        self, specs: Mapping[str, FeatureSpec], num_classes: int, *, rates: Sequence[int] = (12, 24, 36),
+        channels: int = 256, refine: bool = True, dropout: float = 0.5, auxiliary_weight: float = 0.5,
+        class_weights: Sequence[float] | None = None, hardest: float = 1.0, norm: Norm = NORM,
+    ) -> None:
+        super().__init__()
+        if num_classes < 2:
+            raise ValueError(f"a segmenter tells at least two classes apart, got {num_classes}")
+        if not rates or min(rates) < 1:
+            raise ValueError(f"rates are dilations of at least 1, and at least one of them, got {tuple(rates)}")
+        *self.earlier_taps, self.tap = specs
+        self.num_outputs = num_classes
+        self.auxiliary_weight, self.class_weights, self.hardest = auxiliary_weight, class_weights, hardest
+
+        in_channels = specs[self.tap].channels
+        self.point = ConvNormAct(in_channels, channels, kernel=1, norm=norm, activation="relu")
+        self.atrous = nn.ModuleList(
+            ConvNormAct(in_channels, channels, kernel=3, dilation=rate, norm=norm, activation="relu") for rate in rates)
+        self.pooled = ConvNormAct(in_channels, channels, kernel=1, norm=norm, activation="relu")
+        self.project = ConvNormAct((len(rates) + 2) * channels, channels, kernel=1, norm=norm, activation="relu")
+        self.dropout = nn.Dropout(dropout)
+        self.refine: nn.Module = nn.Identity()
+        if refine:
+            self.refine = ConvNormAct(channels, channels, kernel=3, norm=norm, activation="relu")
+        self.classify = nn.Conv2d(channels, num_classes, 1)
+        self.auxiliary = nn.ModuleList(
+            _auxiliary_classifier(specs[tap].channels, num_classes, norm=norm) for tap in self.earlier_taps)
+        self.class_layers = {"classify": 1, **{f"auxiliary.{k}.2": 1 for k in range(len(self.auxiliary))}}
+
+    def forward(self, features: Features, size: Size) -> DeepLabV3Raw:
+        """Maps by tap to logits for images of `size`."""
+        x = self.dropout(self.project(self._pyramid(features[self.tap])))
+        # The classifiers are gone where copies were made for inference, their taps are not.
+        earlier = zip(self.auxiliary, self.earlier_taps, strict=False)
+        auxiliary = tuple(classify(features[tap]) for classify, tap in earlier)
+        return DeepLabV3Raw(self.classify(self.refine(x)), auxiliary, size)
+
+    def loss(self, raw: DeepLabV3Raw, targets: LabelTargets) -> Losses:
+        """Cross entropy at the labels' size, to be divided by the number of pixels that count."""
+        classification, number = self._cross_entropy(raw.logits, targets)
+        sums = {"pixel": classification}
+        for logits in raw.auxiliary:
+            sums["auxiliary"] = sums.get("auxiliary", 0.0) + self.auxiliary_weight * self._cross_entropy(
+                logits, targets)[0]
+        return Losses(sums, number)
+
+    def decode(self, raw: DeepLabV3Raw) -> DenseLogits:
+        """The logits enlarged to the network's size."""
+        return DenseLogits(F.interpolate(raw.logits.float(), raw.size, mode="bilinear", align_corners=False))
+
+    def drop_training_parts(self) -> None:
+        """Takes out the auxiliary classifiers."""
+        self.auxiliary = nn.ModuleList()
+        self.class_layers = {"classify": 1}
+
+    def _pyramid(self, x: Tensor) -> Tensor:
+        """[B, C, h, w] to the branches' features side by side."""
+        if self.training and len(x) == 1:
+            raise ValueError(
+                "DeepLabV3 cannot be trained on one image at a time: BatchNorm behind the pooling has one value of "
+                "each channel for an image and needs at least two; raise batch_size, or lower accumulate")
+        point = self.point(x)
+        # Enlarging one cell bilinearly is repeating it; an expanded one would cost `cat` the channels_last layout.
+        whole = self.pooled(x.mean((2, 3), keepdim=True)) + torch.zeros_like(point)
+        return torch.cat([point, *(branch(x) for branch in self.atrous), whole], 1)
+
+    def _cross_entropy(self, logits: Tensor, targets: LabelTargets) -> tuple[Tensor, Tensor]:
+        return losses.segmentation_cross_entropy(
+            logits, targets.labels, class_weights=self.class_weights, hardest=self.hardest)
+
+
+def _auxiliary_classifier(in_channels: int, num_classes: int, *, norm: Norm) -> nn.Sequential:
+    """torchvision's FCN head: a 3 x 3 convolution to a quarter of the channels, dropout, the classifier."""
+    return nn.Sequential(
+        ConvNormAct(in_channels, in_channels // 4, kernel=3, norm=norm, activation="relu"),
+        nn.Dropout(0.1),
+        nn.Conv2d(in_channels // 4, num_classes, 1),
+    )

@@ -1,0 +1,273 @@
+"""DeepLabV3: the MobileNetV2 paper's exact cost, what it learns from and what not, and that it exports whole."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import re
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from detseg.backbones.mobilenet_v1 import mobilenet_v1
+from detseg.backbones.mobilenet_v2 import mobilenet_v2
+from detseg.backbones.mobilenet_v3 import mobilenet_v3_large
+from detseg.cost import count_macs, count_parameters
+from detseg.data.transforms import Stretch
+from detseg.interfaces import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    VOID,
+    Backbone,
+    Classes,
+    FeatureSpec,
+    LabelMaps,
+    LabelTargets,
+    Size,
+)
+from detseg.model import Predictor
+from detseg.tasks import Segmentation
+from heads.deeplabv3 import DeepLabV3, DeepLabV3Raw
+
+SIZE = (64, 96)
+CLASSES = Classes(names=("road", "sky", "car"), source_ids=(3, 5, 9))
+
+HAS_ONNX = all(importlib.util.find_spec(name) for name in ("onnx", "onnxruntime", "onnxscript"))
+
+
+def _whole(backbone: Backbone, *, num_classes: int, **options: Any) -> Predictor:
+    classes = Classes(names=tuple(map(str, range(num_classes))), source_ids=tuple(range(num_classes)))
+    head = DeepLabV3(backbone.specs, num_classes, **options)
+    return Predictor(backbone, head, classes=classes, resize=Stretch(SIZE), mean=IMAGENET_MEAN, std=IMAGENET_STD)
+
+
+def _small(**options: Any) -> Any:
+    """Statistics and scores that differ, as those of a trained network do, and an auxiliary classifier."""
+    backbone = mobilenet_v1(width=0.25, taps=("c2", "c3"))
+    predictor: Any = _whole(backbone, num_classes=len(CLASSES), **({"rates": (1, 2, 9), "channels": 16} | options))
+    for module in predictor.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out" if module.groups == 1 else "fan_in")
+        elif isinstance(module, nn.BatchNorm2d):
+            assert module.running_mean is not None
+            assert module.running_var is not None
+            nn.init.uniform_(module.running_mean, -0.2, 0.2)
+            nn.init.uniform_(module.running_var, 0.5, 1.5)
+    with torch.no_grad():
+        logits = predictor.eval()(_images()[0]).logits
+        predictor.head.classify.bias -= logits.mean((0, 2, 3))
+    return predictor
+
+
+def _images() -> Tensor:
+    """[4, 1, 3, H, W] of different brightness and contrast."""
+    generator = torch.Generator().manual_seed(7)
+    noise = torch.rand(4, 1, 3, 8, 12, generator=generator).flatten(0, 1)
+    smooth = F.interpolate(noise, SIZE, mode="bilinear")[:, None]
+    return 255 * smooth * torch.rand(4, 1, 3, 1, 1, generator=generator)
+
+
+def _macs(predictor: Predictor, size: Size) -> int:
+    return count_macs(predictor, torch.empty(1, 3, *size, device="meta"))
+
+
+def test_the_costs_of_the_v2_papers_table_7_are_exact() -> None:
+    """4.52 M parameters, and 5.8 B multiply-adds, of which convolutions at 513 x 513 are 5.36 B."""
+    backbone = mobilenet_v2(taps=("c5.bottleneck",), output_stride=16)
+    predictor = _whole(backbone, num_classes=21, rates=(6, 12, 18), refine=False)
+    assert count_parameters(predictor) == 4_523_541
+    assert _macs(predictor, (513, 513)) == 5_363_508_928
+
+
+def test_the_costs_of_torchvisions_wiring_are_exact() -> None:
+    backbone = mobilenet_v3_large(taps=("c3.first", "c5"), output_stride=16, dilate_first=True)
+    predictor = _whole(backbone, num_classes=21)
+    assert count_parameters(predictor) == 11_029_328
+    assert _macs(predictor, (520, 520)) == 10_452_447_938  # torchvision prints 10.452
+    predictor.head.drop_training_parts()
+    assert count_parameters(predictor) == 11_025_477
+    assert _macs(predictor, (520, 520)) == 10_452_447_938 - 65 * 65 * (40 * 10 * 9 + 10 * 21)
+
+
+def test_what_comes_out() -> None:
+    raw = _small()(torch.rand(2, 3, *SIZE) * 255)
+    assert raw.logits.shape == (2, 3, 8, 12)
+    assert [logits.shape for logits in raw.auxiliary] == [(2, 3, 16, 24)]
+    assert raw.size == SIZE
+    assert _small().head.decode(raw).logits.shape == (2, 3, *SIZE)
+
+
+def test_the_branches_are_what_the_paper_says() -> None:
+    """By hand: weights that pick one thing from each branch, on a map that is a ramp."""
+    head: Any = DeepLabV3({"c5": FeatureSpec(1, 8)}, 2, rates=(2,), channels=1, refine=False).eval()
+    with torch.no_grad():
+        for layer in (head.point, head.atrous[0], head.pooled):
+            layer.conv.weight.fill_(1.0)
+        head.project.conv.weight.copy_(torch.tensor([1.0, 10.0, 100.0]).view(1, 3, 1, 1))
+        head.classify.weight.copy_(torch.tensor([1.0, -1.0]).view(2, 1, 1, 1))
+        head.classify.bias.zero_()
+    x = torch.arange(12.0).view(1, 1, 3, 4)
+    with torch.no_grad():
+        logits = head({"c5": x}, (24, 32)).logits
+    # At the top left: its own 0; the cells two steps right (2), down (8) and both (10), and itself; the mean 5.5.
+    assert float(logits[0, 0, 0, 0]) == pytest.approx(0 + 10 * (0 + 2 + 8 + 10) + 100 * 5.5, rel=1e-4)
+    # In the middle row only left and right are inside.
+    assert float(logits[0, 0, 1, 1]) == pytest.approx(5 + 10 * (5 + 7) + 100 * 5.5, rel=1e-4)
+    torch.testing.assert_close(logits[:, 1], -logits[:, 0])
+
+
+# ------------------------------------------------------------------------------------------ loss
+
+
+def _raw(head: DeepLabV3) -> DeepLabV3Raw:
+    return DeepLabV3Raw(torch.randn(2, 3, 4, 6, requires_grad=True), (torch.randn(2, 3, 8, 12, requires_grad=True),),
+                        SIZE)
+
+
+def _labels() -> LabelTargets:
+    labels = torch.randint(0, 3, (2, *SIZE), dtype=torch.uint8)
+    labels[0, :20] = VOID
+    return LabelTargets(labels)
+
+
+def test_the_loss_is_the_mean_cross_entropy_of_known_pixels() -> None:
+    head = DeepLabV3({"c3.first": FeatureSpec(8, 8), "c5": FeatureSpec(8, 16)}, 3, auxiliary_weight=0.4)
+    raw, targets = _raw(head), _labels()
+    found = head.loss(raw, targets)
+    wanted = [F.cross_entropy(F.interpolate(logits, SIZE, mode="bilinear"), targets.labels.long(), ignore_index=VOID)
+              for logits in (raw.logits, raw.auxiliary[0])]
+    assert int(found.divisor) == 2 * 64 * 96 - 20 * 96
+    torch.testing.assert_close(found.sums["pixel"] / found.divisor, wanted[0])
+    torch.testing.assert_close(found.sums["auxiliary"] / found.divisor, 0.4 * wanted[1])
+
+
+def test_weights_and_hard_pixels_reach_both_classifiers() -> None:
+    specs = {"c3.first": FeatureSpec(8, 8), "c5": FeatureSpec(8, 16)}
+    raw, targets = _raw(DeepLabV3(specs, 3)), _labels()
+    plain, weighted, hard = (DeepLabV3(specs, 3, **options).loss(raw, targets) for options in (
+        {}, {"class_weights": (2.0, 2.0, 2.0)}, {"hardest": 0.25}))
+    for name in ("pixel", "auxiliary"):
+        torch.testing.assert_close(weighted.sums[name], 2 * plain.sums[name])
+        assert 0.25 * plain.sums[name] < hard.sums[name] < plain.sums[name]
+    torch.testing.assert_close(weighted.divisor, 2.0 * plain.divisor)
+    assert float(hard.divisor) == float(plain.divisor) / 4
+
+
+def test_an_image_without_a_known_pixel_teaches_nothing() -> None:
+    head = DeepLabV3({"c3.first": FeatureSpec(8, 8), "c5": FeatureSpec(8, 16)}, 3)
+    raw = _raw(head)
+    found = head.loss(raw, LabelTargets(torch.full((2, *SIZE), VOID, dtype=torch.uint8)))
+    assert float(found.divisor) == 0
+    torch.autograd.backward(list(found.sums.values()))
+    for logits in (raw.logits, *raw.auxiliary):
+        assert logits.grad is not None
+        assert bool((logits.grad == 0).all())
+
+
+# ------------------------------------------------------------------------------------------ inference
+
+
+def test_copies_for_inference_have_no_auxiliary_classifier() -> None:
+    predictor = _small()
+    folded = predictor.folded()
+    assert folded.head.class_layers == {"classify": 1}
+    assert not [name for name, _ in folded.named_parameters() if "auxiliary" in name]
+    assert [name for name, _ in predictor.named_parameters() if "auxiliary" in name]
+    images = torch.rand(2, 3, *SIZE) * 255
+    with torch.inference_mode():
+        plain, fast, fused = predictor(images), folded(images), predictor.ready()(images)
+    assert fast.auxiliary == fused.auxiliary == ()
+    for raw in (fast, fused):
+        torch.testing.assert_close(raw.logits, plain.logits, rtol=1e-4, atol=1e-4 * float(plain.logits.abs().max()))
+    assert not [module for module in folded.modules() if isinstance(module, nn.BatchNorm2d)]
+
+
+def test_the_pyramid_keeps_channels_last() -> None:
+    predictor = _small().folded()
+    images = torch.rand(1, 3, *SIZE).to(memory_format=torch.channels_last)
+    with torch.inference_mode():
+        raw = predictor(images)
+        features = predictor.backbone(images)
+        pyramid = predictor.head._pyramid(features["c3"])
+    for tensor in (pyramid, raw.logits, predictor.head.decode(raw).logits):
+        assert tensor.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize(("num_classes", "options", "message"), [
+    (1, {}, "a segmenter tells at least two classes apart, got 1"),
+    (2, {"rates": ()}, "rates are dilations of at least 1, and at least one of them, got ()"),
+    (2, {"rates": (6, 0)}, "rates are dilations of at least 1, and at least one of them, got (6, 0)"),
+])
+def test_bad_arguments_are_explained(num_classes: int, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        DeepLabV3({"c5": FeatureSpec(8, 16)}, num_classes, **options)
+
+
+def test_training_on_one_image_is_explained() -> None:
+    predictor = _small()
+    image = torch.rand(1, 3, *SIZE)
+    assert predictor(image).logits.shape[0] == 1
+    with pytest.raises(ValueError, match=r"BatchNorm behind the pooling .* raise batch_size, or lower accumulate"):
+        predictor.train()(image)
+
+
+# ------------------------------------------------------------------------------------------ export
+
+
+class Deployed(nn.Module):
+    """Images in, label maps out."""
+
+    def __init__(self, predictor: Predictor) -> None:
+        super().__init__()
+        self.predictor, self.task = predictor, Segmentation()
+
+    def forward(self, images: Tensor) -> LabelMaps:
+        return self.task.finish(self.predictor.head.decode(self.predictor(images)))
+
+
+class Exported(NamedTuple):
+    """A deployed segmenter and what torch.export made of it."""
+
+    eager: Deployed
+    program: torch.export.ExportedProgram
+
+
+@pytest.fixture(scope="module")
+def exported() -> Exported:
+    torch.manual_seed(0)
+    deployed = Deployed(_small().folded()).eval()
+    return Exported(deployed, torch.export.export(deployed, (_images()[0],), strict=True))
+
+
+def _assert_same(found: Tensor, wanted: Tensor) -> None:
+    assert found.shape == wanted.shape == (1, *SIZE)
+    assert set(wanted.flatten().tolist()) == set(range(len(CLASSES)))
+    assert float((found != wanted).float().mean()) < 1e-3
+
+
+def test_it_exports_strictly_as_a_whole(exported: Exported) -> None:
+    module = exported.program.module()
+    for images in _images():
+        with torch.inference_mode():
+            _assert_same(module(images)[0], exported.eager(images).labels)
+
+
+@pytest.mark.skipif(not HAS_ONNX, reason="onnx, onnxscript and onnxruntime are not installed")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_onnx_runtime_gives_the_same(exported: Exported, tmp_path: Path) -> None:
+    onnxruntime: Any = importlib.import_module("onnxruntime")
+
+    file = tmp_path / "deeplabv3.onnx"
+    program = torch.onnx.export(exported.program, dynamo=True, verbose=False)
+    assert program is not None
+    program.save(str(file))
+    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    (given,) = session.get_inputs()
+    for images in _images():
+        (found,) = session.run(None, {given.name: images.numpy()})
+        with torch.inference_mode():
+            _assert_same(torch.from_numpy(found), exported.eager(images).labels)

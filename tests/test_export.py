@@ -1,0 +1,333 @@
+"""Every config's whole prediction, and two heads on every backbone, exported strictly: ONNX Runtime gives the same.
+
+Networks are small, but used: BatchNorm has seen pictures, and scores differ from anchor to anchor. One config of each
+head is in the quick tests, the others are `slow`.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import importlib.util
+import re
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from detseg import config
+from detseg.anchors import SSDAnchors
+from detseg.data.images import read_image
+from detseg.data.sample import draw_scene
+from detseg.data.transforms import Stretch
+from detseg.export.onnx import write_onnx
+from detseg.export.program import ExportedPrediction, Until, export_program, output_names
+from detseg.interfaces import (
+    Backbone,
+    DenseBoxes,
+    DenseLogits,
+    Head,
+    LabelMaps,
+    Pixels,
+    Size,
+    Task,
+)
+from detseg.layers import ConvNormAct
+from detseg.model import Predictor
+from heads.lraspp import LRASPP
+from heads.ssdlite import SSDLite
+
+from . import discovery
+from .test_conformance import CONFIGS, OWN, SMALL
+
+SCORE_TOLERANCE = 2e-5
+"""Of the largest score or logit."""
+BOX_TOLERANCE = 3e-3
+"""Pixels."""
+ROUNDING = 4.0
+"""Random networks enlarge rounding more than trained ones. Folding BatchNorm changes only rounding: if that alone moves
+an output by more than a quarter of its tolerance, ONNX Runtime may move it by four times as much."""
+
+pytestmark = [
+    pytest.mark.skipif(
+        not all(importlib.util.find_spec(name) for name in ("onnx", "onnxruntime", "onnxscript")),
+        reason="onnx, onnxscript and onnxruntime are not installed"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning"),
+]
+
+
+def _first_of_each_head() -> set[str]:
+    """The first config of every head, by what the files import."""
+    of_heads = {}
+    for name, path in reversed(CONFIGS.items()):
+        found = re.search(r"^from heads\.(\w+) import", path.read_text(), re.MULTILINE)
+        assert found, f"{path} builds no head"
+        of_heads[found[1]] = name
+    return set(of_heads.values())
+
+
+def _slow(names: Any, quick: set[str]) -> list[Any]:
+    return [pytest.param(name, marks=() if name in quick else pytest.mark.slow) for name in names]
+
+
+# ------------------------------------------------------------------------------------------ a used network
+
+
+@cache
+def _scenes(number: int, *, seed: int) -> list[Pixels]:
+    return [draw_scene(np.random.default_rng((seed, k))).image for k in range(number)]
+
+
+def _inputs(pictures: list[Pixels], size: Size) -> Tensor:
+    """float32 [B, 3, H, W]."""
+    return torch.from_numpy(np.stack([Stretch(size).apply(picture) for picture in pictures])).permute(0, 3, 1, 2)
+
+
+@torch.no_grad()
+def _use(network: nn.Module, size: Size) -> None:
+    """Gives BatchNorm the statistics of pictures; with its first ones activations vanish and all is equal."""
+    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # the plain mean over batches
+    network.train()
+    for images in _inputs(_scenes(32, seed=0), size).chunk(2):
+        network(images)
+    network.eval()
+
+
+@torch.no_grad()
+def _spread_scores(head: Head[Any, Any, Any], raw: Callable[[], Any]) -> None:
+    """As in a trained network: larger class layers, until scores differ from anchor to anchor; or other biases, so that
+    no class is ahead in all pixels."""
+    layers = [layer for layer, num_rows in head.class_layers.items() if num_rows == 1]
+    dense = head.decode(raw())
+    if isinstance(dense, DenseLogits):
+        head.get_parameter(f"{layers[0]}.bias").sub_(dense.logits.mean((0, 2, 3)))
+        return
+    for _ in range(60):
+        if float(dense.scores.std()) > 0.05:
+            return
+        for layer in layers:
+            head.get_parameter(f"{layer}.weight").mul_(1.5)
+        dense = head.decode(raw())
+
+
+def _used_predictor(name: str) -> tuple[Predictor, Task[Any, Any, Any, Any], Size]:
+    """A config's network, small and used, its task, and a size that is not square."""
+    known = config.load(CONFIGS[name]).entries()
+    small = [text for text in SMALL if text.startswith("model.") and text.partition("=")[0] in known]
+    loaded = config.load(CONFIGS[name], small)
+    predictor = loaded.build_model(OWN)
+    height, width = predictor.resize.size
+    size = (height, width + 32)
+    _use(predictor, size)
+    _spread_scores(predictor.head, lambda: predictor(_inputs(_scenes(2, seed=2), size)))
+    return predictor, loaded.experiment.task, size
+
+
+# ------------------------------------------------------------------------------------------ the same or not
+
+
+class _Tolerance(NamedTuple):
+    """How far an output may be from eager code's, by field."""
+
+    of: dict[str, float]
+
+    @classmethod
+    def measured(cls, dense: Any, unfolded: Any) -> _Tolerance:
+        of = {}
+        for name, mine, other in zip(dense._fields, dense, unfolded, strict=True):
+            usual = BOX_TOLERANCE if name == "boxes" else SCORE_TOLERANCE * float(mine.abs().max())
+            of[name] = max(usual, ROUNDING * float((mine - other).abs().max()))
+            assert of[name] < 50 * usual, f"{name}: folding alone moves them too far to compare anything"
+        return cls(of)
+
+
+def _assert_same_dense(found: Any, wanted: Any, tolerance: _Tolerance) -> None:
+    for name, mine, theirs in zip(wanted._fields, found, wanted, strict=True):
+        assert mine.dtype == theirs.dtype
+        assert float(theirs.std()) > 1e-3, "what is equal everywhere proves nothing"
+        torch.testing.assert_close(mine, theirs, rtol=0, atol=tolerance.of[name])
+
+
+def _assert_same_finished(found: Any, wanted: Any) -> None:
+    """Exactly the same; but detections whose scores are equal may stand in any order."""
+    for mine, theirs in zip(found, wanted, strict=True):
+        assert (mine.dtype, mine.shape) == (theirs.dtype, theirs.shape)
+    if isinstance(wanted, LabelMaps):
+        assert bool((wanted.labels != wanted.labels[0, 0, 0]).any()), "a map of one class proves nothing"
+        assert torch.equal(found.labels, wanted.labels)
+    else:
+        assert torch.equal(found.num_valid, wanted.num_valid)
+        assert torch.equal(found.scores, wanted.scores)
+        scores = wanted.scores[0, : int(wanted.num_valid)].tolist()
+        distinct = [k for k, score in enumerate(scores) if scores.count(score) == 1]
+        assert len(distinct) > 5, "all scores tie"
+        assert torch.equal(found.labels[0, distinct], wanted.labels[0, distinct])
+        assert torch.equal(found.boxes[0, distinct], wanted.boxes[0, distinct])
+        assert not found.boxes[0, len(scores) :].any()
+        assert bool((found.labels[0, len(scores) :] == -1).all())
+
+
+# ------------------------------------------------------------------------------------------ every config
+
+
+class _Both(nn.Module):
+    """Dense and finished predictions at once: one export proves both."""
+
+    def __init__(self, predictor: Predictor, task: Task[Any, Any, Any, Any]) -> None:
+        super().__init__()
+        self.predictor, self.task = predictor, task
+
+    def forward(self, images: Tensor) -> tuple[Any, Any]:
+        dense = self.predictor.head.decode(self.predictor(images))
+        return dense, self.task.finish(dense)
+
+
+class _Exported(NamedTuple):
+    unfolded: _Both
+    eager: _Both
+    run: Callable[[Tensor], list[Tensor]]
+    """ONNX Runtime's outputs, flat."""
+    size: Size
+
+
+def _session(network: nn.Module, size: Size, file: Path) -> Callable[[Tensor], list[Tensor]]:
+    """Strictly exported, through a file to ONNX Runtime."""
+    onnxruntime: Any = importlib.import_module("onnxruntime")
+    program = torch.export.export(network, (torch.zeros(1, 3, *size),), strict=True)
+    converted = torch.onnx.export(program, dynamo=True, verbose=False)
+    assert converted is not None
+    converted.save(str(file))
+    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    (given,) = session.get_inputs()
+    return lambda images: [torch.from_numpy(value) for value in session.run(None, {given.name: images.numpy()})]
+
+
+@pytest.fixture(scope="module")
+def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> _Exported:
+    """A config's network as ONNX Runtime has it; exported once for all tests."""
+    torch.manual_seed(0)
+    predictor, task, size = _used_predictor(request.param)
+    eager = _Both(predictor.folded(), task)
+    return _Exported(
+        _Both(predictor, task), eager, _session(eager, size, tmp_path_factory.mktemp("onnx") / "both.onnx"), size)
+
+
+every_config = pytest.mark.parametrize("exported", _slow(CONFIGS, _first_of_each_head()), indirect=True)
+
+
+def _assert_onnx_runtime_agrees(exported: _Exported, pictures: list[Pixels]) -> None:
+    """Dense predictions up to rounding, and of its own dense predictions the same finished ones as eager code."""
+    for picture in pictures:
+        images = _inputs([picture], exported.size)
+        with torch.inference_mode():
+            dense, finished = exported.eager(images)
+            tolerance = _Tolerance.measured(dense, exported.unfolded(images)[0])
+        outputs = exported.run(images)
+        found = type(dense)(*outputs[: len(dense)])
+        _assert_same_dense(found, dense, tolerance)
+        _assert_same_finished(type(finished)(*outputs[len(dense) :]), exported.eager.task.finish(found))
+
+
+@every_config
+def test_onnx_runtime_gives_the_same_on_generated_pictures(exported: _Exported) -> None:
+    _assert_onnx_runtime_agrees(exported, _scenes(3, seed=1))
+
+
+@every_config
+@pytest.mark.real
+def test_onnx_runtime_gives_the_same_on_photographs(exported: _Exported, shared: Path) -> None:
+    files = sorted((shared / "data" / "coco_mini" / "val2017").glob("*.jpg"))[:6]
+    _assert_onnx_runtime_agrees(exported, [read_image(file) for file in files])
+
+
+# ------------------------------------------------------------------------------------------ every backbone
+
+
+class _TwoHeads(nn.Module):
+    """A backbone under a detection and a segmentation head, to dense predictions."""
+
+    def __init__(self, build: Callable[..., Backbone]) -> None:
+        super().__init__()
+        self.backbone = build(width=0.25, taps=("c3", "c4", "c5"))
+        specs = self.backbone.specs
+        self.detect = SSDLite({tap: specs[tap] for tap in ("c4", "c5")}, 3, anchors=SSDAnchors(), width=0.1)
+        self.segment = LRASPP({tap: specs[tap] for tap in ("c3", "c5")}, 3, filters=16)
+
+    def raw(self, images: Tensor) -> tuple[Any, Any]:
+        features, size = self.backbone(images / 255), (images.shape[2], images.shape[3])
+        return self.detect(features, size), self.segment(features, size)
+
+    def forward(self, images: Tensor) -> tuple[DenseBoxes, DenseLogits]:
+        detected, segmented = self.raw(images)
+        return self.detect.decode(detected), self.segment.decode(segmented)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", discovery.backbones())
+def test_every_backbone_under_two_heads(name: str, tmp_path: Path) -> None:
+    size = (96, 128)
+    network = _TwoHeads(discovery.backbones()[name])
+    _use(network, size)
+    _spread_scores(network.detect, lambda: network.raw(_inputs(_scenes(2, seed=2), size))[0])
+    run = _session(network, size, tmp_path / "two.onnx")
+    folded = copy.deepcopy(network)
+    for module in folded.modules():
+        if isinstance(module, ConvNormAct):
+            module.fold()
+    for picture in _scenes(2, seed=1):
+        images = _inputs([picture], size)
+        boxes, scores, logits = run(images)
+        with torch.inference_mode():
+            both = zip((DenseBoxes(boxes, scores), DenseLogits(logits)), network(images), folded(images), strict=True)
+        for found, wanted, other in both:
+            _assert_same_dense(found, wanted, _Tolerance.measured(wanted, other))
+
+
+# ------------------------------------------------------------------------------------------ programs and files
+
+
+@pytest.mark.parametrize(("name", "until", "names"), [
+    ("ssd_v2", "finish", ["boxes", "scores", "labels", "num_valid"]), ("fcn_v3_large", "decode", ["logits"])])
+def test_a_program_and_its_file_name_what_they_take_and_give(
+    name: str, until: Until, names: list[str], tmp_path: Path
+) -> None:
+    onnxruntime: Any = importlib.import_module("onnxruntime")
+    predictor, task, size = _used_predictor(name)
+    program = export_program(predictor, task, until=until, size=size)
+    assert output_names(program) == names
+    images = _inputs(_scenes(1, seed=1), size)
+    with torch.inference_mode():
+        wanted = ExportedPrediction(predictor, task, until=until)(images)
+        found = program.module()(images)
+    assert list(wanted) == list(found) == names
+    for key in names:
+        torch.testing.assert_close(found[key], wanted[key])
+
+    write_onnx(program, tmp_path / "x.onnx")
+    assert [path.name for path in tmp_path.iterdir()] == ["x.onnx"], "the weights are inside"
+    session = onnxruntime.InferenceSession(tmp_path / "x.onnx", providers=["CPUExecutionProvider"])
+    (given,) = session.get_inputs()
+    assert (given.name, given.shape, given.type) == ("images", [1, 3, *size], "tensor(float)")
+    assert [one.name for one in session.get_outputs()] == names
+    assert len(session.run(None, {"images": images.numpy()})) == len(names)
+
+
+@pytest.mark.parametrize(("name", "until", "shapes"), [
+    ("ssd_v2", "decode", {"boxes": (1, 204, 4), "scores": (1, 204, 3)}),
+    ("fcn_v3_large", "finish", {"labels": (1, 96, 128)}),
+])
+def test_a_program_is_as_large_as_the_networks_images_unless_told(
+    name: str, until: Until, shapes: dict[str, tuple[int, ...]]
+) -> None:
+    predictor, task, _ = _used_predictor(name)
+    program = export_program(predictor, task, until=until)
+    found = program.module()(torch.zeros(1, 3, *predictor.resize.size))
+    assert {key: tuple(value.shape) for key, value in found.items()} == shapes

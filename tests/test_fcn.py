@@ -1,0 +1,182 @@
+"""FCN: what it is by hand, what it learns from and what not, and that it exports whole."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from detseg.backbones.mobilenet_v1 import mobilenet_v1
+from detseg.data.transforms import Stretch
+from detseg.interfaces import IMAGENET_MEAN, IMAGENET_STD, VOID, Classes, FeatureSpec, LabelMaps, LabelTargets
+from detseg.model import Predictor
+from detseg.tasks import Segmentation
+from heads.fcn import FCN, FCNRaw
+
+SIZE = (64, 96)
+CLASSES = Classes(names=("road", "sky", "car"), source_ids=(3, 5, 9))
+SPECS = {"c3.first": FeatureSpec(8, 8), "c5": FeatureSpec(8, 16)}
+
+HAS_ONNX = all(importlib.util.find_spec(name) for name in ("onnx", "onnxruntime", "onnxscript"))
+
+
+def _small() -> Any:
+    """Statistics and scores that differ, as those of a trained network do, and an auxiliary classifier."""
+    backbone = mobilenet_v1(width=0.25, taps=("c2", "c3"))
+    predictor: Any = Predictor(
+        backbone, FCN(backbone.specs, len(CLASSES)), classes=CLASSES, resize=Stretch(SIZE), mean=IMAGENET_MEAN,
+        std=IMAGENET_STD)
+    for module in predictor.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out" if module.groups == 1 else "fan_in")
+        elif isinstance(module, nn.BatchNorm2d):
+            assert module.running_mean is not None
+            assert module.running_var is not None
+            nn.init.uniform_(module.running_mean, -0.2, 0.2)
+            nn.init.uniform_(module.running_var, 0.5, 1.5)
+    with torch.no_grad():
+        predictor.head.classify[2].bias -= predictor.eval()(_images()[0]).logits.mean((0, 2, 3))
+    return predictor
+
+
+def _images() -> Tensor:
+    """[4, 1, 3, H, W] of different brightness and contrast."""
+    generator = torch.Generator().manual_seed(7)
+    noise = torch.rand(4, 1, 3, 8, 12, generator=generator).flatten(0, 1)
+    smooth = F.interpolate(noise, SIZE, mode="bilinear")[:, None]
+    return 255 * smooth * torch.rand(4, 1, 3, 1, 1, generator=generator)
+
+
+def test_it_sums_a_neighbourhood_and_classifies() -> None:
+    """By hand, on a map that is a ramp: 4 channels become 1, whose 3 x 3 kernels of ones add up all that is around."""
+    head: Any = FCN({"c5": FeatureSpec(4, 8)}, 2).eval()
+    with torch.no_grad():
+        head.classify[0].conv.weight.fill_(1.0)
+        head.classify[2].weight.copy_(torch.tensor([1.0, -2.0]).view(2, 1, 1, 1))
+        head.classify[2].bias.copy_(torch.tensor([0.5, 0.0]))
+        raw = head({"c5": torch.arange(12.0).view(1, 1, 3, 4).expand(-1, 4, -1, -1)}, (24, 32))
+    assert raw.auxiliary == ()
+    corner = 4 * (0 + 1 + 4 + 5) / (1 + 1e-5) ** 0.5
+    assert raw.logits[0, :, 0, 0].tolist() == pytest.approx([corner + 0.5, -2 * corner])
+    assert head.decode(raw).logits.shape == (1, 2, 24, 32)
+
+
+def test_maps_before_the_last_get_classifiers_of_their_own() -> None:
+    predictor = _small()
+    raw = predictor(torch.rand(2, 3, *SIZE) * 255)
+    assert raw.logits.shape == (2, 3, 8, 12)
+    assert [logits.shape for logits in raw.auxiliary] == [(2, 3, 16, 24)]
+    assert predictor.head.class_layers == {"classify.2": 1, "auxiliary.0.2": 1}
+
+
+def _raw() -> FCNRaw:
+    return FCNRaw(torch.randn(2, 3, 4, 6, requires_grad=True), (torch.randn(2, 3, 8, 12, requires_grad=True),), SIZE)
+
+
+def test_the_loss_is_the_mean_cross_entropy_of_known_pixels() -> None:
+    raw, labels = _raw(), torch.randint(0, 3, (2, *SIZE), dtype=torch.uint8)
+    labels[0, :20] = VOID
+    found = FCN(SPECS, 3, auxiliary_weight=0.4).loss(raw, LabelTargets(labels))
+    wanted = [F.cross_entropy(F.interpolate(logits, SIZE, mode="bilinear"), labels.long(), ignore_index=VOID)
+              for logits in (raw.logits, raw.auxiliary[0])]
+    assert int(found.divisor) == 2 * 64 * 96 - 20 * 96
+    torch.testing.assert_close(found.sums["pixel"] / found.divisor, wanted[0])
+    torch.testing.assert_close(found.sums["auxiliary"] / found.divisor, 0.4 * wanted[1])
+
+    weighted = FCN(SPECS, 3, auxiliary_weight=0.4, class_weights=(3.0, 3.0, 3.0)).loss(raw, LabelTargets(labels))
+    for name in found.sums:
+        torch.testing.assert_close(weighted.sums[name], 3 * found.sums[name])
+    hard = FCN(SPECS, 3, hardest=0.5).loss(raw, LabelTargets(labels))
+    assert float(hard.divisor) == float(found.divisor) / 2
+
+
+def test_images_without_a_known_pixel_teach_nothing() -> None:
+    raw = _raw()
+    found = FCN(SPECS, 3).loss(raw, LabelTargets(torch.full((2, *SIZE), VOID, dtype=torch.uint8)))
+    assert float(found.divisor) == 0
+    torch.autograd.backward(list(found.sums.values()))
+    for logits in (raw.logits, *raw.auxiliary):
+        assert logits.grad is not None
+        assert bool((logits.grad == 0).all())
+
+
+def test_copies_for_inference_have_no_auxiliary_classifier() -> None:
+    predictor = _small()
+    folded = predictor.folded()
+    assert folded.head.class_layers == {"classify.2": 1}
+    assert not [name for name, _ in folded.named_parameters() if "auxiliary" in name]
+    images = torch.rand(2, 3, *SIZE) * 255
+    with torch.inference_mode():
+        plain, fast, fused = predictor(images), folded(images), predictor.ready()(images)
+    assert fast.auxiliary == fused.auxiliary == ()
+    for raw in (fast, fused):
+        torch.testing.assert_close(raw.logits, plain.logits, rtol=1e-4, atol=1e-4 * float(plain.logits.abs().max()))
+
+
+def test_one_class_is_refused() -> None:
+    with pytest.raises(ValueError, match="a segmenter tells at least two classes apart, got 1"):
+        FCN(SPECS, 1)
+
+
+# ------------------------------------------------------------------------------------------ export
+
+
+class Deployed(nn.Module):
+    """Images in, label maps out."""
+
+    def __init__(self, predictor: Predictor) -> None:
+        super().__init__()
+        self.predictor, self.task = predictor, Segmentation()
+
+    def forward(self, images: Tensor) -> LabelMaps:
+        return self.task.finish(self.predictor.head.decode(self.predictor(images)))
+
+
+class Exported(NamedTuple):
+    """A deployed segmenter and what torch.export made of it."""
+
+    eager: Deployed
+    program: torch.export.ExportedProgram
+
+
+@pytest.fixture(scope="module")
+def exported() -> Exported:
+    torch.manual_seed(0)
+    deployed = Deployed(_small().folded()).eval()
+    return Exported(deployed, torch.export.export(deployed, (_images()[0],), strict=True))
+
+
+def _assert_same(found: Tensor, wanted: Tensor) -> None:
+    assert found.shape == wanted.shape == (1, *SIZE)
+    assert set(wanted.flatten().tolist()) == set(range(len(CLASSES)))
+    assert float((found != wanted).float().mean()) < 1e-3
+
+
+def test_it_exports_strictly_as_a_whole(exported: Exported) -> None:
+    module = exported.program.module()
+    for images in _images():
+        with torch.inference_mode():
+            _assert_same(module(images)[0], exported.eager(images).labels)
+
+
+@pytest.mark.skipif(not HAS_ONNX, reason="onnx, onnxscript and onnxruntime are not installed")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_onnx_runtime_gives_the_same(exported: Exported, tmp_path: Path) -> None:
+    onnxruntime: Any = importlib.import_module("onnxruntime")
+
+    file = tmp_path / "fcn.onnx"
+    program = torch.onnx.export(exported.program, dynamo=True, verbose=False)
+    assert program is not None
+    program.save(str(file))
+    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    (given,) = session.get_inputs()
+    for images in _images():
+        (found,) = session.run(None, {given.name: images.numpy()})
+        with torch.inference_mode():
+            _assert_same(torch.from_numpy(found), exported.eager(images).labels)

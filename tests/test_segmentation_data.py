@@ -1,0 +1,263 @@
+"""From a folder to samples of a segmenter, whatever the layout, and the check of a folder with label maps."""
+
+from __future__ import annotations
+
+import pickle
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from detseg.data.check import check_folder, check_labels
+from detseg.data.loading import training_batches
+from detseg.data.masks import class_file, read_masks, write_classes
+from detseg.data.sample import LABELS, generate_sample
+from detseg.data.segmentation import SegmentationDataset, has_label_files, read_labels
+from detseg.data.transforms import KeepAspect, Letterbox, SegmentationAugment, Stretch
+from detseg.data.voc import VOC_21, voc_segmentation_list
+from detseg.interfaces import VOID, Classes, Draw, Placement, Resize
+from detseg.tasks import Segmentation
+from tests.test_cityscapes import LABELS as STREET_LABELS
+from tests.test_cityscapes import STREET, frame
+from tests.test_coco_labels import box, write
+from tests.test_masks import TWO, pair
+
+
+def voc(folder: Path) -> None:
+    """VOC's layout with one image in each split: background, aeroplane, tvmonitor and void."""
+    for name, split in (("b", "train"), ("a", "val")):
+        for part in ("JPEGImages", "SegmentationClass"):
+            (folder / part).mkdir(exist_ok=True, parents=True)
+        Image.fromarray(np.zeros((1, 4, 3), np.uint8)).save(folder / "JPEGImages" / f"{name}.jpg")
+        indices = Image.fromarray(np.array([[0, 1, 20, 255]], np.uint8))
+        palette = np.zeros((256, 3), np.uint8)
+        palette[:21], palette[255] = VOC_21.colours, (224, 224, 192)
+        indices.putpalette(palette.tobytes())
+        indices.save(folder / "SegmentationClass" / f"{name}.png")
+        listing = voc_segmentation_list(folder, split)
+        listing.parent.mkdir(exist_ok=True, parents=True)
+        listing.write_text(f"{name}\n")
+
+
+def cityscapes(folder: Path) -> None:
+    for split in ("train", "val"):
+        frame(folder, STREET, split=split)
+
+
+def masks(folder: Path) -> None:
+    for split in ("train", "val"):
+        pair(folder, [[0, 9, 255]], split=split)
+    write_classes(class_file(folder), TWO)
+
+
+def coco(folder: Path) -> None:
+    (folder / "annotations").mkdir()
+    for split in ("train", "val"):
+        (folder / f"{split}2017").mkdir()
+        small, large = ({"category_id": 3, "segmentation": box(0, 0, 8, 6), "area": area, "image_id": number}
+                        for number, area in ((1, 1000), (2, 1001)))
+        written = write(folder, small, large, images=2)
+        written.rename(folder / "annotations" / f"instances_{split}2017.json")
+
+
+# ---------------------------------------------------------------------------------------------- layouts
+
+
+def test_cityscapes_is_recognised(tmp_path: Path) -> None:
+    cityscapes(tmp_path)
+    np.testing.assert_array_equal(read_labels(tmp_path, "val").labels(0, (2, 4)), STREET_LABELS)
+
+
+def test_voc_is_recognised(tmp_path: Path) -> None:
+    voc(tmp_path)
+    index = read_labels(tmp_path, "train")
+    assert index.classes == VOC_21
+    assert index.path(0) == tmp_path / "JPEGImages" / "b.jpg"
+    np.testing.assert_array_equal(index.labels(0, (1, 4)), [[0, 1, 20, VOID]])
+
+
+def test_masks_are_recognised(tmp_path: Path) -> None:
+    masks(tmp_path)
+    np.testing.assert_array_equal(read_labels(tmp_path, "train").labels(0, (1, 3)), [[0, 1, VOID]])
+
+
+def test_coco_is_recognised_and_training_takes_what_torchvision_takes(tmp_path: Path) -> None:
+    coco(tmp_path)
+    assert read_labels(tmp_path, "train").image_ids.tolist() == [2]
+    assert read_labels(tmp_path, "val").image_ids.tolist() == [1, 2]
+    shutil.rmtree(tmp_path / "val2017")
+    with pytest.raises(FileNotFoundError, match=r"instances_val2017\.json is there, but the folder .*val2017 with its"):
+        read_labels(tmp_path, "val")
+
+
+def test_a_generated_sample_gives_its_own_label_maps(tmp_path: Path) -> None:
+    folder = generate_sample(tmp_path / "sample", num_train=2, num_val=1)
+    assert read_labels(folder, "train").classes == LABELS
+    assert len(read_labels(folder, "train")) == 2
+
+
+def test_a_folder_without_label_maps_says_what_was_looked_for_and_the_ways_out(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError) as caught:
+        read_labels(tmp_path / "gone", "val")
+    message = str(caught.value)
+    assert message.startswith(f"no val label maps in {tmp_path / 'gone'} (no such folder). Looked for\n")
+    for part in ("gtFine/val", "ImageSets/Segmentation/val.txt", "masks/val", "classes.txt", "instances_val2017.json",
+                 "https://www.cityscapes-dataset.com", "pascal/VOC", "cocodataset.org", "--data", "--sample"):
+        assert part in message
+
+
+@pytest.mark.parametrize(("layout", "files"), [(cityscapes, True), (voc, True), (masks, True), (coco, False)])
+def test_every_index_survives_the_way_to_a_worker(tmp_path: Path, layout: Callable[[Path], None], files: bool) -> None:
+    layout(tmp_path)
+    assert has_label_files(tmp_path) == files
+    index = read_labels(tmp_path, "val")
+    copy = pickle.loads(pickle.dumps(index))
+    np.testing.assert_array_equal(copy.labels(0, copy.size(0)), index.labels(0, index.size(0)))
+
+
+# ---------------------------------------------------------------------------------------------- samples
+
+
+def checked(tmp_path: Path, resize: Resize) -> SegmentationDataset:
+    """One image of 4 x 6 whose pixels are all different labels."""
+    values = np.arange(24).reshape(4, 6)
+    pair(tmp_path, values)
+    pixels = np.repeat(values[..., None] * 10, 3, axis=2).astype(np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "images" / "train" / "a.png")
+    (tmp_path / "images" / "train" / "a.jpg").unlink()
+    classes = Classes(tuple(f"c{k}" for k in range(24)), tuple(range(24)))
+    return SegmentationDataset(read_masks(tmp_path, "train", classes), resize)
+
+
+def test_evaluation_gives_the_label_of_the_nearest_pixel(tmp_path: Path) -> None:
+    image, targets, source = checked(tmp_path, Stretch((8, 12)))[Draw(0, 0)]
+    assert image.dtype == torch.float32
+    assert targets.labels.dtype == torch.uint8
+    np.testing.assert_array_equal(targets.labels, np.arange(24).reshape(4, 6).repeat(2, 0).repeat(2, 1))
+    assert source == (1, (4, 6), Placement(2.0, 2.0, 0.0, 0.0))
+    halved = checked(tmp_path, Stretch((4, 2)))[Draw(0, 0)].targets.labels
+    np.testing.assert_array_equal(halved, np.arange(24).reshape(4, 6)[:, [1, 4]])
+
+
+def test_evaluation_has_void_beside_the_image(tmp_path: Path) -> None:
+    boxed = checked(tmp_path, Letterbox((6, 6)))[Draw(0, 0)].targets.labels
+    assert (boxed[[0, 5]] == VOID).all()
+    np.testing.assert_array_equal(boxed[1:5], np.arange(24).reshape(4, 6))
+    padded = checked(tmp_path, KeepAspect(4, 100, divisor=4))[Draw(0, 0)]
+    assert padded.image.shape == (3, 4, 8)
+    np.testing.assert_array_equal(padded.targets.labels[:, :6], np.arange(24).reshape(4, 6))
+    assert (padded.targets.labels[:, 6:] == VOID).all()
+
+
+def test_the_original_is_the_file(tmp_path: Path) -> None:
+    dataset = checked(tmp_path, Stretch((8, 8)))
+    np.testing.assert_array_equal(dataset.original(0)[..., 0], np.arange(24).reshape(4, 6) * 10)
+    assert len(dataset) == 1
+    assert dataset.classes == dataset.index.classes
+
+
+def test_a_mask_of_another_size_than_its_image_is_refused(tmp_path: Path) -> None:
+    pair(tmp_path, [[0, 9, 9]])
+    Image.fromarray(np.zeros((2, 3), np.uint8)).save(tmp_path / "masks" / "train" / "a.png")
+    for augment in (None, SegmentationAugment((4, 4))):
+        dataset = SegmentationDataset(read_masks(tmp_path, "train", TWO), Stretch((4, 4)), augment=augment)
+        with pytest.raises(ValueError, match=r"a\.jpg is 1 x 3 \(height x width\), its label map .*a\.png is 2 x 3"):
+            dataset[Draw(0, 0)]
+
+
+def test_a_negative_seed_is_refused(tmp_path: Path) -> None:
+    pair(tmp_path, [[0]])
+    with pytest.raises(ValueError, match="seed of the data must be at least 0, got -1"):
+        SegmentationDataset(read_masks(tmp_path, "train", TWO), Stretch((4, 4)), seed=-1)
+
+
+def test_training_depends_on_seed_epoch_and_item_alone(tmp_path: Path) -> None:
+    folder = generate_sample(tmp_path / "sample", num_train=2, num_val=1)
+
+    def drawn(seed: int, epoch: int, item: int) -> bytes:
+        augment = SegmentationAugment((64, 96), rare_classes=0.5, most_of_one_class=0.75)
+        dataset = SegmentationDataset(read_labels(folder, "train"), Stretch((64, 64)), augment=augment, seed=seed)
+        image, targets, _ = dataset[Draw(epoch, item)]
+        assert image.shape == (3, 64, 96)
+        assert image.dtype == torch.uint8
+        return image.numpy().tobytes() + targets.labels.numpy().tobytes()
+
+    draws = [(seed, epoch, item) for seed in (0, 1) for epoch in (0, 1) for item in (0, 1)]
+    first = [drawn(*draw) for draw in draws]
+    assert len(set(first)) == len(draws)
+    assert [drawn(*draw) for draw in reversed(draws)] == first[::-1]
+
+
+def test_any_image_fills_a_batch_of_crops_whoever_reads_it(tmp_path: Path) -> None:
+    pair(tmp_path, np.full((5, 3), 255), name="void")
+    pair(tmp_path, np.full((90, 7), 9), name="narrow")
+    pair(tmp_path, np.zeros((1, 1)), name="dot")
+    dataset = SegmentationDataset(read_masks(tmp_path, "train", TWO), Stretch((32, 32)),
+                                  augment=SegmentationAugment((32, 48), rare_classes=0.5))
+    here, there = (list(training_batches(dataset, Segmentation(), batch_size=3, seed=0, last_step=2, workers=workers))
+                   for workers in (0, 2))
+    for (images, targets, sources), other in zip(here, there, strict=True):
+        assert images.shape == (3, 3, 32, 48)
+        assert targets.labels.shape == (3, 32, 48)
+        assert {source.size for source in sources} == {(5, 3), (90, 7), (1, 1)}
+        assert torch.equal(images, other.images)
+        assert torch.equal(targets.labels, other.targets.labels)
+
+
+# ---------------------------------------------------------------------------------------------- the check
+
+
+def test_the_check_reads_every_label_map(tmp_path: Path) -> None:
+    masks(tmp_path)
+    pair(tmp_path, [[255, 255]], name="b")
+    assert [tuple(finding) for finding in check_folder(tmp_path)] == [
+        ("count", "train: images with label maps 2 (only void 1), classes 2, void 60.0% of the pixels"),
+        ("count", "train: of the others: ground 50.00%, cat 50.00%"),
+        ("count", "val: images with label maps 1 (only void 0), classes 2, void 33.3% of the pixels"),
+        ("count", "val: of the others: ground 50.00%, cat 50.00%"),
+    ]
+
+
+def test_the_check_finds_what_is_wrong_and_goes_on(tmp_path: Path) -> None:
+    masks(tmp_path)
+    pair(tmp_path, [[1]], name="unknown")
+    pair(tmp_path, [[0]], name="size")
+    Image.fromarray(np.zeros((2, 2), np.uint8)).save(tmp_path / "masks" / "train" / "size.png")
+    (tmp_path / "masks" / "val" / "a.png").unlink()
+    problems = [text for level, text in check_folder(tmp_path) if level == "problem"]
+    assert len(problems) == 3
+    assert "size.jpg is 1 x 1 (height x width), its label map" in problems[0]
+    assert "1 x 1 (unknown)" in problems[1]
+    assert problems[2].startswith("val: ")
+    assert "1 image(s) without label map: a" in problems[2]
+
+
+def test_the_check_names_absent_classes_and_notes(tmp_path: Path) -> None:
+    cityscapes(tmp_path)
+    notes = [text for level, text in check_folder(tmp_path) if level == "note"]
+    assert notes[0].startswith("train: no pixel is building or wall or fence")
+
+
+def test_the_check_looks_at_boxes_and_label_maps_of_one_folder(tmp_path: Path) -> None:
+    folder = generate_sample(tmp_path / "sample", num_train=2, num_val=1)
+    texts = [text for level, text in check_folder(folder) if level == "count"]
+    assert [text.split(" ")[:2] for text in texts] == [
+        ["train:", "images"], ["val:", "images"],
+        ["train:", "images"], ["train:", "of"], ["val:", "images"], ["val:", "of"]]
+
+
+def test_the_check_of_nothing_says_both_layouts(tmp_path: Path) -> None:
+    texts = [text for level, text in check_folder(tmp_path) if level == "problem"]
+    assert [text[:20] for text in texts] == [
+        "train: no train data", "val: no val data in ", "train: no train labe", "val: no val label ma"]
+
+
+@pytest.mark.real
+def test_real_label_maps_pass_the_check(shared: Path) -> None:
+    findings = list(check_labels(shared / "data" / "cityscapes_mini"))
+    assert not [text for level, text in findings if level == "problem"]
+    assert findings[0].text == "train: images with label maps 46 (only void 0), classes 19, void 3.3% of the pixels"
