@@ -53,11 +53,12 @@ experiment = Experiment(
     ema=None,
     validate_every=50,
     sample=SampleRun(
-        model={"size": 256},
+        model={"size": 160},
         optimizer=SGD(lr=0.05, momentum=0.9, weight_decay=4e-5),
-        schedule=Poly(epochs=24, power=0.9, warmup_steps=50),
+        schedule=Poly(epochs=14, power=0.9, warmup_steps=50),
+        batch_size=8,
         ema=EMA(decay=0.99),
         clip_norm=10.0,
-        validate_every=4,
+        validate_every=2,
     ),
 )
