@@ -2,6 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
+# Tests run in so many processes of one thread each; one takes up to 3 GB.
+PROCESSES ?= 2
 
 .PHONY: train test test-all check clean
 
@@ -9,7 +11,7 @@ train: $(READY)
 	$(BIN)/python tools/train.py configs/ssdlite_v3_large.py --sample
 
 test: $(READY)
-	$(BIN)/pytest -m "not slow and not gpu"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow and not gpu" -n $(PROCESSES) --dist worksteal
 
 test-all: $(READY)
 	$(BIN)/pytest

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from detseg.interfaces import Batch, Pixels, Sample, Size, Source, Task
 from detseg.model import Predictor
 
-_DEVIATION = 0.3
-"""Of what the head's layers put out, those of the classes aside. Larger ones make a network so sensitive that rounding
-errors show in its results."""
+_CLASS_DEVIATION, _DEVIATION = 1.0, 0.1
+"""Of what the head's layers for classes put out, and its others. With larger ones a random network makes so much of
+small differences that rounding shows in its results."""
 
 
 def textures(number: int, size: Size, *, seed: int) -> list[Pixels]:
@@ -56,12 +56,12 @@ def enliven(model: Predictor, size: Size) -> None:
     images, here of textures of `size`. Leaves it in evaluation mode.
 
     The layers of the head that no norm follows are scaled one after the other to one deviation, as Mishkin and Matas do
-    (2015, arXiv 1511.06422); those of the classes channel by channel, with a mean of 0.
+    (2015, arXiv 1511.06422); channels of those for classes get a mean of 0, so that no class is everywhere.
     """
     parts = inputs(model, textures(8, size, seed=0)).chunk(2)
     model.train()
     of_classes = {model.head.get_submodule(name) for name in model.head.class_layers}
-    hooks = [layer.register_forward_hook(_Scaling(by_channel=layer in of_classes)) for layer in model.head.modules()
+    hooks = [layer.register_forward_hook(_Scaling(for_classes=layer in of_classes)) for layer in model.head.modules()
              if isinstance(layer, nn.Conv2d | nn.Linear) and layer.bias is not None]
     model.head.decode(model(parts[0]))  # a second stage runs in decoding
     for hook in hooks:
@@ -79,22 +79,23 @@ def enliven(model: Predictor, size: Size) -> None:
 
 
 class _Scaling:
-    """Scales a layer when it is first called; by_channel: each channel to mean 0 and deviation 1."""
+    """Scales a layer when it is first called."""
 
-    def __init__(self, *, by_channel: bool) -> None:
-        self.by_channel, self.done = by_channel, False
+    def __init__(self, *, for_classes: bool) -> None:
+        self.for_classes, self.done = for_classes, False
 
     def __call__(self, layer: Any, given: tuple[Tensor, ...], out: Tensor) -> Tensor:
         """The output of the scaled layer."""
         if self.done:
             return out
         self.done = True
-        scale = _DEVIATION / out.std(correction=0).clamp(min=1e-6)
-        if self.by_channel:
-            channels = out.transpose(0, 1 if isinstance(layer, nn.Conv2d) else out.dim() - 1).flatten(1)
-            scale = 1.0 / channels.std(1, correction=0).clamp(min=1e-6)
-            layer.bias.sub_(channels.mean(1))
-        layer.weight.mul_(scale.view(-1, *[1] * (layer.weight.dim() - 1)))
+        if self.for_classes:
+            channel = 1 if isinstance(layer, nn.Conv2d) else out.dim() - 1
+            means = out.transpose(0, channel).flatten(1).mean(1)
+            layer.bias.sub_(means)
+            out = layer.forward(*given)
+        scale = (_CLASS_DEVIATION if self.for_classes else _DEVIATION) / out.std(correction=0).clamp(min=1e-6)
+        layer.weight.mul_(scale)
         layer.bias.mul_(scale)
         scaled: Tensor = layer.forward(*given)
         return scaled

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -51,7 +52,7 @@ TOLERANCE = 1e-4
 Names: TypeAlias = Callable[[Mapping[str, Tensor]], Mapping[str, str]]
 """From a state dict of torchvision's: its tensor names to ours."""
 
-_UNLIKE = {"detections": 0.005, "pixels": 1e-4}
+_UNLIKE = {"detections": 0.01, "pixels": 1e-4}
 """The part of equal results that may differ. Folding moves the last digits: suppression may begin at either of two
 scores that are as good as equal, two stages make more of a small difference, and a pixel may have either of two
 classes."""
@@ -92,6 +93,31 @@ class LabelAgreement(NamedTuple):
 
 
 Agreement: TypeAlias = DetectionAgreement | LabelAgreement
+
+
+def compare_detections(
+    pairs: Sequence[tuple[ImageDetections, ImageDetections]], *, longer_sides: Sequence[int]
+) -> DetectionAgreement:
+    """Two detectors' results on the same images, whose longer sides have so many pixels."""
+    detections, unmatched, scores, boxes = 0, 0, [0.0], [0.0]
+    for (one, other), longer_side in zip(pairs, longer_sides, strict=True):
+        score_MN = (one.scores[:, None] - other.scores).abs()
+        box_MN = (one.boxes[:, None] - other.boxes).abs().amax(-1)
+        twins_MN = ((one.labels[:, None] == other.labels) & (score_MN < TOLERANCE)
+                    & (box_MN < TOLERANCE * longer_side))
+        detections += len(one.scores) + len(other.scores)
+        unmatched += int((~twins_MN.any(0)).sum() + (~twins_MN.any(1)).sum())
+        scores += score_MN[twins_MN].tolist()
+        boxes += box_MN[twins_MN].tolist()
+    return DetectionAgreement(len(pairs), detections, unmatched, max(scores), max(boxes))
+
+
+def compare_labels(pairs: Sequence[tuple[ImageLabels, ImageLabels]]) -> LabelAgreement:
+    """Two segmenters' results on the same images."""
+    classes = {k for _, other in pairs for k in np.unique(other.labels).tolist()}
+    return LabelAgreement(
+        len(pairs), len(classes), sum(other.labels.size for _, other in pairs),
+        sum(int((one.labels != other.labels).sum()) for one, other in pairs))
 
 
 class Peer(ABC):
@@ -175,18 +201,8 @@ class _Detector(Peer):
         return _step(model, lambda: sum(model(images, targets).values()))
 
     def compared(self, predict: Callable[[Pixels], Any], images: Sequence[Pixels]) -> DetectionAgreement:
-        detections, unmatched, scores, boxes = 0, 0, [0.0], [0.0]
-        for image in images:
-            mine, other = predict(image), self.predict(image)
-            score_MN = (mine.scores[:, None] - other.scores).abs()
-            box_MN = (mine.boxes[:, None] - other.boxes).abs().amax(-1)
-            twins_MN = ((mine.labels[:, None] == other.labels) & (score_MN < TOLERANCE)
-                        & (box_MN < TOLERANCE * max(image.shape)))
-            detections += len(mine.scores) + len(other.scores)
-            unmatched += int((~twins_MN.any(0)).sum() + (~twins_MN.any(1)).sum())
-            scores += score_MN[twins_MN].tolist()
-            boxes += box_MN[twins_MN].tolist()
-        return DetectionAgreement(len(images), detections, unmatched, max(scores), max(boxes))
+        return compare_detections([(predict(image), self.predict(image)) for image in images],
+                                  longer_sides=[max(image.shape) for image in images])
 
 
 class _DetectorNetwork(nn.Module):
@@ -239,13 +255,7 @@ class _Segmenter(Peer):
         return _step(model, loss)
 
     def compared(self, predict: Callable[[Pixels], Any], images: Sequence[Pixels]) -> LabelAgreement:
-        classes, pixels, different = set[int](), 0, 0
-        for image in images:
-            mine, other = predict(image).labels, self.predict(image).labels
-            classes.update(other.ravel().tolist())
-            pixels += other.size
-            different += int((mine != other).sum())
-        return LabelAgreement(len(images), len(classes), pixels, different)
+        return compare_labels([(predict(image), self.predict(image)) for image in images])
 
 
 class _SegmenterNetwork(nn.Module):

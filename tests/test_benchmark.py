@@ -3,18 +3,31 @@
 from __future__ import annotations
 
 import json
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from lightning.fabric import Fabric
 from torch import nn
 
-from detseg import benchmark, config
-from detseg.benchmark import IMAGE_SIZE, TORCHVISION, Counts, Setup, Times, counts
+from detseg import benchmark, config, lifelike
+from detseg.benchmark import IMAGE_SIZE, Counts, Setup, Times, counts
 from detseg.config import Config
+from detseg.cost import count_macs
+from detseg.interfaces import VOID, ImageDetections, ImageLabels
 from detseg.model import Predictor
+from detseg.peers import (
+    TORCHVISION,
+    DetectionAgreement,
+    LabelAgreement,
+    Peer,
+    compare_detections,
+    compare_labels,
+    peer_of,
+)
 from detseg.predict import predict_image
 from detseg.train import _backward
 from tools.benchmark import main
@@ -25,7 +38,9 @@ CONFIGS = ROOT / "configs"
 SMALL = str(CONFIGS / "ssdlite_v3_small.py")
 LARGE = str(CONFIGS / "ssdlite_v3_large.py")
 SIDE_KEYS = {*Counts._fields, *Times._fields, "train_images_per_s"}
-KEYS = SIDE_KEYS | {"config", "input_size", "image_size", "threads", "train_threads", "batch_size", "torch"}
+KEYS = SIDE_KEYS | {"config", "input_size", "image_size", "threads", "train_threads", "batch_size", "torch",
+                    "score_threshold", "score_shares"}
+NAMES = sorted(path.stem for path in CONFIGS.glob("*.py"))
 
 
 def _small() -> tuple[Config, Predictor]:
@@ -58,10 +73,47 @@ def test_the_command_prints_and_writes_everything(tmp_path: Path, capsys: pytest
     assert all(written[name] > 0 for name in Times._fields)
     printed = capsys.readouterr().out
     for text in (f"{written['parameters']:,}", f"{written['macs']:,}", f"{written['latency_ms']:,.1f}",
-                 "prediction: 1 thread, a decoded image of 640 x 480; 1% of all scores are above 0.001, 10% where",
-                 "training: 1 thread, batch 2 at 96 x 96"):
+                 "prediction: 1 thread, a decoded image of 640 x 480, input 96 x 96; 1.0% of all scores are above "
+                 "0.001, ", "training: 1 thread, batch 2 at 96 x 96"):
         assert text in printed
     assert "torchvision" not in printed
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_config_is_measured(name: str) -> None:
+    """All but its training in another process, which is the same everywhere."""
+    path = CONFIGS / f"{name}.py"
+    setup = Setup(seconds=0, threads=1, batch_size=2, size=(96, 128))
+    loaded = config.load(path, ["model.size=96", "model.width=0.35"])
+    model, task = benchmark._built(loaded, setup), loaded.experiment.task
+    assert counts(model).macs > 0
+    lifelike.enliven(model, (96, 128))
+    image = lifelike.textures(1, (96, 128), seed=1)[0]
+    if task.scored:
+        lifelike.lower_scores(model, image, 0.01, threshold=task.score_threshold)
+    use = benchmark._inference(model, None, loaded, image=image)["detseg"]
+    use.network()
+    found = use.predict_image(image)
+    if task.scored:
+        assert len(found.scores) > 0
+        assert len(found.scores.unique()) > 0.9 * len(found.scores), "scores tie"
+    else:
+        assert found.labels.shape == (96, 128)
+        assert len(np.unique(found.labels)) > 2, "one class is everywhere"
+    assert benchmark._step("detseg", model, loaded, setup)() > 0
+
+
+def test_segmenters_have_no_unsure_scores(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "figures.json"
+    assert main([str(CONFIGS / "lraspp_v3_large_torchvision.py"), "--seconds", "0", "--batch-size", "2",
+                 "--threads", "1", "--size", "64", "96", "--set", "model.width=0.35", "--json", str(file)]) == 0
+    written = json.loads(file.read_text())
+    assert written.keys() == KEYS
+    assert (written["latency_unsure_ms"], written["score_shares"]) == (None, [])
+    assert (written["input_size"], written["image_size"]) == ([64, 96], [64, 96])
+    printed = capsys.readouterr().out
+    assert "prediction: 1 thread, a decoded image of 96 x 64, not resized: --size 64 96\n" in printed
+    assert "unsure" not in printed
 
 
 @pytest.mark.slow
@@ -79,12 +131,97 @@ def test_torchvision_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[
                for name, value in {"parameters": 3_440_060, "macs": 583_171_904}.items())
     equal = against["equal"]
     assert (equal["images"], equal["detections"]) == (8, 2 * 8 * 300)
-    assert equal["unmatched"] <= 4
+    assert equal["unmatched"] <= 8
     assert equal["max_score_difference"] < 1e-4
     assert 0 < equal["loss_difference"] < 1e-4, "the training steps compute the same, and not with the same code"
     printed = capsys.readouterr().out
     assert "results equal: of 4800 detections on 8 images" in printed
     assert f"{against['ratios']['latency_ms']:.2f}" in printed
+
+
+def _built(name: str, size: tuple[int, int] | None) -> tuple[Config, Predictor]:
+    loaded = config.load(CONFIGS / f"{name}.py")
+    model = benchmark._built(loaded, Setup(size=size))
+    lifelike.enliven(model, (128, 176))
+    return loaded, model
+
+
+def _with_peer(
+    name: str, size: tuple[int, int] | None, shapes: tuple[tuple[int, int], ...]
+) -> tuple[Predictor, Peer, DetectionAgreement | LabelAgreement]:
+    """Both predict images of these shapes."""
+    loaded, model = _built(name, size)
+    images = [lifelike.textures(1, shape, seed=1)[0] for shape in shapes]
+    task = loaded.experiment.task
+    if task.scored:
+        lifelike.lower_scores(model, images[0], 0.01, threshold=task.score_threshold)
+    peer = peer_of(name, model, size=size, image=images[0])
+    ready = model.ready()
+    return model, peer, peer.compared(lambda image: predict_image(ready, task, image), images)
+
+
+@pytest.mark.parametrize(("name", "size", "shapes"), [
+    ("lraspp_v3_large_torchvision", (96, 160), ((96, 160),)),
+    ("lraspp_v3_large_torchvision", None, ((120, 160), (170, 120))),
+    ("deeplabv3_v3_large", (96, 160), ((96, 160),)),
+    ("fcn_v3_large", (96, 160), ((96, 160),)),
+])
+def test_torchvisions_segmenters_say_the_same(
+    name: str, size: tuple[int, int] | None, shapes: tuple[tuple[int, int], ...]
+) -> None:
+    _, _, agreement = _with_peer(name, size, shapes)
+    assert isinstance(agreement, LabelAgreement)
+    assert agreement.pixels == sum(height * width for height, width in shapes)
+    assert agreement.classes > 5
+    assert agreement.different <= 1 + 1e-4 * agreement.pixels
+
+
+@pytest.mark.parametrize("size", [None, (192, 256)])
+def test_torchvisions_faster_rcnn_says_the_same(size: tuple[int, int] | None) -> None:
+    shapes = ((240, 320), (320, 213)) if size is None else (size,)
+    model, peer, agreement = _with_peer("fasterrcnn_v3_large_320_fpn", size, shapes)
+    assert isinstance(agreement, DetectionAgreement)
+    assert agreement.detections > 2 * 10 * len(shapes), "dozens"
+    assert agreement.unmatched <= 2
+    assert str(agreement).startswith("results equal: of ")
+    image = lifelike.textures(1, shapes[0], seed=1)[0]
+    padded = [-(-side // 32) * 32 for side in model.resize.size]
+    with torch.inference_mode():
+        dense = model.head.decode(model(lifelike.inputs(model, [image])))
+    assert int((dense.scores.amax(-1) > 0).sum()) > 100, "as many regions as the config proposes, or nearly"
+    assert counts(model).macs == count_macs(peer.network, torch.zeros(1, 3, *padded))
+
+
+@pytest.mark.parametrize("name", ["deeplabv3_v3_large", "fasterrcnn_v3_large_320_fpn", "lraspp_v3_large_torchvision"])
+def test_the_training_steps_compute_the_same_loss(name: str) -> None:
+    """Up to what chance does: dropout, and which anchors and regions teach."""
+    setup = Setup(size=(128, 160), batch_size=2)
+    loaded, model = _built(name, setup.size)
+    steps = [benchmark._step(side, deepcopy(model), loaded, setup) for side in ("detseg", "torchvision")]
+    losses = [step() for step in steps]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5 if name.startswith("lraspp") else 0.2)
+
+
+def test_which_detections_agree() -> None:
+    """By hand: a pair of twins, a pair whose scores differ, and one that is alone."""
+    boxes = torch.tensor([[0.0, 0.0, 5.0, 5.0], [3.0, 3.0, 9.0, 9.0], [0.0, 0.0, 5.0, 5.001]])
+    ours = ImageDetections(0, boxes[:2], torch.tensor([0.5, 0.4]), torch.tensor([1, 2]))
+    theirs = ImageDetections(0, boxes[[2, 1, 0]], torch.tensor([0.50005, 0.3, 0.2]), torch.tensor([1, 2, 3]))
+    found = compare_detections([(ours, theirs)], longer_sides=[20])
+    assert found[:3] == (1, 5, 3)
+    assert found[3:] == pytest.approx((5e-5, 1e-3), rel=0.01)
+    assert str(found).startswith("results NOT EQUAL: of 5 detections on 1 images 3 have no twin")
+    assert compare_detections([(ours, theirs)], longer_sides=[9]).unmatched == 5, "1e-4 of the longer side"
+    assert str(compare_detections([(ours, ours)], longer_sides=[20])).startswith("results equal: of 4 detections")
+
+
+def test_which_label_maps_agree() -> None:
+    ours, theirs = (ImageLabels(0, np.array(labels, dtype=np.uint8))
+                    for labels in ([[1, 1, 2], [3, 2, 2]], [[1, 1, 2], [3, 3, 3]]))
+    assert compare_labels([(ours, theirs)]) == (1, 3, 6, 2)
+    assert str(compare_labels([(ours, theirs)])) == (
+        "results NOT EQUAL: of 6 pixels on 1 images, of 3 classes, 2 differ")
+    assert str(compare_labels([(ours, ours)])).startswith("results equal: of 6 pixels")
 
 
 def test_a_config_that_torchvision_has_not_or_not_so(capsys: pytest.CaptureFixture[str]) -> None:
@@ -94,19 +231,24 @@ def test_a_config_that_torchvision_has_not_or_not_so(capsys: pytest.CaptureFixtu
     for change in ("model.width=0.5", "model.size=256", "model.reduced_tail=false"):
         assert main([LARGE, "--against", "torchvision", "--set", change]) == 2
         told = capsys.readouterr().err
-        assert "torchvision's ssdlite320_mobilenet_v3_large has one width, one tail, one input size" in told
+        assert ("torchvision's ssdlite320_mobilenet_v3_large has one width, one tail, one input size and one number of "
+                "classes, which ssdlite_v3_large as it is now has not") in told
         assert "leave out --set model.*" in told
     assert all((CONFIGS / f"{name}.py").is_file() for name in TORCHVISION)
+    for name in ("fasterrcnn_v3_large_320_fpn", "fcn_v3_large"):
+        assert main([str(CONFIGS / f"{name}.py"), "--against", "torchvision", "--set", "model.size=256"]) == 2
+        assert "leave out --set model.*" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("option", "message"), [
     (("--seconds", "-1"), "seconds must be at least 0, got -1.0"),
     (("--seconds", "nan"), "seconds must be at least 0, got nan"),
     (("--threads", "0"), "threads must be at least 1, got 0"),
+    (("--size", "16", "640"), "size is (height, width) in pixels, each at least 32, got (16, 640)"),
     (("--batch-size", "1"), "batch_size must be at least 2, got 1: in training, BatchNorm needs two values"),
 ])
 def test_options_that_make_no_sense(
-    option: tuple[str, str], message: str, capsys: pytest.CaptureFixture[str]
+    option: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([SMALL, *option]) == 2
     assert message in capsys.readouterr().err
@@ -117,19 +259,25 @@ def test_threads_of_training_are_all_unless_given() -> None:
     assert (Setup(threads=3).latency_threads, Setup(threads=3).train_threads) == (3, 3)
 
 
+def test_batches_nobody_chose_shrink_with_large_images() -> None:
+    sizes = {(320, 320): 16, (512, 512): 16, (520, 693): 8, (800, 1066): 4, (1024, 2048): 2, (2048, 4096): 2}
+    assert {size: Setup().batch_of(size) for size in sizes} == sizes
+    assert Setup(batch_size=5).batch_of((1024, 2048)) == 5
+
+
 def test_what_is_timed_resembles_a_trained_network() -> None:
     loaded, model = _small()
     momenta = [module.momentum for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
-    benchmark._enliven(model)
+    lifelike.enliven(model, IMAGE_SIZE)
     assert not model.training
     assert [module.momentum for module in model.modules() if isinstance(module, nn.BatchNorm2d)] == momenta
-    images = benchmark._textures(2, IMAGE_SIZE, seed=1)
+    images = lifelike.textures(2, IMAGE_SIZE, seed=1)
     numbers = []
     for share in (0.01, 0.1):
-        benchmark._lower_scores(model, share)
+        reached = lifelike.lower_scores(model, images[0], share, threshold=0.001)
         with torch.inference_mode():
-            scores = model.head.decode(model(benchmark._inputs(model, images[:1]))).scores
-        assert float((scores > 0.001).float().mean()) == pytest.approx(share, rel=0.1)
+            scores = model.head.decode(model(lifelike.inputs(model, images[:1]))).scores
+        assert float((scores > 0.001).double().mean()) == reached == pytest.approx(share, rel=0.1)
         found = [predict_image(model, loaded.experiment.task, image) for image in images]
         assert len(found[0].scores.unique()) > 0.9 * len(found[0].scores), "scores tie"
         assert not torch.equal(found[0].scores, found[1].scores), "activations vanish"
@@ -139,13 +287,13 @@ def test_what_is_timed_resembles_a_trained_network() -> None:
 
 def test_the_step_is_that_of_training_and_changes_no_weight() -> None:
     loaded, model = _small()
-    batch = benchmark._batch(model, loaded.experiment, 3)
+    batch = lifelike.batch(model, loaded.experiment.task, 3)
     assert [int((labels >= 0).sum()) for labels in batch.targets.labels] == [1, 2, 3]
     assert (batch.targets.boxes[..., 2:] >= batch.targets.boxes[..., :2]).all()
     fabric = Fabric(accelerator="cpu", devices=1)
     _, trained = _small()
     expected = _backward(fabric, fabric.setup(trained.train()), trained, batch=batch, parts=1)["loss"]
-    step = benchmark._step("detseg", model, loaded, batch_size=3)
+    step = benchmark._step("detseg", model, loaded, Setup(batch_size=3))
     before = [parameter.clone() for parameter in model.parameters()]
     assert step() == pytest.approx(expected, rel=1e-5)
     assert step() == pytest.approx(expected, rel=1e-5)
@@ -155,12 +303,23 @@ def test_the_step_is_that_of_training_and_changes_no_weight() -> None:
 def test_the_step_has_the_precision_of_the_experiment() -> None:
     loaded, _ = _small()
     half = replace(loaded, experiment=loaded.experiment.changed("precision", "bf16-mixed"))
-    losses = [benchmark._step("detseg", _small()[1], each, batch_size=2)() for each in (loaded, half)]
+    losses = [benchmark._step("detseg", _small()[1], each, Setup(batch_size=2))() for each in (loaded, half)]
     assert losses[0] != losses[1]
     assert losses[1] == pytest.approx(losses[0], rel=0.05)
 
 
 def test_a_training_process_that_ends_is_reported(tmp_path: Path) -> None:
-    with (pytest.raises(OSError, match=r"the process that trains detseg ended.*--batch-size below 16 needs less"),
+    with (pytest.raises(OSError, match=r"the process that trains detseg ended.*a smaller --batch-size needs less"),
           benchmark._own_process("detseg", tmp_path / "absent.py", (), setup=Setup()) as step):
         step()
+
+
+def test_made_up_label_maps_have_classes_and_void() -> None:
+    loaded = config.load(CONFIGS / "lraspp_v3_small.py", ["model.size=64"])
+    model = loaded.build_model(loaded.experiment.classes)
+    batch = lifelike.batch(model, loaded.experiment.task, 2)
+    labels = batch.targets.labels
+    assert labels.shape == (2, *model.resize.size)
+    assert not torch.equal(labels[0], labels[1])
+    assert VOID in labels
+    assert int(labels[labels != VOID].max()) < len(model.classes)
