@@ -71,10 +71,12 @@ def test_the_command_prints_and_writes_everything(tmp_path: Path, capsys: pytest
     assert written["parameters"] < 1_785_743
     assert written["train_images_per_s"] == pytest.approx(2000 / written["train_step_ms"])
     assert all(written[name] > 0 for name in Times._fields)
+    sure, unsure = written["score_shares"]
+    assert (sure, unsure) == pytest.approx((0.01, 0.1), rel=0.1)
     printed = capsys.readouterr().out
     for text in (f"{written['parameters']:,}", f"{written['macs']:,}", f"{written['latency_ms']:,.1f}",
-                 "prediction: 1 thread, a decoded image of 640 x 480, input 96 x 96; 1.0% of all scores are above "
-                 "0.001, ", "training: 1 thread, batch 2 at 96 x 96"):
+                 "prediction: 1 thread, a decoded image of 640 x 480, input 96 x 96; "
+                 f"{sure:.1%} of all scores are above 0.001, {unsure:.1%} where unsure", "training: 1 thread, batch 2 at 96 x 96"):
         assert text in printed
     assert "torchvision" not in printed
 
