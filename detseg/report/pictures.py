@@ -189,7 +189,7 @@ def _measure(words: str, size: Size) -> _Text:
         shrink = min(width / text.width, height / text.height)
         if shrink >= 1:
             break
-        letters *= shrink
+        letters = min(letters * shrink, max(1.0, round(letters) - 1.0))  # OpenCV knows whole sizes only
     return text
 
 
