@@ -29,6 +29,7 @@ from detseg.backbone_table import Builder, chosen, ready
 from detseg.backbones.trunk import Trunk
 from detseg.cost import threads, time_alternating
 from detseg.interfaces import Backbone
+from detseg.lifelike import settle
 from detseg.weights import timm as timm_weights
 from detseg.weights import torchvision as torchvision_weights
 
@@ -130,7 +131,8 @@ def measure(name: str, build: Builder, *, setup: Setup) -> Figures:
     torch.manual_seed(0)
     ours, theirs = _pair(build, peer)
     batch = torch.randn(setup.batch_size, 3, setup.size, setup.size)
-    _settle(theirs, batch)
+    # With the initial statistics activations vanish, and numbers that are too small to be normal take longer.
+    settle(theirs, [batch])
     _copy_weights(theirs, ours, peer)
 
     ours = ours.to(memory_format=torch.channels_last)
@@ -278,20 +280,6 @@ def _pair(build: Builder, peer: Peer) -> tuple[Backbone, nn.Module]:
     else:  # mnasnet's stacks; the last three layers are convolution, BatchNorm and activation
         nodes = {"layers.8": "c2", "layers.9": "c3", "layers.11": "c4", "layers.16": "c5"}
     return ours, create_feature_extractor(whole, nodes)
-
-
-@torch.no_grad()
-def _settle(network: nn.Module, images: Tensor) -> None:
-    """Gives a new network the statistics of these images: with the initial ones activations vanish, and numbers that
-    are too small to be normal take longer."""
-    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.momentum = 1.0
-    network.train()
-    network(images)
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
 
 
 def _copy_weights(theirs: nn.Module, ours: Backbone, peer: Peer) -> None:

@@ -14,11 +14,9 @@ from typing import NamedTuple, TypeAlias, get_type_hints
 import torch
 
 import detseg.backbones
-from detseg.backbones.taps import TappedTrunk
 from detseg.cost import count_macs, count_parameters, threads, time_alternating
-from detseg.fused import can_fuse, fuse
+from detseg.fused import can_fuse, fold, fuse
 from detseg.interfaces import Backbone, FeatureSpec, Size
-from detseg.layers import ConvNormAct
 
 Builder: TypeAlias = Callable[..., Backbone]
 
@@ -92,11 +90,8 @@ def row(name: str, build: Builder) -> Row:
 
 def ready(backbone: Backbone, size: Size) -> Backbone:
     """A copy for inference on images of `size`, as `Predictor.ready` makes it: folded, on a CPU fused."""
-    copied = copy.deepcopy(backbone).eval().requires_grad_(requires_grad=False)
-    for module in list(copied.modules()):  # folding replaces modules
-        if isinstance(module, ConvNormAct | TappedTrunk):
-            module.fold()
-    copied = copied.to(memory_format=torch.channels_last)
+    copied = copy.deepcopy(backbone)
+    fold(copied)
     if can_fuse(torch.device("cpu")):
         fuse(copied, torch.zeros(1, 3, *size).to(memory_format=torch.channels_last))
     return copied

@@ -134,6 +134,23 @@ def separable_conv(in_channels: int, out_channels: int, *, kernel: int = 3, stri
     return nn.Sequential(depthwise, pointwise)
 
 
+def fcn_classifier(in_channels: int, num_classes: int, *, dropout: float, norm: Norm) -> nn.Sequential:
+    """torchvision's classifier of pixels: a 3 x 3 convolution to a quarter of the channels, dropout, 1 x 1."""
+    return nn.Sequential(
+        ConvNormAct(in_channels, in_channels // 4, kernel=3, norm=norm, activation="relu"),
+        nn.Dropout(dropout),
+        nn.Conv2d(in_channels // 4, num_classes, 1),
+    )
+
+
+def window_means(x: Tensor, side: int, stride: tuple[int, int]) -> Tensor:
+    """Means over square windows, [B, C, rows, columns]; windows are made smaller where the map is."""
+    height, width = x.shape[2:]
+    if side >= height and side >= width:
+        return x.mean((2, 3), keepdim=True)
+    return F.avg_pool2d(x, (min(side, height), min(side, width)), stride)
+
+
 class SharedConv(nn.Module):
     """One convolution for several maps, then each map's own BatchNorm, if there is one, and an activation.
 

@@ -5,7 +5,7 @@ A new network's activations vanish and its scores tie: what follows it then take
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import cv2
@@ -67,15 +67,22 @@ def enliven(model: Predictor, size: Size) -> None:
     for hook in hooks:
         hook.remove()
 
-    momenta = {module: module.momentum for module in model.modules() if isinstance(module, nn.BatchNorm2d)}
+    settle(model, parts)
+
+
+@torch.no_grad()
+def settle(network: nn.Module, batches: Iterable[Tensor]) -> None:
+    """Gives BatchNorm the statistics of these images, the plain mean over the batches, and goes to evaluation mode."""
+    momenta = {module: module.momentum for module in network.modules() if isinstance(module, nn.BatchNorm2d)}
     for norm in momenta:
         norm.reset_running_stats()
-        norm.momentum = None  # the plain mean over batches
-    for part in parts:
-        model(part)
+        norm.momentum = None  # the plain mean
+    network.train()
+    for images in batches:
+        network(images)
     for norm, momentum in momenta.items():
         norm.momentum = momentum
-    model.eval()
+    network.eval()
 
 
 class _Scaling:

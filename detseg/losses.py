@@ -12,7 +12,7 @@ from torch import Tensor
 from torchvision.ops import complete_box_iou_loss, sigmoid_focal_loss
 
 from detseg import boxes
-from detseg.interfaces import VOID, BoxTargets
+from detseg.interfaces import VOID, BoxTargets, LabelTargets, Losses
 from detseg.matching import IGNORED, gather_targets
 
 BoxLoss: TypeAlias = Literal["smooth_l1", "l1", "huber", "ciou"]
@@ -108,3 +108,20 @@ def segmentation_cross_entropy(
             0, order, torch.arange(len(order), device=order.device) < num_hard)
         loss_BHW, weights_BHW = loss_BHW * counted.view_as(known_BHW), weights_BHW * counted.view_as(known_BHW)
     return loss_BHW.sum(), weights_BHW.sum()
+
+
+def segmentation_losses(
+    logits: Tensor, targets: LabelTargets, *, class_weights: Sequence[float] | None, hardest: float,
+    align_corners: bool = False, auxiliary: Sequence[Tensor] = (), auxiliary_weight: float = 0.0,
+) -> Losses:
+    """A segmenter's `segmentation_cross_entropy`, "pixel", and the same of its auxiliary classifiers times their
+    weight, "auxiliary", where it has any; to be divided by the number of pixels that count."""
+    entropies = [
+        segmentation_cross_entropy(
+            each, targets.labels, class_weights=class_weights, hardest=hardest, align_corners=align_corners)
+        for each in (logits, *auxiliary)]
+    (pixel, number), *others = entropies
+    sums = {"pixel": pixel}
+    if others:
+        sums["auxiliary"] = auxiliary_weight * torch.stack([total for total, _ in others]).sum()
+    return Losses(sums, number)

@@ -9,10 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from detseg.backbones.taps import TappedTrunk
-from detseg.fused import can_fuse, fuse
+from detseg.fused import can_fuse, fold, fuse
 from detseg.interfaces import Backbone, Classes, Head, Neck, Resize
-from detseg.layers import ConvNormAct, SharedConv
 
 
 class Predictor(nn.Module):
@@ -37,6 +35,10 @@ class Predictor(nn.Module):
         self.register_buffer("scale", torch.empty(1, 3, 1, 1))
         self.register_buffer("shift", torch.empty(1, 3, 1, 1))
         self.set_normalisation(mean, std)
+
+    def weights(self) -> dict[str, Tensor]:
+        """The state without how images are normalised, which is no weight in anybody else's files."""
+        return {name: tensor for name, tensor in self.state_dict().items() if name not in ("scale", "shift")}
 
     def set_normalisation(self, mean: tuple[float, float, float], std: tuple[float, float, float]) -> None:
         """Takes the mean and deviation (RGB, 0..1) that weights expect."""
@@ -64,12 +66,10 @@ class Predictor(nn.Module):
 
         The same answers up to rounding (1e-5 of the largest), in about half the time.
         """
-        model = copy.deepcopy(self).eval().requires_grad_(requires_grad=False)
+        model = copy.deepcopy(self)
         model.head.drop_training_parts()
-        for module in list(model.modules()):  # folding replaces modules
-            if isinstance(module, ConvNormAct | SharedConv | TappedTrunk):
-                module.fold()
-        return model.to(memory_format=torch.channels_last)
+        fold(model)
+        return model
 
     def ready(self) -> Predictor:
         """A copy to predict with on the device it is on: `folded`, and on a CPU fused (`detseg.fused`). Not for export,

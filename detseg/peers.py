@@ -134,11 +134,11 @@ class Peer(ABC):
         """Whether the two have the same tensors."""
         state = self.model.state_dict()
         return {ours: state[theirs].shape for theirs, ours in self.names.items()} == {
-            name: tensor.shape for name, tensor in _weights(model).items()}
+            name: tensor.shape for name, tensor in model.weights().items()}
 
     def take_weights(self, model: Predictor) -> None:
         """Copies those of ours."""
-        own = _weights(model)
+        own = model.weights()
         self.model.load_state_dict({theirs: own[ours] for theirs, ours in self.names.items()})
 
     @property
@@ -270,11 +270,6 @@ class _SegmenterNetwork(nn.Module):
         if self.aux_classifier is None:
             return self.classifier(features if "low" in features else features["out"])
         return self.classifier(features["out"]), self.aux_classifier(features["aux"])
-
-
-def _weights(model: Predictor) -> dict[str, Tensor]:
-    """Without how images are normalised, which is no weight in torchvision."""
-    return {name: tensor for name, tensor in model.state_dict().items() if name not in ("scale", "shift")}
 
 
 def _tensor(image: Pixels) -> Tensor:

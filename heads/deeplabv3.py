@@ -16,9 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from detseg import losses
 from detseg.interfaces import DenseLogits, Features, FeatureSpec, Head, LabelTargets, Losses, Size
-from detseg.layers import ConvNormAct, Norm
+from detseg.layers import ConvNormAct, Norm, fcn_classifier
+from detseg.losses import segmentation_losses
 
 NORM = Norm(momentum=0.1, eps=1e-5)
 """BatchNorm of torchvision's head, PyTorch's defaults; TensorFlow's has the same epsilon and a decay of 0.9997."""
@@ -70,7 +70,7 @@ class DeepLabV3(Head[LabelTargets, DeepLabV3Raw, DenseLogits]):
             self.refine = ConvNormAct(channels, channels, kernel=3, norm=norm, activation="relu")
         self.classify = nn.Conv2d(channels, num_classes, 1)
         self.auxiliary = nn.ModuleList(
-            _auxiliary_classifier(specs[tap].channels, num_classes, norm=norm) for tap in self.earlier_taps)
+            fcn_classifier(specs[tap].channels, num_classes, dropout=0.1, norm=norm) for tap in self.earlier_taps)
         self.class_layers = {"classify": 1, **{f"auxiliary.{k}.2": 1 for k in range(len(self.auxiliary))}}
 
     def forward(self, features: Features, size: Size) -> DeepLabV3Raw:
@@ -83,12 +83,9 @@ class DeepLabV3(Head[LabelTargets, DeepLabV3Raw, DenseLogits]):
 
     def loss(self, raw: DeepLabV3Raw, targets: LabelTargets) -> Losses:
         """Cross entropy at the labels' size, to be divided by the number of pixels that count."""
-        classification, number = self._cross_entropy(raw.logits, targets)
-        sums = {"pixel": classification}
-        for logits in raw.auxiliary:
-            sums["auxiliary"] = sums.get("auxiliary", 0.0) + self.auxiliary_weight * self._cross_entropy(
-                logits, targets)[0]
-        return Losses(sums, number)
+        return segmentation_losses(
+            raw.logits, targets, class_weights=self.class_weights, hardest=self.hardest, auxiliary=raw.auxiliary,
+            auxiliary_weight=self.auxiliary_weight)
 
     def decode(self, raw: DeepLabV3Raw) -> DenseLogits:
         """The logits enlarged to the network's size."""
@@ -109,16 +106,3 @@ class DeepLabV3(Head[LabelTargets, DeepLabV3Raw, DenseLogits]):
         # Enlarging one cell bilinearly is repeating it; an expanded one would cost `cat` the channels_last layout.
         whole = self.pooled(x.mean((2, 3), keepdim=True)) + torch.zeros_like(point)
         return torch.cat([point, *(branch(x) for branch in self.atrous), whole], 1)
-
-    def _cross_entropy(self, logits: Tensor, targets: LabelTargets) -> tuple[Tensor, Tensor]:
-        return losses.segmentation_cross_entropy(
-            logits, targets.labels, class_weights=self.class_weights, hardest=self.hardest)
-
-
-def _auxiliary_classifier(in_channels: int, num_classes: int, *, norm: Norm) -> nn.Sequential:
-    """torchvision's FCN head: a 3 x 3 convolution to a quarter of the channels, dropout, the classifier."""
-    return nn.Sequential(
-        ConvNormAct(in_channels, in_channels // 4, kernel=3, norm=norm, activation="relu"),
-        nn.Dropout(0.1),
-        nn.Conv2d(in_channels // 4, num_classes, 1),
-    )

@@ -12,9 +12,9 @@ from typing import NamedTuple
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from detseg import losses
 from detseg.interfaces import DenseLogits, Features, FeatureSpec, Head, LabelTargets, Losses, Size
-from detseg.layers import ConvNormAct, Norm
+from detseg.layers import Norm, fcn_classifier
+from detseg.losses import segmentation_losses
 
 NORM = Norm(momentum=0.1, eps=1e-5)
 """BatchNorm of torchvision's head: PyTorch's defaults."""
@@ -50,9 +50,9 @@ class FCN(Head[LabelTargets, FCNRaw, DenseLogits]):
         *self.earlier_taps, self.tap = specs
         self.num_outputs = num_classes
         self.auxiliary_weight, self.class_weights, self.hardest = auxiliary_weight, class_weights, hardest
-        self.classify = _classifier(specs[self.tap].channels, num_classes, dropout=dropout, norm=norm)
+        self.classify = fcn_classifier(specs[self.tap].channels, num_classes, dropout=dropout, norm=norm)
         self.auxiliary = nn.ModuleList(
-            _classifier(specs[tap].channels, num_classes, dropout=dropout, norm=norm) for tap in self.earlier_taps)
+            fcn_classifier(specs[tap].channels, num_classes, dropout=dropout, norm=norm) for tap in self.earlier_taps)
         self.class_layers = {"classify.2": 1, **{f"auxiliary.{k}.2": 1 for k in range(len(self.auxiliary))}}
 
     def forward(self, features: Features, size: Size) -> FCNRaw:
@@ -64,12 +64,9 @@ class FCN(Head[LabelTargets, FCNRaw, DenseLogits]):
 
     def loss(self, raw: FCNRaw, targets: LabelTargets) -> Losses:
         """Cross entropy at the labels' size, to be divided by the number of pixels that count."""
-        classification, number = self._cross_entropy(raw.logits, targets)
-        sums = {"pixel": classification}
-        for logits in raw.auxiliary:
-            sums["auxiliary"] = sums.get("auxiliary", 0.0) + self.auxiliary_weight * self._cross_entropy(
-                logits, targets)[0]
-        return Losses(sums, number)
+        return segmentation_losses(
+            raw.logits, targets, class_weights=self.class_weights, hardest=self.hardest, auxiliary=raw.auxiliary,
+            auxiliary_weight=self.auxiliary_weight)
 
     def decode(self, raw: FCNRaw) -> DenseLogits:
         """The logits enlarged to the network's size."""
@@ -79,16 +76,3 @@ class FCN(Head[LabelTargets, FCNRaw, DenseLogits]):
         """Takes out the auxiliary classifiers."""
         self.auxiliary = nn.ModuleList()
         self.class_layers = {"classify.2": 1}
-
-    def _cross_entropy(self, logits: Tensor, targets: LabelTargets) -> tuple[Tensor, Tensor]:
-        return losses.segmentation_cross_entropy(
-            logits, targets.labels, class_weights=self.class_weights, hardest=self.hardest)
-
-
-def _classifier(in_channels: int, num_classes: int, *, dropout: float, norm: Norm) -> nn.Sequential:
-    """A 3 x 3 convolution to a quarter of the channels, dropout, the classifier."""
-    return nn.Sequential(
-        ConvNormAct(in_channels, in_channels // 4, kernel=3, norm=norm, activation="relu"),
-        nn.Dropout(dropout),
-        nn.Conv2d(in_channels // 4, num_classes, 1),
-    )

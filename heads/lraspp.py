@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from detseg.interfaces import DenseLogits, Features, FeatureSpec, Head, LabelTargets, Losses, Size
-from detseg.layers import ConvNormAct, Norm
-from detseg.losses import segmentation_cross_entropy
+from detseg.layers import ConvNormAct, Norm, window_means
+from detseg.losses import segmentation_losses
 
 NORM = Norm(momentum=0.1, eps=1e-5)
 """BatchNorm of torchvision's head. TensorFlow's epsilon is the same; its average (decay 0.9997) has not forgotten the
@@ -90,10 +90,9 @@ class LRASPP(Head[LabelTargets, LRASPPRaw, DenseLogits]):
 
     def loss(self, raw: LRASPPRaw, targets: LabelTargets) -> Losses:
         """Cross entropy at every pixel of the labels, to be divided by the number of those that count."""
-        total, counted = segmentation_cross_entropy(
-            raw.logits, targets.labels, class_weights=self.class_weights, hardest=self.hardest,
+        return segmentation_losses(
+            raw.logits, targets, class_weights=self.class_weights, hardest=self.hardest,
             align_corners=self.align_corners)
-        return Losses({"pixel": total}, counted)
 
     def decode(self, raw: LRASPPRaw) -> DenseLogits:
         """The scores enlarged to the network's image."""
@@ -101,12 +100,8 @@ class LRASPP(Head[LabelTargets, LRASPPRaw, DenseLogits]):
             raw.logits.float(), raw.size, mode="bilinear", align_corners=self.align_corners))
 
     def _pooled(self, x: Tensor) -> Tensor:
-        """Means over windows, [B, C, rows, columns]."""
-        height, width = x.shape[2:]
-        side, stride = (max(height, width), (1, 1)) if self.windows is None else self.windows
-        if side >= height and side >= width:
-            return x.mean((2, 3), keepdim=True)
-        return F.avg_pool2d(x, (min(side, height), min(side, width)), stride)
+        """[B, C, rows, columns]."""
+        return x.mean((2, 3), keepdim=True) if self.windows is None else window_means(x, *self.windows)
 
     def _enlarged(self, x: Tensor, size: Sequence[int]) -> Tensor:
         """Bilinear; a single cell stays what it is, because it has the same value everywhere."""

@@ -16,13 +16,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from detseg.interfaces import DenseLogits, Features, FeatureSpec, Head, LabelTargets, Losses, Size
-from detseg.layers import ConvNormAct, Norm
-from detseg.losses import segmentation_cross_entropy
+from detseg.layers import ConvNormAct, Norm, window_means
+from detseg.losses import segmentation_losses
 
 NORM = Norm(momentum=0.1, eps=1e-3)
 """BatchNorm of OpenMMLab's config, in backbone and head."""
 WINDOW, WINDOW_STRIDE = 49, (16, 20)
-"""Cells of the last map; for the paper it has stride 16, for OpenMMLab 8."""
+"""Cells of the last map; for the paper it has stride 16, for OpenMMLab 8. OpenMMLab refuses smaller maps, here the
+window shrinks."""
 
 
 class OpenMMLabLRASPPRaw(NamedTuple):
@@ -77,7 +78,7 @@ class OpenMMLabLRASPP(Head[LabelTargets, OpenMMLabLRASPPRaw, DenseLogits]):
     def forward(self, features: Features, size: Size) -> OpenMMLabLRASPPRaw:
         """The maps to scores at the cells of the first one, for images of `size`."""
         *earlier, last = (features[tap] for tap in self.taps)
-        gate = self.gate(_pooled(last)).sigmoid()
+        gate = self.gate(window_means(last, WINDOW, WINDOW_STRIDE)).sigmoid()
         if gate.shape[2:] != (1, 1):  # a single cell has the same value everywhere
             gate = _enlarged(gate, last.shape[2:])
         x = self.mix(self.reduce(last) * gate)
@@ -87,21 +88,12 @@ class OpenMMLabLRASPP(Head[LabelTargets, OpenMMLabLRASPPRaw, DenseLogits]):
 
     def loss(self, raw: OpenMMLabLRASPPRaw, targets: LabelTargets) -> Losses:
         """Cross entropy at every pixel of the labels, to be divided by the number of those that count."""
-        total, counted = segmentation_cross_entropy(
-            raw.logits, targets.labels, class_weights=self.class_weights, hardest=self.hardest)
-        return Losses({"pixel": total}, counted)
+        return segmentation_losses(
+            raw.logits, targets, class_weights=self.class_weights, hardest=self.hardest)
 
     def decode(self, raw: OpenMMLabLRASPPRaw) -> DenseLogits:
         """The scores enlarged to the network's image."""
         return DenseLogits(_enlarged(raw.logits.float(), raw.size))
-
-
-def _pooled(x: Tensor) -> Tensor:
-    """Means over windows, [B, C, rows, columns]; OpenMMLab refuses maps smaller than a window, here it shrinks."""
-    height, width = x.shape[2:]
-    if height <= WINDOW and width <= WINDOW:
-        return x.mean((2, 3), keepdim=True)
-    return F.avg_pool2d(x, (min(WINDOW, height), min(WINDOW, width)), WINDOW_STRIDE)
 
 
 def _enlarged(x: Tensor, size: Sequence[int]) -> Tensor:

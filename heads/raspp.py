@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from detseg.interfaces import DenseLogits, Features, FeatureSpec, Head, LabelTargets, Losses, Size
 from detseg.layers import ConvNormAct, Norm
-from detseg.losses import segmentation_cross_entropy
+from detseg.losses import segmentation_losses
 
 NORM = Norm(momentum=0.1, eps=1e-5)
 """TensorFlow's epsilon; its average (decay 0.9997) has not forgotten the untrained network after some thousand
@@ -67,9 +67,8 @@ class RASPP(Head[LabelTargets, RASPPRaw, DenseLogits]):
 
     def loss(self, raw: RASPPRaw, targets: LabelTargets) -> Losses:
         """Cross entropy at every pixel of the labels, to be divided by the number of those that count."""
-        total, counted = segmentation_cross_entropy(
-            raw.logits, targets.labels, class_weights=self.class_weights, hardest=self.hardest, align_corners=True)
-        return Losses({"pixel": total}, counted)
+        return segmentation_losses(
+            raw.logits, targets, class_weights=self.class_weights, hardest=self.hardest, align_corners=True)
 
     def decode(self, raw: RASPPRaw) -> DenseLogits:
         """The scores enlarged to the network's image, corner to corner."""

@@ -41,6 +41,7 @@ from detseg.interfaces import (
     Task,
 )
 from detseg.layers import ConvNormAct
+from detseg.lifelike import settle
 from detseg.model import Predictor
 from detseg.tasks import Detection, Segmentation
 from heads.fcn import FCN
@@ -94,17 +95,9 @@ def _inputs(pictures: list[Pixels], size: Size) -> Tensor:
     return torch.from_numpy(np.stack([Stretch(size).apply(picture) for picture in pictures])).permute(0, 3, 1, 2)
 
 
-@torch.no_grad()
 def _use(network: nn.Module, size: Size) -> None:
-    """Gives BatchNorm the statistics of pictures; with its first ones activations vanish and all is equal."""
-    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # the plain mean over batches
-    network.train()
-    for images in _inputs(_scenes(32, seed=0), size).chunk(2):
-        network(images)
-    network.eval()
+    """With BatchNorm's first statistics activations vanish and all is equal."""
+    settle(network, _inputs(_scenes(32, seed=0), size).chunk(2))
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ from torch import nn
 from torch.utils._pytree import tree_leaves
 
 from detseg import config
-from detseg.fused import can_fuse, fuse
+from detseg.fused import can_fuse, fold, fuse
 from detseg.layers import ConvNormAct, Norm
 
 from . import discovery
@@ -26,9 +26,7 @@ def test_every_backbone(name: str, padding: str) -> None:
     images = torch.randn(2, 3, 64, 97).to(memory_format=torch.channels_last)
     with torch.inference_mode():
         expected = {tap: tensor.clone() for tap, tensor in network(images).items()}
-        for module in network.modules():
-            if isinstance(module, ConvNormAct):
-                module.fold()
+        fold(network)
         fuse(network, images)
         assert not any(type(module) is nn.Conv2d for module in network.modules())
         for tap, tensor in network(images).items():

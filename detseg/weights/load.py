@@ -66,10 +66,9 @@ _IMAGENET = (IMAGENET_MEAN, IMAGENET_STD)
 
 FORMATS = (
     Format("torchvision SSDLite", torchvision.is_ssdlite, torchvision.ssdlite_names, COCO_90, (_HALF, _HALF)),
-    Format("torchvision Faster R-CNN", detection.is_faster_rcnn, detection.faster_rcnn_names, COCO_90, _IMAGENET,
-           detection.with_counters),
+    Format("torchvision Faster R-CNN", detection.is_faster_rcnn, detection.faster_rcnn_names, COCO_90, _IMAGENET),
     Format("torchvision RetinaNet", torchvision_retinanet.is_retinanet, torchvision_retinanet.retinanet_names, COCO_90,
-           _IMAGENET, torchvision_retinanet.with_counters),
+           _IMAGENET),
     Format("torchvision LR-ASPP", segmentation.is_lraspp, segmentation.lraspp_names, VOC_21, _IMAGENET),
     Format("torchvision DeepLabV3", segmentation.is_deeplabv3, segmentation.deeplabv3_names, VOC_21, _IMAGENET),
     Format("torchvision FCN", segmentation.is_fcn, segmentation.fcn_names, VOC_21, _IMAGENET),
@@ -119,7 +118,7 @@ def load_weights(predictor: Predictor, source: str) -> Report:
     own = dict(predictor.state_dict())
     if classes is not None:
         title = "detseg checkpoint"
-        names: Mapping[str, str] = {key: key for key in state}
+        names = _own_names(state)
     else:
         kind = next((kind for kind in FORMATS if kind.matches(state)), None)
         if kind is None:
@@ -130,8 +129,11 @@ def load_weights(predictor: Predictor, source: str) -> Report:
             state = dict(kind.tensors(state, predictor))
         title, names, classes = kind.title, kind.names(state), kind.classes
         normalisation = normalisation or kind.normalisation
-        own = {key: value for key, value in own.items() if key not in ("scale", "shift")}
+        own = predictor.weights()
     found = {names[key]: tensor for key, tensor in state.items() if key in names}
+    for norm in [key.removesuffix("running_mean") for key in found if key.endswith(".running_mean")]:
+        if f"{norm}num_batches_tracked" in own:  # a frozen BatchNorm has counted none
+            found.setdefault(f"{norm}num_batches_tracked", torch.tensor(0))
     if classes is not None:
         fresh = _fit_classes(found, predictor, classes)
         fresh += [key for key in _training_only(predictor) if key not in found and key not in fresh]

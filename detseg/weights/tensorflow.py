@@ -71,5 +71,4 @@ def _adding(offset: Tensor, name: str, norm: nn.BatchNorm2d | None) -> dict[str,
         f"{name}.bias": offset,
         f"{name}.running_mean": torch.zeros_like(offset),
         f"{name}.running_var": ones,
-        f"{name}.num_batches_tracked": torch.tensor(0),
     }

@@ -54,6 +54,16 @@ def mobilenet_names(state: State) -> dict[str, str]:
     return names
 
 
+def trunk_names(state: State, prefix: str) -> dict[str, str]:
+    """The name of ours, with "backbone.", for every tensor of the mobilenet_v2 or _v3 inside a larger network, whose
+    layers there are called `prefix` and their number; nothing where it is another trunk."""
+    whole = {f"features.{key.removeprefix(prefix)}": key for key in state if key.startswith(prefix)}
+    features = {name: state[key] for name, key in whole.items()}
+    if not is_mobilenet(features):
+        return {}
+    return {whole[name]: f"backbone.{ours}" for name, ours in mobilenet_names(features).items()}
+
+
 def mnasnet_names(state: State) -> dict[str, str]:
     """torchvision's name to ours for every tensor of a mnasnet; the classifier's are left out."""
     plain = {"0": "stem.conv", "1": "stem.norm", "3": "blocks.0.depthwise.conv", "4": "blocks.0.depthwise.norm",

@@ -9,11 +9,9 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor
 
-from detseg.model import Predictor
-from detseg.weights.torchvision import mobilenet_names
+from detseg.weights.torchvision import trunk_names
 
 State = Mapping[str, Tensor]
 
@@ -31,9 +29,7 @@ def is_faster_rcnn(state: State) -> bool:
 
 def faster_rcnn_names(state: State) -> dict[str, str]:
     """torchvision's name to ours for every tensor, with "backbone.", "neck." or "head."."""
-    body = {f"features.{found[1]}": key for key in state if (found := re.match(r"backbone\.body\.(.+)", key))}
-    names = {body[name]: f"backbone.{ours}"
-             for name, ours in mobilenet_names({name: state[key] for name, key in body.items()}).items()}
+    names = trunk_names(state, "backbone.body.")
     for key in state:
         owner, _, leaf = key.rpartition(".")
         if found := re.match(r"backbone\.fpn\.(inner_blocks|layer_blocks)\.(\d+)(?:\.0)?$", owner):
@@ -41,9 +37,3 @@ def faster_rcnn_names(state: State) -> dict[str, str]:
         elif owner in _HEAD:
             names[key] = f"head.{_HEAD[owner]}.{leaf}"
     return names
-
-
-def with_counters(state: State, _: Predictor) -> dict[str, Tensor]:
-    """The tensors, and 0 for the number of batches that a frozen BatchNorm has seen."""
-    norms = [key.removesuffix("running_mean") for key in state if key.endswith(".running_mean")]
-    return {f"{norm}num_batches_tracked": torch.tensor(0) for norm in norms} | dict(state)

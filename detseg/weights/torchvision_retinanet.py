@@ -15,10 +15,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor
-
-from detseg.model import Predictor
 
 State = Mapping[str, Tensor]
 
@@ -53,10 +50,3 @@ def retinanet_names(state: State) -> dict[str, str]:
         elif found := re.match(r"head\.\w+\.(cls_logits|bbox_reg)\.(\w+)$", key):
             names[key] = f"head.{_PREDICTORS[found[1]]}.predict.0.{found[2]}"
     return names
-
-
-def with_counters(state: State, predictor: Predictor) -> dict[str, Tensor]:
-    """The tensors, and 0 for the batches that the trunk's BatchNorms have seen: frozen ones do not count them."""
-    counters = [f"backbone.body.{name.removeprefix('backbone.')}" for name in predictor.state_dict()
-                if name.startswith("backbone.") and name.endswith(".num_batches_tracked")]
-    return {name: torch.tensor(0) for name in counters} | dict(state)

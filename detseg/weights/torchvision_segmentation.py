@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from detseg.weights.torchvision import is_mobilenet, mobilenet_names
+from detseg.weights.torchvision import trunk_names
 
 State = Mapping[str, Tensor]
 
@@ -69,12 +69,7 @@ def _fcn_head(theirs: str, ours: str) -> dict[str, str]:
 
 def _names(state: State, head: Mapping[str, str]) -> dict[str, str]:
     """The names of the backbone's tensors, and of the head's by layer."""
-    classifier = {f"features.{key.removeprefix('backbone.')}": key for key in state if key.startswith("backbone.")}
-    features = {name: state[key] for name, key in classifier.items()}
-    if is_mobilenet(features):
-        names = {classifier[name]: f"backbone.{ours}" for name, ours in mobilenet_names(features).items()}
-    else:
-        names = {key: key for key in classifier.values()}
+    names = trunk_names(state, "backbone.") or {key: key for key in state if key.startswith("backbone.")}
     for key in state:
         layer, _, leaf = key.rpartition(".")
         if layer in head:
