@@ -376,6 +376,8 @@ class Task(ABC, Generic[TargetsT, DenseT, FinishedT, PredictionT]):
 
     scored: ClassVar[bool]
     """Whether predictions have scores, so that a threshold can leave out what is unsure."""
+    label_maps: ClassVar[bool] = False
+    """Whether predictions are label maps, so that there is a `label_image`."""
 
     @property
     def score_threshold(self) -> float:
@@ -417,6 +419,6 @@ class Task(ABC, Generic[TargetsT, DenseT, FinishedT, PredictionT]):
     def records(self, prediction: PredictionT, classes: Classes) -> list[Mapping[str, Any]]:
         """The prediction as plain values in COCO's results format: boxes, or the run lengths of each class."""
 
-    @abstractmethod
-    def label_image(self, prediction: PredictionT, classes: Classes) -> LabelPixels | None:
-        """The prediction as an image of source ids, as test servers take it; None where a task has no such thing."""
+    def label_image(self, prediction: PredictionT, classes: Classes) -> LabelPixels:
+        """The prediction as an image of source ids, as test servers take it; where a task has `label_maps`."""
+        raise TypeError(f"{type(self).__name__} predicts no label maps")

@@ -127,10 +127,6 @@ class Detection(Task[BoxTargets, DenseBoxes, Detections, ImageDetections]):
         """COCO's results format."""
         return coco_ap.records(prediction, classes)
 
-    def label_image(self, prediction: ImageDetections, classes: Classes) -> LabelPixels | None:
-        """None: boxes say nothing of pixels."""
-        return None
-
 
 def _to_original(boxes_xyxy: Tensor, source: Source) -> Tensor:
     scale_y, scale_x, offset_y, offset_x = source.placement
@@ -144,6 +140,7 @@ class Segmentation(Task[LabelTargets, DenseLogits, LabelMaps, ImageLabels]):
     """A class for every pixel."""
 
     scored: ClassVar[bool] = False
+    label_maps: ClassVar[bool] = True
 
     def collate(self, samples: Sequence[Sample[LabelTargets]]) -> Batch[LabelTargets]:
         """Images and label maps stacked, smaller ones padded at the end with ImageNet's mean colour and VOID."""
@@ -193,7 +190,7 @@ class Segmentation(Task[LabelTargets, DenseLogits, LabelMaps, ImageLabels]):
         """COCO's results format: the run lengths of each class that occurs."""
         return mean_iou.records(prediction, classes)
 
-    def label_image(self, prediction: ImageLabels, classes: Classes) -> LabelPixels | None:
+    def label_image(self, prediction: ImageLabels, classes: Classes) -> LabelPixels:
         """Source ids. A ValueError where one does not fit into 8 bits."""
         if too_large := [source_id for source_id in classes.source_ids if not 0 <= source_id <= 255]:
             raise ValueError(f"label images hold ids of 0 to 255, the classes have "

@@ -87,9 +87,6 @@ class StackingTask(Task[Marks, None, None, None]):
     def records(self, prediction: None, classes: Classes) -> list[Mapping[str, Any]]:
         raise NotImplementedError
 
-    def label_image(self, prediction: None, classes: Classes) -> None:
-        raise NotImplementedError
-
 
 TASK = StackingTask()
 

@@ -168,8 +168,11 @@ def test_records_and_summary() -> None:
 
 def test_boxes_are_no_label_image() -> None:
     prediction = ImageDetections(5, torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64))
-    assert Detection().label_image(prediction, CLASSES) is None
+    with pytest.raises(TypeError, match="Detection predicts no label maps"):
+        Detection().label_image(prediction, CLASSES)
     assert Detection.scored
+    assert Segmentation.label_maps
+    assert not Detection.label_maps
     assert not Segmentation.scored
 
 

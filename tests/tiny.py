@@ -23,7 +23,6 @@ from detseg.interfaces import (
     Features,
     FeatureSpec,
     Head,
-    LabelPixels,
     Losses,
     Metric,
     Pixels,
@@ -185,9 +184,6 @@ class Brightness(Task[Labels, Tensor, Tensor, Prediction]):
 
     def records(self, prediction: Prediction, classes: Classes) -> list[Mapping[str, Any]]:
         return [{"image_id": prediction.image_id, "score": float(prediction.probabilities.max())}]
-
-    def label_image(self, prediction: Prediction, classes: Classes) -> LabelPixels | None:
-        return None
 
 
 class Trunk(Backbone):

@@ -65,6 +65,8 @@ def _predict(options: argparse.Namespace) -> None:
     config = configs.load(options.config)
     task = config.experiment.task
     threshold = _threshold(options.threshold, scored=task.scored)
+    if label_maps and not task.label_maps:
+        raise ValueError(f"{options.config} predicts no label maps; leave --labels out")
     model, _, title = load_trained(config, options.checkpoint)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     classes = model.classes
@@ -75,10 +77,7 @@ def _predict(options: argparse.Namespace) -> None:
     with records_file(options.out / "predictions.json") as add_records:
         for image_id, path, image, prediction in predict_files(model, task, paths, unreadable=_name):
             if label_maps:
-                labels = task.label_image(prediction, classes)
-                if labels is None:
-                    raise ValueError(f"{options.config} predicts no label maps; leave --labels out")
-                write_labels(label_maps[image_id], labels)
+                write_labels(label_maps[image_id], task.label_image(prediction, classes))
             write_picture(pictures[image_id], task.draw(image, prediction, classes, threshold=threshold))
             add_records(task.records(prediction, classes))
             images.append({"id": image_id, "file_name": str(path), "height": image.shape[0], "width": image.shape[1]})
