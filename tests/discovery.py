@@ -10,10 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import heads
+from detseg import config
 from detseg.backbone_table import builders
-from detseg.interfaces import Backbone, Head
+from detseg.config import Config
+from detseg.interfaces import Backbone, Classes, Head
 
 from .conftest import ROOT
+
+OWN = Classes(names=("nut", "bolt", "washer"), source_ids=(2, 5, 40))
+"""Classes that no config has."""
+
+_SMALL = ("model.size=96", "model.width=0.35", "batch_size=4", "accumulate=1", "validate_every=2", "workers=0",
+          "log_every=1")
 
 
 def backbones() -> dict[str, Callable[..., Backbone]]:
@@ -41,3 +49,9 @@ def configs() -> list[Path]:
     found = sorted((ROOT / "configs").glob("*.py"))
     assert len(found) >= 3, found
     return found
+
+
+def small_config(path: Path, *, sample: bool = False) -> Config:
+    """A config made small; where it has no such setting it goes without."""
+    known = config.load(path, sample=sample).entries()
+    return config.load(path, [text for text in _SMALL if text.partition("=")[0] in known], sample=sample)

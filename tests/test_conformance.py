@@ -18,7 +18,7 @@ from detseg import config
 from detseg.checkpoint import load
 from detseg.config import Config, resolve_classes
 from detseg.evaluate import evaluate
-from detseg.interfaces import Classes, Draw, Head
+from detseg.interfaces import Draw, Head
 from detseg.optim import Cosine
 from detseg.run_folder import RunFolder
 from detseg.train import Result, fit
@@ -27,18 +27,12 @@ from detseg.trained import load_trained
 from . import discovery
 
 CONFIGS = {path.stem: path for path in discovery.configs()}
-OWN = Classes(names=("nut", "bolt", "washer"), source_ids=(2, 5, 40))
-
-SMALL = ("model.size=96", "model.width=0.35", "batch_size=4", "accumulate=1", "validate_every=2", "workers=0",
-         "log_every=1")
-"""What makes any experiment small; a config without such a setting goes without it."""
 SHORT = Cosine(epochs=2, warmup_steps=1)
 """In place of the config's schedule, whose milestones may lie far behind."""
 
 
 def _small(path: Path, *, sample: bool = False) -> Config:
-    known = config.load(path, sample=sample).entries()
-    small = config.load(path, [text for text in SMALL if text.partition("=")[0] in known], sample=sample)
+    small = discovery.small_config(path, sample=sample)
     return replace(small, experiment=small.experiment.changed("schedule", SHORT))
 
 
@@ -84,9 +78,9 @@ def test_its_docstring_says_what_it_is(name: str) -> None:
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_it_builds_for_any_classes(name: str) -> None:
-    model = _small(CONFIGS[name]).build_model(OWN)
-    assert model.classes == OWN
-    assert model.head.num_outputs in (len(OWN), len(OWN) + 1)
+    model = _small(CONFIGS[name]).build_model(discovery.OWN)
+    assert model.classes == discovery.OWN
+    assert model.head.num_outputs in (len(discovery.OWN), len(discovery.OWN) + 1)
     layers = dict(model.head.named_modules())
     assert model.head.class_layers
     for layer, num_rows in model.head.class_layers.items():
@@ -149,7 +143,7 @@ def test_it_trains_resumes_and_evaluates(
     assert load(undisturbed.run.last).step == 4
 
     with monkeypatch.context() as patched:
-        _interrupt_after(type(small.build_model(OWN).head), steps=3, monkeypatch=patched)
+        _interrupt_after(type(small.build_model(discovery.OWN).head), steps=3, monkeypatch=patched)
         with pytest.raises(KeyboardInterrupt):
             fit(small, folder, out=Path("cut"))
     assert load(RunFolder(Path("cut")).last).step == 3
@@ -168,5 +162,5 @@ def test_it_trains_resumes_and_evaluates(
 
 
 def test_every_head_has_a_config() -> None:
-    built = {type(_small(path).build_model(OWN).head) for path in CONFIGS.values()}
+    built = {type(_small(path).build_model(discovery.OWN).head) for path in CONFIGS.values()}
     assert built == set(discovery.head_classes().values())

@@ -1,12 +1,9 @@
-"""DeepLabV3: the MobileNetV2 paper's exact cost, what it learns from and what not, and that it exports whole."""
+"""DeepLabV3: the MobileNetV2 paper's exact cost, what it learns from, and what not."""
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import re
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import torch
@@ -25,18 +22,15 @@ from detseg.interfaces import (
     Backbone,
     Classes,
     FeatureSpec,
-    LabelMaps,
     LabelTargets,
     Size,
 )
 from detseg.model import Predictor
-from detseg.tasks import Segmentation
 from heads.deeplabv3 import DeepLabV3, DeepLabV3Raw
 
 SIZE = (64, 96)
 CLASSES = Classes(names=("road", "sky", "car"), source_ids=(3, 5, 9))
 
-HAS_ONNX = all(importlib.util.find_spec(name) for name in ("onnx", "onnxruntime", "onnxscript"))
 
 
 def _whole(backbone: Backbone, *, num_classes: int, **options: Any) -> Predictor:
@@ -213,61 +207,3 @@ def test_training_on_one_image_is_explained() -> None:
     assert predictor(image).logits.shape[0] == 1
     with pytest.raises(ValueError, match=r"BatchNorm behind the pooling .* raise batch_size, or lower accumulate"):
         predictor.train()(image)
-
-
-# ------------------------------------------------------------------------------------------ export
-
-
-class Deployed(nn.Module):
-    """Images in, label maps out."""
-
-    def __init__(self, predictor: Predictor) -> None:
-        super().__init__()
-        self.predictor, self.task = predictor, Segmentation()
-
-    def forward(self, images: Tensor) -> LabelMaps:
-        return self.task.finish(self.predictor.head.decode(self.predictor(images)))
-
-
-class Exported(NamedTuple):
-    """A deployed segmenter and what torch.export made of it."""
-
-    eager: Deployed
-    program: torch.export.ExportedProgram
-
-
-@pytest.fixture(scope="module")
-def exported() -> Exported:
-    torch.manual_seed(0)
-    deployed = Deployed(_small().folded()).eval()
-    return Exported(deployed, torch.export.export(deployed, (_images()[0],), strict=True))
-
-
-def _assert_same(found: Tensor, wanted: Tensor) -> None:
-    assert found.shape == wanted.shape == (1, *SIZE)
-    assert set(wanted.flatten().tolist()) == set(range(len(CLASSES)))
-    assert float((found != wanted).float().mean()) < 1e-3
-
-
-def test_it_exports_strictly_as_a_whole(exported: Exported) -> None:
-    module = exported.program.module()
-    for images in _images():
-        with torch.inference_mode():
-            _assert_same(module(images)[0], exported.eager(images).labels)
-
-
-@pytest.mark.skipif(not HAS_ONNX, reason="onnx, onnxscript and onnxruntime are not installed")
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
-def test_onnx_runtime_gives_the_same(exported: Exported, tmp_path: Path) -> None:
-    onnxruntime: Any = importlib.import_module("onnxruntime")
-
-    file = tmp_path / "deeplabv3.onnx"
-    program = torch.onnx.export(exported.program, dynamo=True, verbose=False)
-    assert program is not None
-    program.save(str(file))
-    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
-    (given,) = session.get_inputs()
-    for images in _images():
-        (found,) = session.run(None, {given.name: images.numpy()})
-        with torch.inference_mode():
-            _assert_same(torch.from_numpy(found), exported.eager(images).labels)

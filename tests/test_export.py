@@ -20,7 +20,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from detseg import config
 from detseg.anchors import SSDAnchors
 from detseg.backbones.mobilenet_v2 import mobilenet_v2
 from detseg.data.images import read_image
@@ -28,6 +27,7 @@ from detseg.data.sample import draw_scene
 from detseg.data.transforms import Stretch
 from detseg.export.onnx import write_onnx
 from detseg.export.program import ExportedPrediction, Until, export_program, output_names
+from detseg.fused import fold
 from detseg.interfaces import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -40,7 +40,6 @@ from detseg.interfaces import (
     Size,
     Task,
 )
-from detseg.layers import ConvNormAct
 from detseg.lifelike import settle
 from detseg.model import Predictor
 from detseg.tasks import Detection, Segmentation
@@ -50,7 +49,8 @@ from heads.ssd import SSD
 from heads.ssdlite import SSDLite
 
 from . import discovery
-from .test_conformance import CONFIGS, OWN, SMALL
+
+CONFIGS = {path.stem: path for path in discovery.configs()}
 
 SCORE_TOLERANCE = 2e-5
 """Of the largest score or logit."""
@@ -60,12 +60,7 @@ ROUNDING = 4.0
 """Random networks enlarge rounding more than trained ones. Folding BatchNorm changes only rounding: if that alone moves
 an output by more than a quarter of its tolerance, ONNX Runtime may move it by four times as much."""
 
-pytestmark = [
-    pytest.mark.skipif(
-        not all(importlib.util.find_spec(name) for name in ("onnx", "onnxruntime", "onnxscript")),
-        reason="onnx, onnxscript and onnxruntime are not installed"),
-    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning"),
-]
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 
 
 def _first_of_each_head() -> set[str]:
@@ -119,15 +114,13 @@ def _spread_scores(head: Head[Any, Any, Any], raw: Callable[[], Any]) -> None:
 
 def _used_predictor(name: str) -> tuple[Predictor, Task[Any, Any, Any, Any], Size]:
     """A config's network, small and used, its task, and a size that is not square."""
-    known = config.load(CONFIGS[name]).entries()
-    small = [text for text in SMALL if text.startswith("model.") and text.partition("=")[0] in known]
-    loaded = config.load(CONFIGS[name], small)
-    predictor = loaded.build_model(OWN)
+    small = discovery.small_config(CONFIGS[name])
+    predictor = small.build_model(discovery.OWN)
     height, width = predictor.resize.size
     size = (height, width + 32)
     _use(predictor, size)
     _spread_scores(predictor.head, lambda: predictor(_inputs(_scenes(2, seed=2), size)))
-    return predictor, loaded.experiment.task, size
+    return predictor, small.experiment.task, size
 
 
 # ------------------------------------------------------------------------------------------ the same or not
@@ -280,9 +273,7 @@ def test_every_backbone_under_two_heads(name: str, tmp_path: Path) -> None:
     _spread_scores(network.detect, lambda: network.raw(_inputs(_scenes(2, seed=2), size))[0])
     run = _session(network, size, tmp_path / "two.onnx")
     folded = copy.deepcopy(network)
-    for module in folded.modules():
-        if isinstance(module, ConvNormAct):
-            module.fold()
+    fold(folded)
     for picture in _scenes(2, seed=1):
         images = _inputs([picture], size)
         boxes, scores, logits = run(images)
@@ -303,7 +294,8 @@ def _tiny(kind: str) -> tuple[Predictor, Task[Any, Any, Any, Any]]:
     if kind == "detector":
         head, task = SSD(backbone.specs, 3, anchors=SSDAnchors(num_maps=3), extra_channels=(16,)), Detection()
     size = (32, 48)
-    predictor = Predictor(backbone, head, classes=OWN, resize=Stretch(size), mean=IMAGENET_MEAN, std=IMAGENET_STD)
+    predictor = Predictor(
+        backbone, head, classes=discovery.OWN, resize=Stretch(size), mean=IMAGENET_MEAN, std=IMAGENET_STD)
     _use(predictor, size)
     _spread_scores(head, lambda: predictor(_inputs(_scenes(2, seed=2), size)))
     return predictor, task

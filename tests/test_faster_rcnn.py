@@ -41,7 +41,6 @@ SPECS = {"p3": FeatureSpec(8, 8), "p4": FeatureSpec(8, 16), "p5": FeatureSpec(8,
 ANCHORS = GridAnchors(((16,), (32,), (64,)))
 TASK = Detection(score_threshold=0.05, iou_threshold=0.5, per_class=100, max_detections=20, candidates=100)
 
-HAS_ONNX = all(importlib.util.find_spec(name) for name in ("onnx", "onnxruntime", "onnxscript"))
 
 
 def _head(**options: Any) -> FasterRCNN:
@@ -336,7 +335,6 @@ class Whole(nn.Module):
         return dense, TASK.finish(dense)
 
 
-@pytest.mark.skipif(not HAS_ONNX, reason="onnx, onnxscript and onnxruntime are not installed")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 def test_exported_strictly_and_in_onnx_runtime_it_gives_the_same(tmp_path: Path) -> None:
     onnxruntime = importlib.import_module("onnxruntime")

@@ -1,11 +1,8 @@
-"""FCN: what it is by hand, what it learns from and what not, and that it exports whole."""
+"""FCN: what it is by hand, what it learns from, and what not."""
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import torch
@@ -14,16 +11,14 @@ from torch import Tensor, nn
 
 from detseg.backbones.mobilenet_v1 import mobilenet_v1
 from detseg.data.transforms import Stretch
-from detseg.interfaces import IMAGENET_MEAN, IMAGENET_STD, VOID, Classes, FeatureSpec, LabelMaps, LabelTargets
+from detseg.interfaces import IMAGENET_MEAN, IMAGENET_STD, VOID, Classes, FeatureSpec, LabelTargets
 from detseg.model import Predictor
-from detseg.tasks import Segmentation
 from heads.fcn import FCN, FCNRaw
 
 SIZE = (64, 96)
 CLASSES = Classes(names=("road", "sky", "car"), source_ids=(3, 5, 9))
 SPECS = {"c3.first": FeatureSpec(8, 8), "c5": FeatureSpec(8, 16)}
 
-HAS_ONNX = all(importlib.util.find_spec(name) for name in ("onnx", "onnxruntime", "onnxscript"))
 
 
 def _small() -> Any:
@@ -122,61 +117,3 @@ def test_copies_for_inference_have_no_auxiliary_classifier() -> None:
 def test_one_class_is_refused() -> None:
     with pytest.raises(ValueError, match="a segmenter tells at least two classes apart, got 1"):
         FCN(SPECS, 1)
-
-
-# ------------------------------------------------------------------------------------------ export
-
-
-class Deployed(nn.Module):
-    """Images in, label maps out."""
-
-    def __init__(self, predictor: Predictor) -> None:
-        super().__init__()
-        self.predictor, self.task = predictor, Segmentation()
-
-    def forward(self, images: Tensor) -> LabelMaps:
-        return self.task.finish(self.predictor.head.decode(self.predictor(images)))
-
-
-class Exported(NamedTuple):
-    """A deployed segmenter and what torch.export made of it."""
-
-    eager: Deployed
-    program: torch.export.ExportedProgram
-
-
-@pytest.fixture(scope="module")
-def exported() -> Exported:
-    torch.manual_seed(0)
-    deployed = Deployed(_small().folded()).eval()
-    return Exported(deployed, torch.export.export(deployed, (_images()[0],), strict=True))
-
-
-def _assert_same(found: Tensor, wanted: Tensor) -> None:
-    assert found.shape == wanted.shape == (1, *SIZE)
-    assert set(wanted.flatten().tolist()) == set(range(len(CLASSES)))
-    assert float((found != wanted).float().mean()) < 1e-3
-
-
-def test_it_exports_strictly_as_a_whole(exported: Exported) -> None:
-    module = exported.program.module()
-    for images in _images():
-        with torch.inference_mode():
-            _assert_same(module(images)[0], exported.eager(images).labels)
-
-
-@pytest.mark.skipif(not HAS_ONNX, reason="onnx, onnxscript and onnxruntime are not installed")
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
-def test_onnx_runtime_gives_the_same(exported: Exported, tmp_path: Path) -> None:
-    onnxruntime: Any = importlib.import_module("onnxruntime")
-
-    file = tmp_path / "fcn.onnx"
-    program = torch.onnx.export(exported.program, dynamo=True, verbose=False)
-    assert program is not None
-    program.save(str(file))
-    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
-    (given,) = session.get_inputs()
-    for images in _images():
-        (found,) = session.run(None, {given.name: images.numpy()})
-        with torch.inference_mode():
-            _assert_same(torch.from_numpy(found), exported.eager(images).labels)

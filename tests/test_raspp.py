@@ -1,18 +1,14 @@
-"""R-ASPP: both papers' costs, what it computes, what it learns from and what not, and that it exports whole."""
+"""R-ASPP: both papers' costs, what it computes, what it learns from, and what not."""
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import re
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
 
 from detseg.backbones.mobilenet_v2 import mobilenet_v2
 from detseg.backbones.mobilenet_v3 import mobilenet_v3_large
@@ -24,18 +20,15 @@ from detseg.interfaces import (
     VOID,
     Backbone,
     Classes,
-    DenseLogits,
     FeatureSpec,
     LabelTargets,
 )
 from detseg.model import Predictor
-from detseg.tasks import Segmentation
 from heads.raspp import RASPP, RASPPRaw
 
 SIZE = (97, 161)
 CLASSES = Classes(names=("road", "car", "sky"), source_ids=(7, 8, 9))
 
-HAS_ONNX = all(importlib.util.find_spec(name) for name in ("onnx", "onnxruntime", "onnxscript"))
 
 
 class Row(NamedTuple):
@@ -118,6 +111,12 @@ def test_dropout_is_for_training_only() -> None:
     assert torch.equal(head(x, SIZE).logits, head(x, SIZE).logits)
 
 
+def _small_predictor() -> Predictor:
+    backbone = mobilenet_v2(width=0.35, taps=("c3",))
+    head = RASPP(backbone.specs, len(CLASSES), filters=16)
+    return Predictor(backbone, head, classes=CLASSES, resize=Stretch(SIZE), mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+
+
 def test_it_learns() -> None:
     predictor = _small_predictor().train()
     labels = torch.zeros(2, *SIZE, dtype=torch.uint8)
@@ -157,52 +156,3 @@ def test_bad_arguments_are_explained() -> None:
 
 
 # ------------------------------------------------------------------------------------------ export
-
-
-def _small_predictor() -> Predictor:
-    backbone = mobilenet_v2(width=0.35, taps=("c3",))
-    head = RASPP(backbone.specs, len(CLASSES), filters=16)
-    return Predictor(backbone, head, classes=CLASSES, resize=Stretch(SIZE), mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
-
-
-class Deployed(nn.Module):
-    """Images in, scores and label maps out."""
-
-    def __init__(self, predictor: Predictor) -> None:
-        super().__init__()
-        self.predictor, self.task = predictor, Segmentation()
-
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        dense: DenseLogits = self.predictor.head.decode(self.predictor(images))
-        return dense.logits, self.task.finish(dense).labels
-
-
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
-def test_it_exports_as_a_whole(tmp_path: Path) -> None:
-    predictor = _small_predictor()
-    for module in predictor.modules():
-        if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, mode="fan_out")
-    predictor.train()
-    with torch.no_grad():  # statistics under which activations neither vanish nor grow
-        for _ in range(30):
-            predictor(F.interpolate(torch.rand(4, 3, 4, 6), SIZE) * 255)
-    deployed = Deployed(predictor.folded()).eval()
-    images = F.interpolate(torch.rand(1, 3, 4, 6), SIZE) * 255
-    program = torch.export.export(deployed, (images,), strict=True)
-    with torch.inference_mode():
-        logits, labels = deployed(images)
-        exported = program.module()(images)
-    torch.testing.assert_close(exported[0], logits)
-    assert torch.equal(exported[1], labels)
-    assert float(logits.std((2, 3)).max()) > 1e-3, "scores that do not depend on the image prove nothing"
-    if HAS_ONNX:
-        onnxruntime: Any = importlib.import_module("onnxruntime")
-        converted = torch.onnx.export(program, dynamo=True, verbose=False)
-        assert converted is not None
-        converted.save(str(tmp_path / "raspp.onnx"))
-        session = onnxruntime.InferenceSession(str(tmp_path / "raspp.onnx"), providers=["CPUExecutionProvider"])
-        (given,) = session.get_inputs()
-        found = [torch.from_numpy(value) for value in session.run(None, {given.name: images.numpy()})]
-        torch.testing.assert_close(found[0], logits, rtol=1e-4, atol=1e-4 * float(logits.abs().max()))
-        assert float((found[1] == labels).float().mean()) > 0.999, "ties apart"
