@@ -32,7 +32,7 @@ def model(classes: Classes, *, width: float = 1.0, size: int = 520, norm_momentu
         width=width, taps=("c3.first", "c5"), output_stride=16, dilate_first=True, norm=Norm(norm_momentum, eps=1e-3))
     head = DeepLabV3(backbone.specs, len(classes))
     return Predictor(
-        backbone, head, classes=classes, resize=KeepAspect(size, 100 * size, divisor=1, antialias=True),
+        backbone, head, classes=classes, resize=KeepAspect(size, 100 * size, antialias=True),
         mean=IMAGENET_MEAN, std=IMAGENET_STD)
 
 

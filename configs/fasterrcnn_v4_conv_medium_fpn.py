@@ -35,7 +35,7 @@ def model(
     head = FasterRCNN(
         neck.specs, len(classes), anchors=anchors, proposals=proposals, region_samples=region_samples,
         hidden=round(1024 * width))
-    return Predictor(backbone, head, classes=classes, resize=KeepAspect(size, 2 * size, divisor=1),
+    return Predictor(backbone, head, classes=classes, resize=KeepAspect(size, 2 * size),
                      mean=IMAGENET_MEAN, std=IMAGENET_STD, neck=neck, divisor=32)
 
 

@@ -35,7 +35,7 @@ def model(classes: Classes, *, width: float = 1.0, size: int = 520, norm_momentu
     head = LRASPP(
         backbone.specs, len(classes), pooling="global", gate="sigmoid", gate_bias=False, align_corners=False)
     return Predictor(
-        backbone, head, classes=classes, resize=KeepAspect(size, 100 * size, divisor=1, antialias=True),
+        backbone, head, classes=classes, resize=KeepAspect(size, 100 * size, antialias=True),
         mean=IMAGENET_MEAN, std=IMAGENET_STD)
 
 

@@ -282,7 +282,7 @@ def test_losses_are_means_over_their_samples_times_the_divisor() -> None:
 
 
 def test_mirror_images_of_any_size_keep_their_boxes() -> None:
-    resize = KeepAspect(60, 100, divisor=1)
+    resize = KeepAspect(60, 100)
     image = np.zeros((90, 120, 3), np.uint8)
     image[30:60, 30:90] = 255
     for size, scale in (((90, 120), 60 / 90), ((120, 90), 60 / 90), ((40, 120), 100 / 120)):

@@ -17,7 +17,7 @@ from detseg.data.loading import training_batches
 from detseg.data.masks import class_file, read_masks, write_classes
 from detseg.data.sample import LABELS, generate_sample
 from detseg.data.segmentation import SegmentationDataset, has_label_files, read_labels
-from detseg.data.transforms import KeepAspect, Letterbox, SegmentationAugment, Stretch
+from detseg.data.transforms import Letterbox, SegmentationAugment, Stretch
 from detseg.data.voc import VOC_21, voc_segmentation_list
 from detseg.interfaces import VOID, Classes, Draw, Placement, Resize
 from detseg.tasks import Segmentation
@@ -147,10 +147,6 @@ def test_evaluation_has_void_beside_the_image(tmp_path: Path) -> None:
     boxed = checked(tmp_path, Letterbox((6, 6)))[Draw(0, 0)].targets.labels
     assert (boxed[[0, 5]] == VOID).all()
     np.testing.assert_array_equal(boxed[1:5], np.arange(24).reshape(4, 6))
-    padded = checked(tmp_path, KeepAspect(4, 100, divisor=4))[Draw(0, 0)]
-    assert padded.image.shape == (3, 4, 8)
-    np.testing.assert_array_equal(padded.targets.labels[:, :6], np.arange(24).reshape(4, 6))
-    assert (padded.targets.labels[:, 6:] == VOID).all()
 
 
 def test_the_original_is_the_file(tmp_path: Path) -> None:

@@ -60,7 +60,7 @@ def _ours(file: Path, *, norm: Any = nn.BatchNorm2d, classes: Classes = COCO_90)
     neck = FPN(backbone.specs, coarser="convolutions")
     predictor = Predictor(
         backbone, RetinaNet(neck.specs, len(classes), anchors=ANCHORS), neck=neck, classes=classes, divisor=32,
-        resize=KeepAspect(SHORTER, LONGER, divisor=1), mean=IMAGENET_MEAN, std=IMAGENET_STD)
+        resize=KeepAspect(SHORTER, LONGER), mean=IMAGENET_MEAN, std=IMAGENET_STD)
     report = load_weights(predictor, str(file))
     assert report.left_over == ()
     if classes == COCO_90:

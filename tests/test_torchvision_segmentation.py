@@ -264,7 +264,7 @@ def test_the_heads_of_resnets_load_on_a_tapped_trunk(
     peer = assemble(IntermediateLayerGetter(resnet, {"layer3": "aux", "layer4": "out"})).eval()
     torch.save(peer.state_dict(), tmp_path / "resnet.pth")
     made: Head[Any, Any, Any] = head(backbone.specs, 21)
-    predictor = Predictor(backbone, made, classes=VOC_21, resize=KeepAspect(520, 52_000, divisor=1, antialias=True),
+    predictor = Predictor(backbone, made, classes=VOC_21, resize=KeepAspect(520, 52_000, antialias=True),
                           mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)).eval()
     for parameter in backbone.parameters():
         nn.init.zeros_(parameter)

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
-from detseg.interfaces import IMAGENET_MEAN, VOID, LabelPixels, Pixels, Placement, Resize, Size
+from detseg.interfaces import VOID, LabelPixels, Pixels, Placement, Resize, Size
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # importing it would ask a server for its newest version
 import albumentations as A
@@ -99,60 +99,47 @@ class Letterbox(Resize):
 @dataclass(frozen=True)
 class KeepAspect(Resize):
     """The aspect ratio kept and nothing lost: the shorter side becomes `shorter`, unless the longer one would exceed
-    `longer`. At the end, rows and columns of ImageNet's mean colour make each side a multiple of `divisor`.
+    `longer`.
 
-    What torchvision's detectors do (GeneralizedRCNNTransform, without antialias); with `antialias`, a divisor of 1 and
-    no limit to the longer side, what its segmenters are published with. Images come out in different sizes.
+    What torchvision's detectors do (GeneralizedRCNNTransform, without antialias; what it adds at the end is the
+    `divisor` of `Predictor`); with `antialias` and no limit to the longer side, what its segmenters are published with.
+    Images come out in different sizes.
     """
 
     fixed: ClassVar[bool] = False
     shorter: int
     longer: int
-    divisor: int = 32
     antialias: bool = False
 
     def __post_init__(self) -> None:
-        if not 1 <= self.shorter <= self.longer or self.divisor < 1:
-            raise ValueError(f"need 1 <= shorter <= longer and 1 <= divisor, got {self.shorter}, {self.longer} and "
-                             f"{self.divisor}")
+        if not 1 <= self.shorter <= self.longer:
+            raise ValueError(f"need 1 <= shorter <= longer, got {self.shorter} and {self.longer}")
 
     @property
     def size(self) -> Size:  # type: ignore[override]
         """What an image of 4:3 becomes, COCO's most frequent."""
-        return self._padded(self._inner((480, 640)))
+        return self._resized((480, 640))
 
     def place(self, original: Size) -> Placement:
         """At the top left, with the scales of the rounded sides."""
-        height, width = self._inner(original)
+        height, width = self._resized(original)
         return Placement(height / original[0], width / original[1], 0.0, 0.0)
 
     def apply(self, image: Pixels) -> NDArray[np.float32]:
-        """The image resized and padded, interpolated as in `Stretch`."""
-        inner = self._inner((image.shape[0], image.shape[1]))
-        padded = np.empty((*self._padded(inner), 3), dtype=np.float32)
-        padded[:] = 255 * np.asarray(IMAGENET_MEAN)
-        padded[: inner[0], : inner[1]] = _bilinear(image, inner, antialias=self.antialias)
-        return padded
+        """The image resized, interpolated as in `Stretch`."""
+        return _bilinear(image, self._resized((image.shape[0], image.shape[1])), antialias=self.antialias)
 
     def apply_rounded(self, image: Pixels) -> Pixels:
         """The same by OpenCV, never with antialias."""
-        inner = self._inner((image.shape[0], image.shape[1]))
-        padded = np.empty((*self._padded(inner), 3), dtype=np.uint8)
-        padded[:] = np.rint(255 * np.asarray(IMAGENET_MEAN))
-        padded[: inner[0], : inner[1]] = _bilinear_rounded(image, inner)
-        return padded
+        return _bilinear_rounded(image, self._resized((image.shape[0], image.shape[1])))
 
-    def _inner(self, original: Size) -> Size:
-        """The size of the image without what is added at the end, rounded down."""
+    def _resized(self, original: Size) -> Size:
+        """The size that an image comes to, rounded down."""
         wanted, given = min((self.shorter, min(original)), (self.longer, max(original)), key=lambda x: x[0] / x[1])
         # torchvision's segmenters come to the exact side that was asked for; its detectors, which multiply by a
         # rounded ratio, at times to one pixel less.
         sides = (side * wanted // given if self.antialias else int(side * (wanted / given)) for side in original)
         height, width = (max(1, side) for side in sides)
-        return height, width
-
-    def _padded(self, inner: Size) -> Size:
-        height, width = (-(-side // self.divisor) * self.divisor for side in inner)
         return height, width
 
 
