@@ -32,7 +32,6 @@ SIZE = (64, 96)
 CLASSES = Classes(names=("road", "sky", "car"), source_ids=(3, 5, 9))
 
 
-
 def _whole(backbone: Backbone, *, num_classes: int, **options: Any) -> Predictor:
     classes = Classes(names=tuple(map(str, range(num_classes))), source_ids=tuple(range(num_classes)))
     head = DeepLabV3(backbone.specs, num_classes, **options)

@@ -42,7 +42,6 @@ ANCHORS = GridAnchors(((16,), (32,), (64,)))
 TASK = Detection(score_threshold=0.05, iou_threshold=0.5, per_class=100, max_detections=20, candidates=100)
 
 
-
 def _head(**options: Any) -> FasterRCNN:
     """Small, for three classes, and saying something else of every place."""
     head = FasterRCNN(SPECS, 3, anchors=ANCHORS, **({"hidden": 16, "proposals": 30} | options))

@@ -20,7 +20,6 @@ CLASSES = Classes(names=("road", "sky", "car"), source_ids=(3, 5, 9))
 SPECS = {"c3.first": FeatureSpec(8, 8), "c5": FeatureSpec(8, 16)}
 
 
-
 def _small() -> Any:
     """Statistics and scores that differ, as those of a trained network do, and an auxiliary classifier."""
     backbone = mobilenet_v1(width=0.25, taps=("c2", "c3"))

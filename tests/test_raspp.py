@@ -30,7 +30,6 @@ SIZE = (97, 161)
 CLASSES = Classes(names=("road", "car", "sky"), source_ids=(7, 8, 9))
 
 
-
 class Row(NamedTuple):
     """A row of Table 7 of the MobileNetV3 paper: parameters in millions, multiply-adds at 1025 x 2049 in billions."""
 
@@ -153,6 +152,3 @@ def test_the_loss_takes_weights_and_hard_examples() -> None:
 def test_bad_arguments_are_explained() -> None:
     with pytest.raises(ValueError, match=re.escape('R-ASPP takes one tap, such as "c5", got c4, c5')):
         RASPP({"c4": FeatureSpec(8, 16), "c5": FeatureSpec(8, 32)}, 3)
-
-
-# ------------------------------------------------------------------------------------------ export

@@ -115,9 +115,8 @@ def load_weights(predictor: Predictor, source: str) -> Report:
     another shape; FileNotFoundError: neither a file nor a name; ConnectionError: no network.
     """
     state, classes, normalisation = _read(source)
-    own = dict(predictor.state_dict())
     if classes is not None:
-        title = "detseg checkpoint"
+        title, own = "detseg checkpoint", dict(predictor.state_dict())
         names = _own_names(state)
     else:
         kind = next((kind for kind in FORMATS if kind.matches(state)), None)
