@@ -10,19 +10,22 @@ Cost: 11,029,328 parameters, 3,851 of them the auxiliary classifier's; 10.44 B m
     python tools/train.py configs/deeplabv3_v3_large.py --data data/coco --weights mobilenet_v3_large
 """
 
-from dataclasses import replace
 
 from detseg.backbones.mobilenet_v3 import mobilenet_v3_large
-from detseg.config import Data, Experiment, SampleRun
+from detseg.config import Data, Experiment
+from detseg.data.augment import SegmentationAugment
+from detseg.data.layouts import read_labels
 from detseg.data.sample import generate_sample
-from detseg.data.segmentation import SegmentationDataset, read_labels
-from detseg.data.transforms import KeepAspect, SegmentationAugment
+from detseg.data.segmentation import SegmentationDataset
 from detseg.data.voc import VOC_21
-from detseg.interfaces import IMAGENET_MEAN, IMAGENET_STD, Classes, Resize
 from detseg.layers import Norm
+from detseg.metrics.mean_iou import MeanIoU
 from detseg.model import Predictor
-from detseg.optim import EMA, SGD, Poly
-from detseg.tasks import Segmentation
+from detseg.optim import SGD, Poly
+from detseg.recipes import segmenter_sample
+from detseg.resize import KeepAspect, Resize
+from detseg.structures import IMAGENET_MEAN, IMAGENET_STD, Classes
+from detseg.tasks.segmentation import Segmentation
 from heads.deeplabv3 import DeepLabV3
 
 
@@ -40,31 +43,17 @@ def augment(resize: Resize) -> SegmentationAugment:
     """Half to double the size at which it predicts, crops of 12/13 of that (480 of 520), mirror images."""
     shorter = min(resize.size)
     crop = shorter * 12 // 13
-    return SegmentationAugment((crop, crop), shorter=shorter, photometric=0.0)
-
-
-def sample_augment(resize: Resize) -> SegmentationAugment:
-    """Gentler, for a few hundred steps: 3/4 to 3/2 of the size, half of the crops around a rare class."""
-    return replace(augment(resize), scale=(0.75, 1.5), rare_classes=0.5)
+    return SegmentationAugment((crop, crop), resize.fill, shorter=shorter, photometric=0.0)
 
 
 experiment = Experiment(
     task=Segmentation(),
-    data=Data(read=read_labels, dataset=SegmentationDataset, generate=generate_sample),
+    data=Data(read=read_labels, dataset=SegmentationDataset, metric=MeanIoU, generate=generate_sample),
     model=model,
     classes=VOC_21,
     augment=augment,
     optimizer=SGD(lr=0.01, momentum=0.9, weight_decay=1e-6),
     schedule=Poly(epochs=30, power=0.9),
     batch_size=32,
-    sample=SampleRun(
-        model={"size": 208, "norm_momentum": 0.1},
-        augment=sample_augment,
-        optimizer=SGD(lr=0.1, momentum=0.9, weight_decay=4e-5),
-        schedule=Poly(epochs=24, power=0.9, warmup_steps=50),
-        batch_size=8,
-        ema=EMA(decay=0.99),
-        clip_norm=10.0,
-        validate_every=4,
-    ),
+    sample=segmenter_sample(augment, {"size": 208, "norm_momentum": 0.1}),
 )

@@ -10,18 +10,22 @@ Cost: 15,653,748 parameters; 5,954,712,960 multiply-adds at 320 x 426, and 7,885
     python tools/train.py configs/fasterrcnn_v4_conv_medium_fpn.py --data data/coco
 """
 
-from detseg.anchors import GridAnchors
 from detseg.backbones.mobilenet_v4 import mobilenet_v4_conv_medium
-from detseg.config import Data, Experiment, SampleRun
+from detseg.config import Data, Experiment
+from detseg.data.augment import SSDAugment
 from detseg.data.coco import COCO_80
-from detseg.data.detection import DetectionDataset, read_boxes
+from detseg.data.detection import DetectionDataset
+from detseg.data.layouts import read_boxes
 from detseg.data.sample import generate_sample
-from detseg.data.transforms import KeepAspect, SSDAugment
-from detseg.interfaces import IMAGENET_MEAN, IMAGENET_STD, Classes, Resize
+from detseg.metrics.coco_ap import CocoAP
 from detseg.model import Predictor
 from detseg.necks import FPN
-from detseg.optim import SGD, Cosine, Steps
-from detseg.tasks import Detection
+from detseg.ops.anchors import GridAnchors
+from detseg.optim import SGD, Steps
+from detseg.recipes import faster_rcnn_sample
+from detseg.resize import KeepAspect, Resize
+from detseg.structures import IMAGENET_MEAN, IMAGENET_STD, Classes
+from detseg.tasks.detection import Detection
 from heads.faster_rcnn import FasterRCNN
 
 
@@ -36,7 +40,7 @@ def model(
         neck.specs, len(classes), anchors=anchors, proposals=proposals, region_samples=region_samples,
         hidden=round(1024 * width))
     return Predictor(backbone, head, classes=classes, resize=KeepAspect(size, 2 * size),
-                     mean=IMAGENET_MEAN, std=IMAGENET_STD, neck=neck, divisor=32)
+                     mean=IMAGENET_MEAN, std=IMAGENET_STD, neck=neck, size_divisor=32)
 
 
 def augment(resize: Resize) -> SSDAugment:
@@ -46,7 +50,7 @@ def augment(resize: Resize) -> SSDAugment:
 
 experiment = Experiment(
     task=Detection(score_threshold=0.05, iou_threshold=0.5, per_class=1000, max_detections=100),
-    data=Data(read=read_boxes, dataset=DetectionDataset, generate=generate_sample),
+    data=Data(read=read_boxes, dataset=DetectionDataset, metric=CocoAP, generate=generate_sample),
     model=model,
     classes=COCO_80,
     augment=augment,
@@ -54,11 +58,5 @@ experiment = Experiment(
     schedule=Steps(epochs=26, milestones=(16, 22), warmup_steps=1000, warmup_start=0.001),
     batch_size=16,
     clip_norm=10.0,
-    sample=SampleRun(
-        model={"size": 224, "width": 0.5, "region_samples": 128},
-        optimizer=SGD(lr=0.02, momentum=0.9, weight_decay=1e-4),
-        schedule=Cosine(epochs=24, warmup_steps=100),
-        batch_size=8,
-        validate_every=4,
-    ),
+    sample=faster_rcnn_sample(),
 )

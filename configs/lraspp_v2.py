@@ -11,18 +11,21 @@ Cost: 987,174 parameters, 12,319,539,200 multiply-adds at 1024 x 2048.
     torchrun --nproc_per_node 8 tools/train.py configs/lraspp_v2.py --data data/cityscapes
 """
 
-from dataclasses import replace
 
 from detseg.backbones.mobilenet_v2 import mobilenet_v2
-from detseg.config import Data, Experiment, SampleRun
+from detseg.config import Data, Experiment
+from detseg.data.augment import SegmentationAugment
 from detseg.data.cityscapes import CITYSCAPES
+from detseg.data.layouts import read_labels
 from detseg.data.sample import generate_sample
-from detseg.data.segmentation import SegmentationDataset, read_labels
-from detseg.data.transforms import Letterbox, SegmentationAugment
-from detseg.interfaces import IMAGENET_MEAN, IMAGENET_STD, Classes, Resize
+from detseg.data.segmentation import SegmentationDataset
+from detseg.metrics.mean_iou import MeanIoU
 from detseg.model import Predictor
 from detseg.optim import EMA, SGD, Poly
-from detseg.tasks import Segmentation
+from detseg.recipes import segmenter_sample
+from detseg.resize import Letterbox, Resize
+from detseg.structures import IMAGENET_MEAN, IMAGENET_STD, Classes
+from detseg.tasks.segmentation import Segmentation
 from heads.lraspp import LRASPP
 
 
@@ -42,17 +45,13 @@ def model(
 def augment(resize: Resize) -> SegmentationAugment:
     """Half to double size, square crops of 3/4 of the height (768 for TensorFlow's 769), colours, mirror images."""
     side = resize.size[0] * 3 // 4
-    return SegmentationAugment((side, side), shorter=resize.size[0])
-
-
-def sample_augment(resize: Resize) -> SegmentationAugment:
-    """Gentler, for a few hundred steps: 3/4 to 3/2 of the size, no colours, half of the crops around a rare class."""
-    return replace(augment(resize), scale=(0.75, 1.5), photometric=0.0, rare_classes=0.5)
+    return SegmentationAugment((side, side), resize.fill, shorter=resize.size[0])
 
 
 experiment = Experiment(
     task=Segmentation(),
-    data=Data(read=read_labels, dataset=SegmentationDataset, generate=generate_sample, folder="data/cityscapes"),
+    data=Data(read=read_labels, dataset=SegmentationDataset, metric=MeanIoU,
+              generate=generate_sample, folder="data/cityscapes"),
     model=model,
     classes=CITYSCAPES,
     augment=augment,
@@ -61,14 +60,5 @@ experiment = Experiment(
     batch_size=16,
     ema=EMA(decay=0.9998),
     validate_every=10,
-    sample=SampleRun(
-        model={"size": 256},
-        augment=sample_augment,
-        optimizer=SGD(lr=0.1, momentum=0.9, weight_decay=4e-5),
-        schedule=Poly(epochs=24, power=0.9, warmup_steps=50),
-        batch_size=8,
-        ema=EMA(decay=0.99),
-        clip_norm=10.0,
-        validate_every=4,
-    ),
+    sample=segmenter_sample(augment, {"size": 256}),
 )

@@ -8,19 +8,21 @@ Paper of the network: Howard et al. 2019, arXiv 1905.02244. Expected mIoU: see b
     python tools/train.py configs/lraspp_v2_camvid.py --data data/camvid --weights mobilenet_v2
 """
 
-from dataclasses import replace
 from functools import partial
 
 from detseg.backbones.mobilenet_v2 import mobilenet_v2
-from detseg.config import Data, Experiment, SampleRun
+from detseg.config import Data, Experiment
+from detseg.data.augment import SegmentationAugment
 from detseg.data.masks import CAMVID, CAMVID_VOID, read_masks
 from detseg.data.sample import generate_sample
 from detseg.data.segmentation import SegmentationDataset
-from detseg.data.transforms import Letterbox, SegmentationAugment
-from detseg.interfaces import IMAGENET_MEAN, IMAGENET_STD, Classes, Resize
+from detseg.metrics.mean_iou import MeanIoU
 from detseg.model import Predictor
 from detseg.optim import EMA, SGD, Poly
-from detseg.tasks import Segmentation
+from detseg.recipes import segmenter_sample
+from detseg.resize import Letterbox, Resize
+from detseg.structures import IMAGENET_MEAN, IMAGENET_STD, Classes
+from detseg.tasks.segmentation import Segmentation
 from heads.lraspp import LRASPP
 
 CLASS_WEIGHTS = (0.88, 0.75, 3.63, 0.64, 1.70, 1.15, 3.32, 3.39, 1.49, 4.50, 6.66)
@@ -39,17 +41,12 @@ def model(classes: Classes, *, width: float = 1.0, size: int = 360, output_strid
 def augment(resize: Resize) -> SegmentationAugment:
     """Half to double size, square crops of 8/9 of the height (320 of 360), colours, mirror images."""
     side = resize.size[0] * 8 // 9
-    return SegmentationAugment((side, side), shorter=resize.size[0], rare_classes=0.5)
-
-
-def sample_augment(resize: Resize) -> SegmentationAugment:
-    """Gentler, for a few hundred steps: 3/4 to 3/2 of the size, no colours."""
-    return replace(augment(resize), scale=(0.75, 1.5), photometric=0.0)
+    return SegmentationAugment((side, side), resize.fill, shorter=resize.size[0], rare_classes=0.5)
 
 
 experiment = Experiment(
     task=Segmentation(),
-    data=Data(read=partial(read_masks, classes=CAMVID, void=CAMVID_VOID), dataset=SegmentationDataset,
+    data=Data(read=partial(read_masks, classes=CAMVID, void=CAMVID_VOID), dataset=SegmentationDataset, metric=MeanIoU,
               generate=generate_sample, folder="data/camvid"),
     model=model,
     classes=CAMVID,
@@ -60,12 +57,5 @@ experiment = Experiment(
     ema=EMA(decay=0.98),
     clip_norm=10.0,
     validate_every=3,
-    sample=SampleRun(
-        model={"size": 240},
-        augment=sample_augment,
-        optimizer=SGD(lr=0.1, momentum=0.9, weight_decay=4e-5),
-        schedule=Poly(epochs=24, power=0.9, warmup_steps=50),
-        batch_size=8,
-        validate_every=4,
-    ),
+    sample=segmenter_sample(augment, {"size": 240}),
 )

@@ -15,15 +15,19 @@ Cost: 3,284,547 parameters, 68,999,323,520 multiply-adds at 1024 x 2048.
 from dataclasses import replace
 
 from detseg.backbones.mobilenet_v3 import mobilenet_v3_large
-from detseg.config import Data, Experiment, SampleRun
+from detseg.config import Data, Experiment
+from detseg.data.augment import SegmentationAugment
 from detseg.data.cityscapes import CITYSCAPES
+from detseg.data.layouts import read_labels
 from detseg.data.sample import generate_sample
-from detseg.data.segmentation import SegmentationDataset, read_labels
-from detseg.data.transforms import Letterbox, SegmentationAugment
-from detseg.interfaces import IMAGENET_MEAN, IMAGENET_STD, Classes, Resize
+from detseg.data.segmentation import SegmentationDataset
+from detseg.metrics.mean_iou import MeanIoU
 from detseg.model import Predictor
-from detseg.optim import EMA, SGD, Poly
-from detseg.tasks import Segmentation
+from detseg.optim import SGD, Poly
+from detseg.recipes import segmenter_sample
+from detseg.resize import Letterbox, Resize
+from detseg.structures import IMAGENET_MEAN, IMAGENET_STD, Classes
+from detseg.tasks.segmentation import Segmentation
 from heads.lraspp_openmmlab import NORM, OpenMMLabLRASPP
 
 
@@ -40,19 +44,19 @@ def augment(resize: Resize) -> SegmentationAugment:
     """Half to double size, crops of half the sides (512 x 1024) of which no class fills more than 3/4, colours,
     mirror images."""
     height, width = resize.size
-    return SegmentationAugment((height // 2, width // 2), shorter=height, most_of_one_class=0.75)
+    return SegmentationAugment((height // 2, width // 2), resize.fill, shorter=height, most_of_one_class=0.75)
 
 
 def sample_augment(resize: Resize) -> SegmentationAugment:
-    """Gentler, for a few hundred steps: 3/4 to 3/2 of the size, square crops, no colours, half of them around a rare
-    class."""
+    """Square crops of 3/4 of the height: what is generated is small."""
     side = resize.size[0] * 3 // 4
-    return replace(augment(resize), crop=(side, side), scale=(0.75, 1.5), photometric=0.0, rare_classes=0.5)
+    return replace(augment(resize), crop=(side, side))
 
 
 experiment = Experiment(
     task=Segmentation(),
-    data=Data(read=read_labels, dataset=SegmentationDataset, generate=generate_sample, folder="data/cityscapes"),
+    data=Data(read=read_labels, dataset=SegmentationDataset, metric=MeanIoU,
+              generate=generate_sample, folder="data/cityscapes"),
     model=model,
     classes=CITYSCAPES,
     augment=augment,
@@ -61,14 +65,5 @@ experiment = Experiment(
     batch_size=16,
     ema=None,
     validate_every=50,
-    sample=SampleRun(
-        model={"size": 192},
-        augment=sample_augment,
-        optimizer=SGD(lr=0.1, momentum=0.9, weight_decay=4e-5),
-        schedule=Poly(epochs=24, power=0.9, warmup_steps=50),
-        batch_size=8,
-        ema=EMA(decay=0.99),
-        clip_norm=10.0,
-        validate_every=4,
-    ),
+    sample=segmenter_sample(sample_augment, {"size": 192}),
 )

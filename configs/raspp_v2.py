@@ -14,15 +14,19 @@ Cost: 2,113,557 parameters, 2,740,709,056 multiply-adds at 513 x 513.
 from dataclasses import replace
 
 from detseg.backbones.mobilenet_v2 import mobilenet_v2
-from detseg.config import Data, Experiment, SampleRun
+from detseg.config import Data, Experiment
+from detseg.data.augment import SegmentationAugment
+from detseg.data.layouts import read_labels
 from detseg.data.sample import generate_sample
-from detseg.data.segmentation import SegmentationDataset, read_labels
-from detseg.data.transforms import Letterbox, SegmentationAugment
+from detseg.data.segmentation import SegmentationDataset
 from detseg.data.voc import VOC_21
-from detseg.interfaces import IMAGENET_MEAN, IMAGENET_STD, Classes, Resize
+from detseg.metrics.mean_iou import MeanIoU
 from detseg.model import Predictor
-from detseg.optim import EMA, SGD, Poly
-from detseg.tasks import Segmentation
+from detseg.optim import SGD, Poly
+from detseg.recipes import segmenter_sample
+from detseg.resize import Letterbox, Resize
+from detseg.structures import IMAGENET_MEAN, IMAGENET_STD, Classes
+from detseg.tasks.segmentation import Segmentation
 from heads.raspp import RASPP
 
 
@@ -33,37 +37,30 @@ def model(
     backbone = mobilenet_v2(width=width, taps=("c5.bottleneck",), output_stride=output_stride)
     head = RASPP(backbone.specs, len(classes), filters=filters)
     # Bars of TensorFlow's grey, which its weights take for nothing: 0 in -1..1.
-    return Predictor(backbone, head, classes=classes, resize=Letterbox((size, size), fill=127), mean=IMAGENET_MEAN,
-                     std=IMAGENET_STD)
+    return Predictor(
+        backbone, head, classes=classes, resize=Letterbox((size, size), fill=(127, 127, 127)), mean=IMAGENET_MEAN,
+        std=IMAGENET_STD)
 
 
 def augment(resize: Resize) -> SegmentationAugment:
     """Half to double size, crops of the network's size, mirror images."""
-    return SegmentationAugment(resize.size, photometric=0.0)
+    return SegmentationAugment(resize.size, resize.fill, photometric=0.0)
 
 
 def sample_augment(resize: Resize) -> SegmentationAugment:
-    """Gentler, for a few hundred steps: 3/4 to 3/2 of the usual size, half of the crops around a rare class."""
-    return replace(augment(resize), shorter=resize.size[0] * 3 // 4, scale=(0.75, 1.5), rare_classes=0.5)
+    """Of images at 3/4 of the network's size."""
+    return replace(augment(resize), shorter=resize.size[0] * 3 // 4)
 
 
 experiment = Experiment(
     task=Segmentation(),
-    data=Data(read=read_labels, dataset=SegmentationDataset, generate=generate_sample, folder="data/voc"),
+    data=Data(read=read_labels, dataset=SegmentationDataset, metric=MeanIoU,
+              generate=generate_sample, folder="data/voc"),
     model=model,
     classes=VOC_21,
     augment=augment,
     optimizer=SGD(lr=0.007, momentum=0.9, weight_decay=4e-5),
     schedule=Poly(epochs=45, power=0.9),
     batch_size=16,
-    sample=SampleRun(
-        model={"size": 257},
-        augment=sample_augment,
-        optimizer=SGD(lr=0.1, momentum=0.9, weight_decay=4e-5),
-        schedule=Poly(epochs=24, power=0.9, warmup_steps=50),
-        batch_size=8,
-        ema=EMA(decay=0.99),
-        clip_norm=10.0,
-        validate_every=4,
-    ),
+    sample=segmenter_sample(sample_augment, {"size": 257}),
 )

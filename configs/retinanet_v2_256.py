@@ -4,25 +4,28 @@ Backbone: Sandler et al. 2018, arXiv 1801.04381. Wiring and recipe: coco_mobilen
 official/vision (23.5 AP on val2017; 2.27 M parameters with BatchNorm's statistics): 600 epochs, a rate of 0.32 for
 batches of 256, a tenth of it from epoch 570 and a hundredth from 590, random scale and mirror image. Ours: the average
 of the weights, BatchNorms that are not decayed, and SSD's crop in the place of a plain one.
-Input: ImageNet's mean and deviation, so that torchvision's ImageNet weights fit (--weights mobilenet_v2).
+Input: ImageNet's mean and std, so that torchvision's ImageNet weights fit (--weights mobilenet_v2).
 Cost: 2,223,639 parameters, 742,691,840 multiply-adds at 256 x 256.
 
     python tools/train.py configs/retinanet_v2_256.py --data data/coco
 """
 
-from detseg.anchors import GridAnchors
 from detseg.backbones.mobilenet_v2 import mobilenet_v2
 from detseg.config import Data, Experiment, SampleRun
+from detseg.data.augment import SSDAugment
 from detseg.data.coco import COCO_90
-from detseg.data.detection import DetectionDataset, read_boxes
+from detseg.data.detection import DetectionDataset
+from detseg.data.layouts import read_boxes
 from detseg.data.sample import generate_sample
-from detseg.data.transforms import Letterbox, SSDAugment
-from detseg.interfaces import IMAGENET_MEAN, IMAGENET_STD, Classes, Resize
 from detseg.layers import Norm
+from detseg.metrics.coco_ap import CocoAP
 from detseg.model import Predictor
 from detseg.necks import SeparableFPN
+from detseg.ops.anchors import GridAnchors
 from detseg.optim import EMA, SGD, Cosine, Steps
-from detseg.tasks import Detection
+from detseg.resize import Letterbox, Resize
+from detseg.structures import IMAGENET_MEAN, IMAGENET_STD, Classes
+from detseg.tasks.detection import Detection
 from heads.retinanet import RetinaNet
 
 HEAD_NORM = Norm(momentum=0.1, eps=1e-3)
@@ -51,7 +54,7 @@ def augment(resize: Resize) -> SSDAugment:
 
 experiment = Experiment(
     task=Detection(score_threshold=0.05, iou_threshold=0.5, per_class=1000, max_detections=100),
-    data=Data(read=read_boxes, dataset=DetectionDataset, generate=generate_sample),
+    data=Data(read=read_boxes, dataset=DetectionDataset, metric=CocoAP, generate=generate_sample),
     model=model,
     classes=COCO_90,
     augment=augment,

@@ -5,25 +5,29 @@ with BatchNorm's statistics and the backbone's unused classifier. Wiring: Tensor
 Recipe: the paper's 600 epochs, cosine after 24 epochs of warm-up, stochastic depth 0.2 (here growing to it). Its rate
 for batches of 2,048 is not printed: 0.001 at 256 is ours, to be multiplied by the root of what the batch is by.
 AdamW stands for Adam with an l2 loss of 3e-5; colours, zoom-out and SSD's crop for RandAugment and random scales.
-Input: ImageNet's mean and deviation, as timm's mobilenetv4_conv_medium expects, whose weights fit (--weights FILE).
+Input: ImageNet's mean and std, as timm's mobilenetv4_conv_medium expects, whose weights fit (--weights FILE).
 Cost: 8,216,343 parameters, 5,029,737,984 multiply-adds at 384 x 384.
 
     torchrun --nproc_per_node 8 tools/train.py configs/retinanet_v4_conv_medium.py --data data/coco --weights FILE
 """
 
-from detseg.anchors import GridAnchors
 from detseg.backbones.mobilenet_v4 import mobilenet_v4_conv_medium
-from detseg.config import Data, Experiment, SampleRun
+from detseg.config import Data, Experiment
+from detseg.data.augment import SSDAugment
 from detseg.data.coco import COCO_90
-from detseg.data.detection import DetectionDataset, read_boxes
+from detseg.data.detection import DetectionDataset
+from detseg.data.layouts import read_boxes
 from detseg.data.sample import generate_sample
-from detseg.data.transforms import Letterbox, SSDAugment
-from detseg.interfaces import IMAGENET_MEAN, IMAGENET_STD, Classes
 from detseg.layers import Norm
+from detseg.metrics.coco_ap import CocoAP
 from detseg.model import Predictor
 from detseg.necks import SeparableFPN
+from detseg.ops.anchors import GridAnchors
 from detseg.optim import EMA, AdamW, Cosine
-from detseg.tasks import Detection
+from detseg.recipes import retinanet_sample
+from detseg.resize import Letterbox
+from detseg.structures import IMAGENET_MEAN, IMAGENET_STD, Classes
+from detseg.tasks.detection import Detection
 from heads.retinanet import RetinaNet
 
 HEAD_NORM = Norm(momentum=0.1, eps=1e-3)
@@ -47,7 +51,7 @@ def model(classes: Classes, *, width: float = 1.0, size: int = 384, channels: in
 
 experiment = Experiment(
     task=Detection(score_threshold=0.05, iou_threshold=0.5, per_class=1000, max_detections=100),
-    data=Data(read=read_boxes, dataset=DetectionDataset, generate=generate_sample),
+    data=Data(read=read_boxes, dataset=DetectionDataset, metric=CocoAP, generate=generate_sample),
     model=model,
     classes=COCO_90,
     augment=SSDAugment,
@@ -56,13 +60,5 @@ experiment = Experiment(
     batch_size=256,
     ema=EMA(decay=0.9998),
     validate_every=10,
-    sample=SampleRun(
-        model={"size": 256, "channels": 64},
-        optimizer=AdamW(lr=0.002, weight_decay=0.05, decay_norms=False),
-        schedule=Cosine(epochs=24, warmup_steps=50),
-        batch_size=16,
-        ema=EMA(decay=0.99),
-        clip_norm=10.0,
-        validate_every=4,
-    ),
+    sample=retinanet_sample({"size": 256, "channels": 64}),
 )

@@ -8,17 +8,20 @@ Paper of the network: Sandler et al. 2018, arXiv 1801.04381. Expected AP: see be
     python tools/train.py configs/ssdlite_v2_bccd.py --data DIR --weights mobilenet_v2
 """
 
-from detseg.anchors import SSDAnchors
 from detseg.backbones.mobilenet_v2 import mobilenet_v2
 from detseg.config import Data, Experiment
-from detseg.data.detection import DetectionDataset, read_boxes
+from detseg.data.augment import SSDAugment
+from detseg.data.detection import DetectionDataset
+from detseg.data.layouts import read_boxes
 from detseg.data.sample import generate_sample
-from detseg.data.transforms import SSDAugment, Stretch
-from detseg.interfaces import IMAGENET_MEAN, IMAGENET_STD, Classes, Resize
 from detseg.layers import Norm
+from detseg.metrics.coco_ap import CocoAP
 from detseg.model import Predictor
+from detseg.ops.anchors import SSDAnchors
 from detseg.optim import EMA, SGD, Cosine
-from detseg.tasks import Detection
+from detseg.resize import Resize, Stretch
+from detseg.structures import IMAGENET_MEAN, IMAGENET_STD, Classes
+from detseg.tasks.detection import Detection
 from heads.ssdlite import SSDLite
 
 HEAD_NORM = Norm(momentum=0.1, eps=1e-3)
@@ -42,7 +45,7 @@ def augment(resize: Resize) -> SSDAugment:
 
 experiment = Experiment(
     task=Detection(score_threshold=0.001, iou_threshold=0.5, per_class=100, max_detections=100),
-    data=Data(read=read_boxes, dataset=DetectionDataset, generate=generate_sample),
+    data=Data(read=read_boxes, dataset=DetectionDataset, metric=CocoAP, generate=generate_sample),
     model=model,
     classes=Classes(("Platelets", "RBC", "WBC"), (1, 2, 3)),
     augment=augment,

@@ -3,23 +3,27 @@
 Paper: Sandler et al. 2018, arXiv 1801.04381. Wiring and recipe: mmdetection's ssdlite_mobilenetv2-scratch_8xb24-600e,
 whose weights reach 21.3 AP on val2017. What differs from the paper's, which is ssdlite_v2.py: the first map is the
 96-channel block output and not the 576-channel expansion, every map has six anchors, in sizes of their own.
-Its predictors begin with weights of deviation 0.001, here 0.03; it leaves images without objects out of training.
+Its predictors begin with weights of std 0.001, here 0.03; it leaves images without objects out of training.
 Cost: 4,228,788 parameters, 746,206,144 multiply-adds at 320 x 320.
 
     python tools/train.py configs/ssdlite_v2_openmmlab.py --data data/coco
 """
 
-from detseg.anchors import SSDAnchors
 from detseg.backbones.mobilenet_v2 import mobilenet_v2
-from detseg.config import Data, Experiment, SampleRun
+from detseg.config import Data, Experiment
+from detseg.data.augment import SSDAugment
 from detseg.data.coco import COCO_80
-from detseg.data.detection import DetectionDataset, read_boxes
+from detseg.data.detection import DetectionDataset
+from detseg.data.layouts import read_boxes
 from detseg.data.sample import generate_sample
-from detseg.data.transforms import SSDAugment, Stretch
-from detseg.interfaces import IMAGENET_MEAN, IMAGENET_STD, Classes
+from detseg.metrics.coco_ap import CocoAP
 from detseg.model import Predictor
-from detseg.optim import EMA, SGD, Cosine
-from detseg.tasks import Detection
+from detseg.ops.anchors import SSDAnchors
+from detseg.optim import SGD, Cosine
+from detseg.recipes import ssd_sample
+from detseg.resize import Stretch
+from detseg.structures import IMAGENET_MEAN, IMAGENET_STD, Classes
+from detseg.tasks.detection import Detection
 from heads.ssdlite import NORM, SSDLite
 
 ANCHORS = SSDAnchors(
@@ -38,7 +42,7 @@ def model(classes: Classes, *, width: float = 1.0, size: int = 320) -> Predictor
 
 experiment = Experiment(
     task=Detection(score_threshold=0.02, iou_threshold=0.45, per_class=1000, max_detections=200),
-    data=Data(read=read_boxes, dataset=DetectionDataset, generate=generate_sample),
+    data=Data(read=read_boxes, dataset=DetectionDataset, metric=CocoAP, generate=generate_sample),
     model=model,
     classes=COCO_80,
     augment=SSDAugment,
@@ -47,13 +51,5 @@ experiment = Experiment(
     batch_size=192,
     ema=None,
     validate_every=25,
-    sample=SampleRun(
-        model={"size": 224},
-        optimizer=SGD(lr=0.05, momentum=0.9, weight_decay=4e-5),
-        schedule=Cosine(epochs=32, warmup_steps=100),
-        batch_size=16,
-        ema=EMA(decay=0.99),
-        clip_norm=10.0,
-        validate_every=4,
-    ),
+    sample=ssd_sample(),
 )

@@ -10,17 +10,21 @@ Cost: 3,440,060 parameters, 583,171,904 multiply-adds at 320 x 320.
     torchrun --nproc_per_node 8 tools/train.py configs/ssdlite_v3_large.py --data data/coco
 """
 
-from detseg.anchors import SSDAnchors
 from detseg.backbones.mobilenet_v3 import mobilenet_v3_large
-from detseg.config import Data, Experiment, SampleRun
+from detseg.config import Data, Experiment
+from detseg.data.augment import SSDAugment
 from detseg.data.coco import COCO_90
-from detseg.data.detection import DetectionDataset, read_boxes
+from detseg.data.detection import DetectionDataset
+from detseg.data.layouts import read_boxes
 from detseg.data.sample import generate_sample
-from detseg.data.transforms import SSDAugment, Stretch
-from detseg.interfaces import Classes, Resize
+from detseg.metrics.coco_ap import CocoAP
 from detseg.model import Predictor
+from detseg.ops.anchors import SSDAnchors
 from detseg.optim import EMA, SGD, Cosine
-from detseg.tasks import Detection
+from detseg.recipes import ssd_sample
+from detseg.resize import Resize, Stretch
+from detseg.structures import Classes
+from detseg.tasks.detection import Detection
 from heads.ssdlite import NORM, SSDLite
 
 
@@ -40,7 +44,7 @@ def augment(resize: Resize) -> SSDAugment:
 
 experiment = Experiment(
     task=Detection(score_threshold=0.001, iou_threshold=0.55, max_detections=300),
-    data=Data(read=read_boxes, dataset=DetectionDataset, generate=generate_sample),
+    data=Data(read=read_boxes, dataset=DetectionDataset, metric=CocoAP, generate=generate_sample),
     model=model,
     classes=COCO_90,
     augment=augment,
@@ -49,13 +53,5 @@ experiment = Experiment(
     batch_size=192,
     ema=EMA(decay=0.9998),
     validate_every=10,
-    sample=SampleRun(
-        model={"size": 224},
-        optimizer=SGD(lr=0.05, momentum=0.9, weight_decay=4e-5),
-        schedule=Cosine(epochs=32, warmup_steps=100),
-        batch_size=16,
-        ema=EMA(decay=0.99),
-        clip_norm=10.0,
-        validate_every=4,
-    ),
+    sample=ssd_sample(),
 )

@@ -9,17 +9,21 @@ Cost: 1,785,743 parameters, 162,303,424 multiply-adds at 320 x 320.
     python tools/train.py configs/ssdlite_v3_small.py --data data/coco
 """
 
-from detseg.anchors import SSDAnchors
 from detseg.backbones.mobilenet_v3 import mobilenet_v3_small
-from detseg.config import Data, Experiment, SampleRun
+from detseg.config import Data, Experiment
+from detseg.data.augment import SSDAugment
 from detseg.data.coco import COCO_90
-from detseg.data.detection import DetectionDataset, read_boxes
+from detseg.data.detection import DetectionDataset
+from detseg.data.layouts import read_boxes
 from detseg.data.sample import generate_sample
-from detseg.data.transforms import SSDAugment, Stretch
-from detseg.interfaces import Classes, Resize
+from detseg.metrics.coco_ap import CocoAP
 from detseg.model import Predictor
+from detseg.ops.anchors import SSDAnchors
 from detseg.optim import EMA, SGD, Cosine
-from detseg.tasks import Detection
+from detseg.recipes import ssd_sample
+from detseg.resize import Resize, Stretch
+from detseg.structures import Classes
+from detseg.tasks.detection import Detection
 from heads.ssdlite import NORM, SSDLite
 
 
@@ -41,7 +45,7 @@ def augment(resize: Resize) -> SSDAugment:
 
 experiment = Experiment(
     task=Detection(score_threshold=1e-4, iou_threshold=0.6, per_class=100, max_detections=100),
-    data=Data(read=read_boxes, dataset=DetectionDataset, generate=generate_sample),
+    data=Data(read=read_boxes, dataset=DetectionDataset, metric=CocoAP, generate=generate_sample),
     model=model,
     classes=COCO_90,
     augment=augment,
@@ -51,13 +55,5 @@ experiment = Experiment(
     ema=EMA(decay=0.9998),
     clip_norm=10.0,
     validate_every=50,
-    sample=SampleRun(
-        model={"size": 224},
-        optimizer=SGD(lr=0.05, momentum=0.9, weight_decay=4e-5),
-        schedule=Cosine(epochs=32, warmup_steps=100),
-        batch_size=16,
-        ema=EMA(decay=0.99),
-        clip_norm=10.0,
-        validate_every=4,
-    ),
+    sample=ssd_sample(),
 )

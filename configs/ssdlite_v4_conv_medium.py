@@ -2,24 +2,28 @@
 
 Paper of the backbone: Qin et al. 2024, arXiv 2404.10518. Nobody has published an AP of SSDLite on it; the paper's own
 detector is RetinaNet. Recipe: that of ssdlite_v2.py, with the stochastic depth of the paper's ImageNet training.
-Input: ImageNet's mean and deviation, as timm's mobilenetv4_conv_medium expects, whose weights fit (--weights FILE).
+Input: ImageNet's mean and std, as timm's mobilenetv4_conv_medium expects, whose weights fit (--weights FILE).
 Cost: 9,170,501 parameters, 1,878,423,744 multiply-adds at 320 x 320.
 
     python tools/train.py configs/ssdlite_v4_conv_medium.py --data data/coco
 """
 
-from detseg.anchors import SSDAnchors
 from detseg.backbones.mobilenet_v4 import mobilenet_v4_conv_medium
-from detseg.config import Data, Experiment, SampleRun
+from detseg.config import Data, Experiment
+from detseg.data.augment import SSDAugment
 from detseg.data.coco import COCO_80
-from detseg.data.detection import DetectionDataset, read_boxes
+from detseg.data.detection import DetectionDataset
+from detseg.data.layouts import read_boxes
 from detseg.data.sample import generate_sample
-from detseg.data.transforms import SSDAugment, Stretch
-from detseg.interfaces import IMAGENET_MEAN, IMAGENET_STD, Classes
 from detseg.layers import Norm
+from detseg.metrics.coco_ap import CocoAP
 from detseg.model import Predictor
+from detseg.ops.anchors import SSDAnchors
 from detseg.optim import EMA, SGD, Cosine
-from detseg.tasks import Detection
+from detseg.recipes import ssd_sample
+from detseg.resize import Stretch
+from detseg.structures import IMAGENET_MEAN, IMAGENET_STD, Classes
+from detseg.tasks.detection import Detection
 from heads.ssdlite import SSDLite
 
 HEAD_NORM = Norm(momentum=0.1, eps=1e-3)
@@ -38,7 +42,7 @@ def model(classes: Classes, *, width: float = 1.0, size: int = 320) -> Predictor
 
 experiment = Experiment(
     task=Detection(score_threshold=0.001, iou_threshold=0.6, per_class=100, max_detections=100),
-    data=Data(read=read_boxes, dataset=DetectionDataset, generate=generate_sample),
+    data=Data(read=read_boxes, dataset=DetectionDataset, metric=CocoAP, generate=generate_sample),
     model=model,
     classes=COCO_80,
     augment=SSDAugment,
@@ -47,13 +51,5 @@ experiment = Experiment(
     batch_size=192,
     ema=EMA(decay=0.9998),
     validate_every=10,
-    sample=SampleRun(
-        model={"size": 224},
-        optimizer=SGD(lr=0.05, momentum=0.9, weight_decay=4e-5),
-        schedule=Cosine(epochs=32, warmup_steps=100),
-        batch_size=16,
-        ema=EMA(decay=0.99),
-        clip_norm=10.0,
-        validate_every=4,
-    ),
+    sample=ssd_sample(),
 )

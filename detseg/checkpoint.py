@@ -1,10 +1,13 @@
-"""Checkpoints: written whole or not at all, and read without running anything that is in the file.
+"""Checkpoints: written atomically, and read without running anything that is in the file.
 
-A checkpoint holds tensors and plain values only, so `torch.load(weights_only=True)` reads it.
+A checkpoint holds tensors and plain values only, so `torch.load(weights_only=True)` reads it. It knows what it is: it
+carries the text of its config and a fingerprint of what gives the tensors their meaning.
 """
 
 from __future__ import annotations
 
+import ast
+import difflib
 import io
 import pickle
 import re
@@ -17,33 +20,43 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from detseg.files import whole_file
-from detseg.interfaces import Classes
+from detseg.atomic import atomic_write
+from detseg.fingerprint import differences
 from detseg.settings import Value
+from detseg.structures import Classes
 
-FORMAT = 1
+FORMAT = 2
+"""1 had neither config_text nor fingerprint, and other names in Faster R-CNN."""
+_RENAMED = re.compile(r"^((?:module\.)?head\.)((?:hidden\.\d|score|box)\.(?:weight|bias))$")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
     """A run between two steps: everything that the next step depends on, and what the weights mean.
 
-    step: optimiser steps done, of `total_steps`. ema: the state of the AveragedModel, None without averaging.
-    numbers: of the last validation, which came after `validated` steps (0: none yet). best: "step" and "value" of the
-    best validation, empty before the first. settings: every value of the config by its dotted name.
     """
 
     step: int
+    """Optimiser steps done."""
     total_steps: int
     model: dict[str, Tensor]
     ema: dict[str, Tensor] | None
+    """The state of the AveragedModel, None without averaging."""
     optimizer: dict[str, Any]
     validated: int
+    """The steps after which `numbers` were measured; 0: not yet."""
     numbers: dict[str, float]
+    """Of the last validation."""
     best: dict[str, float]
+    """"step" and "value" of the best validation, empty before the first."""
     classes: Classes
     settings: dict[str, Value]
+    """Every value of the config by its dotted name."""
     versions: dict[str, str]
+    config_text: str | None = None
+    """The config file's; None in files of older versions."""
+    fingerprint: dict[str, str] | None = None
+    """See `detseg.fingerprint`; None in files of older versions."""
 
     @property
     def weights(self) -> dict[str, Tensor]:
@@ -52,7 +65,7 @@ class Checkpoint:
 
 
 def save(path: Path, checkpoint: Checkpoint) -> None:
-    """Writes a checkpoint so that at any moment the file is the old one or the new one, whole.
+    """Writes a checkpoint atomically: at any moment the file is the old one or the new one.
 
     OSError (a full disk, a folder that cannot be written to) leaves the old file as it was.
     """
@@ -63,7 +76,7 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
     # In memory first: torch's own writer turns a full disk into a RuntimeError about positions in a zip archive.
     content = io.BytesIO()
     torch.save(state, content)
-    with whole_file(path, failure="the checkpoint was not written", sync=True) as unfinished:
+    with atomic_write(path, failure="the checkpoint was not written", sync=True) as unfinished:
         unfinished.write_bytes(content.getbuffer())
 
 
@@ -72,8 +85,9 @@ def load(path: Path) -> Checkpoint:
     content = read_tensors(path)
     if not is_checkpoint(content):
         raise ValueError(f"{path} is no checkpoint of detseg; published weights are loaded with --weights")
-    if content["format"] != FORMAT:
-        raise ValueError(f"{path} has checkpoint format {content['format']}, this version of detseg reads {FORMAT}")
+    if content["format"] not in (1, FORMAT):
+        raise ValueError(f"{path} has checkpoint format {content['format']}, this version of detseg reads 1 "
+                         f"and {FORMAT}")
     try:
         rest = {name: value for name, value in content.items() if name not in ("format", "classes")}
         return Checkpoint(classes=stored_classes(content), **rest)
@@ -93,11 +107,19 @@ def read_tensors(path: Path) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about the pickle protocol of files that are then refused
-            return torch.load(path, map_location="cpu", weights_only=True)
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ValueError(_refusal(path, str(error))) from error
     except Exception as error:  # a damaged pickle can raise anything
         raise ValueError(f"{path} cannot be read: it was cut short, or it is no checkpoint") from error
+
+
+    if is_checkpoint(content) and content["format"] == 1:
+        for part in ("model", "ema"):
+            if content[part] is not None:
+                content[part] = {_RENAMED.sub(r"\1second_stage.\2", name): tensor
+                                 for name, tensor in content[part].items()}
+    return content
 
 
 def is_checkpoint(content: Any) -> bool:
@@ -139,6 +161,46 @@ def check_classes(here: Classes, there: Classes, *, what: str) -> None:
     difference = here.difference(there)
     if difference:
         raise ValueError(f"{what} knows other classes:\n{difference}")
+
+
+def config_differences(checkpoint: Checkpoint, text: str, fingerprint: Mapping[str, str]) -> list[str]:
+    """Where a config is not the one that a checkpoint was trained with, a line each; empty where it is.
+
+    Its fingerprint differs, by value; or its text, as a unified diff, comments, docstrings and layout aside. A
+    checkpoint that carries neither has nothing to compare.
+    """
+    lines = []
+    if checkpoint.fingerprint is not None:
+        lines = [f"  {line}" for line in differences(checkpoint.fingerprint, fingerprint)]
+    if len(lines) > _MOST_LINES:
+        lines[_MOST_LINES:] = [f"  and {len(lines) - _MOST_LINES} more"]
+    if checkpoint.config_text is not None and _code(checkpoint.config_text) != _code(text):
+        lines += difflib.unified_diff(
+            checkpoint.config_text.splitlines(), text.splitlines(), "the config it was trained with", "the config here",
+            lineterm="", n=1)
+    return lines
+
+
+def check_config(checkpoint: Checkpoint, text: str, fingerprint: Mapping[str, str], *, what: str) -> None:
+    """ValueError with the `config_differences`; `what` names the checkpoint's file."""
+    lines = config_differences(checkpoint, text, fingerprint)
+    if lines:
+        raise ValueError("\n".join([
+            f"{what} was trained with another config, under which its tensors mean something else. Use the copy in its "
+            "run folder, or insist with --config-changed:", *lines]))
+
+
+_MOST_LINES = 12
+
+
+def _code(text: str) -> str:
+    """A Python file without comments, docstrings and layout."""
+    tree = ast.parse(text)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            node.body = [line for line in node.body if not (
+                isinstance(line, ast.Expr) and isinstance(line.value, ast.Constant))] or [ast.Pass()]
+    return ast.unparse(tree)
 
 
 def _refusal(path: Path, reason: str) -> str:

@@ -13,11 +13,14 @@ import types
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeAlias, get_args
 
-from detseg.interfaces import Classes, Dataset, Resize, Task
+from torch import nn
+
+from detseg.interfaces import Dataset, Losses, Metric, Task, TrainingBatch
 from detseg.model import Predictor
 from detseg.optim import EMA, OptimizerSettings, Schedule
+from detseg.resize import Resize
 from detseg.settings import (
     CHECKPOINT,
     COMMAND_LINE,
@@ -34,13 +37,17 @@ from detseg.settings import (
     switchable,
     unknown_name,
 )
+from detseg.structures import Classes
 
-PRECISIONS = ("32-true", "bf16-mixed")
+Precision: TypeAlias = Literal["32-true", "bf16-mixed"]
 """float16 is left out: its loss scale is state that a resumed run would need, and bfloat16 has float32's range."""
 
 
 class Index(Protocol):
     """The annotations of a split, read once. Its labels are positions in `classes`."""
+
+    def __len__(self) -> int:
+        """How many images."""
 
     @property
     def classes(self) -> Classes:
@@ -61,19 +68,41 @@ class MakeDataset(Protocol):
         """For training with an `augment`; without one, None, for evaluation."""
 
 
+class MakeMetric(Protocol):
+    """How an index becomes the metric that predictions of its images are measured with."""
+
+    def __call__(self, index: Any, /, *, per_class: bool = False, reference: bool = False) -> Metric[Any]:
+        """The official metric against the original annotations, by class too if asked; `reference` takes the slow
+        original implementation where a faster equal one is used."""
+
+
+class Objective(Protocol):
+    """What a training step makes smaller: the loss of a batch."""
+
+    def __call__(self, network: nn.Module, model: Predictor, batch: TrainingBatch[Any], /) -> Losses:
+        """`network` is to be called with the images: `model`, or what stands around it where several processes train.
+        Asked for `with_features`, it gives the features too."""
+
+
+def head_loss(network: nn.Module, model: Predictor, batch: TrainingBatch[Any], /) -> Losses:
+    """What the head says of the network's raw outputs."""
+    return model.head.loss(network(batch.images), batch.targets, (batch.images.shape[2], batch.images.shape[3]))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Data:
-    """Where samples come from.
-
-    read: a folder and a split ("train" or "val") to the index of its annotations. dataset: an index to a dataset.
-    generate: writes the sample data set into a folder, unless it is there, and gives the folder to read.
-    folder: where the data lies unless the command line says otherwise.
-    """
+    """Where samples come from, and what predictions of them are measured with."""
 
     read: Callable[[Path, Literal["train", "val"]], Index]
+    """A folder and a split to the index of its annotations."""
     dataset: MakeDataset
+    """An index to a dataset."""
+    metric: MakeMetric
+    """An index to the metric."""
     generate: Callable[[Path], Path]
+    """Writes the sample data set into a folder, unless it is there, and gives the folder to read."""
     folder: str = "data/coco"
+    """Where the data lies unless the command line says otherwise."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,39 +122,50 @@ class SampleRun(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class Experiment(Settings):
-    """One experiment, complete: what is learned from what, how, and for how long.
-
-    model: `model(classes, *, width=1.0, ...)`; its keyword parameters are the settings `model.*`.
-    classes: the label space, kept where the data's used classes are the same ones; other data brings its own.
-    augment: from the model's resize to the training augmentation; None trains on plain resized images.
-    batch_size: images of one optimiser step, over all processes. accumulate: parts it is computed in, to save memory.
-    clip_norm: the largest norm of the whole gradient. ema: the averaged weights are then evaluated and shipped.
-    workers: loading processes, None for as many as suit the machine. log_every: steps. validate_every: epochs.
-    save_minutes: `last.pt` is written after every epoch and at least this often.
-    """
+    """One experiment, complete: what is learned from what, how, and for how long."""
 
     task: Task[Any, Any, Any, Any]
     data: Data
     model: Callable[..., Predictor]
+    """`model(classes, *, width=1.0, ...)`; its keyword parameters are the settings `model.*`."""
     classes: Classes
+    """The label space, kept where the data's used classes are the same ones; other data brings its own."""
     augment: Callable[[Resize], Any] | None
+    """From the model's resize to the training augmentation; None trains on plain resized images."""
     optimizer: OptimizerSettings
     schedule: Schedule
     batch_size: int
+    """Images of one optimiser step, over all processes."""
     accumulate: int = 1
+    """Parts a step is computed in, to save memory."""
+    eval_batch_size: int | None = None
+    """Images that a process evaluates together; None chooses: no more than one of training's parts, and fewer of large
+    images."""
     ema: EMA | None = None
+    """The averaged weights are then evaluated and shipped."""
     clip_norm: float | None = None
-    precision: str = "32-true"
+    """The largest norm of the whole gradient."""
+    precision: Precision = "32-true"
+    sync_batch_norm: bool = False
+    """Whether BatchNorm sees the images of all processes; on GPUs only."""
     seed: int = 0
     workers: int | None = None
+    """Loading processes, None for as many as suit the machine."""
     log_every: int = 20
+    """Steps."""
     validate_every: int = 1
+    """Epochs."""
     save_minutes: float = 5.0
+    """`last.pt` is written after every epoch and at least this often."""
     sample: SampleRun = field(default_factory=SampleRun)
+    objective: Objective = head_loss
+    """What a step makes smaller, for example with the help of a teacher."""
+    prepare: Callable[[Predictor], Predictor] | None = None
+    """What happens to the new network before it is trained or resumed, for example fake quantisation."""
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "accumulate", "log_every", "validate_every"):
-            if getattr(self, name) < 1:
+        for name in ("batch_size", "accumulate", "eval_batch_size", "log_every", "validate_every"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.batch_size % self.accumulate:
             raise ValueError(f"batch_size {self.batch_size} cannot be computed in {self.accumulate} equal parts; "
@@ -138,11 +178,11 @@ class Experiment(Settings):
             raise ValueError(f"seed must be at least 0, got {self.seed}")
         if self.save_minutes < 0:
             raise ValueError(f"save_minutes must be at least 0, got {self.save_minutes}")
-        if self.precision not in PRECISIONS:
-            raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {self.precision!r}")
+        if self.precision not in get_args(Precision):
+            raise ValueError(f"precision must be one of {', '.join(get_args(Precision))}, got {self.precision!r}")
 
 
-_NOT_SETTINGS = frozenset({"task", "data", "model", "classes", "augment", "sample"})
+_NOT_SETTINGS = frozenset({"task", "data", "model", "classes", "augment", "sample", "objective", "prepare"})
 """Fields of an experiment that are things, not values; `--show` names them, `--set` does not reach them."""
 
 
@@ -151,6 +191,8 @@ class Config:
     """An experiment as it will run: read from a file, then changed by `--sample`, then by `--set`."""
 
     path: Path
+    text: str
+    """Of the file."""
     experiment: Experiment
     model_settings: dict[str, Entry]
 
@@ -187,6 +229,7 @@ class Config:
             "model": _name_of(experiment.model),
             "data": experiment.data.folder,
             "augment": _name_of(experiment.augment),
+            "objective": _name_of(experiment.objective),
             "classes": f"{used} used of {len(experiment.classes)} slots, unless the data lists others",
         }
         rows = [(name, text, experiment.origin(name)) for name, text in things.items()]
@@ -200,13 +243,13 @@ def load(path: Path, overrides: Sequence[str] = (), *, sample: bool = False) -> 
 
     ValueError says in a line or two what is wrong with the file or a text, FileNotFoundError that there is no file.
     """
-    module = _run_file(path)
+    module, text = _run_file(path)
     experiment = vars(module).get("experiment")
     if type(experiment) is not Experiment:
         what = "leaves no `experiment` behind" if experiment is None else f"its `experiment` is {experiment!r}"
         raise ValueError(f"{path}: {what}; a config ends with `experiment = Experiment(...)`")
     try:
-        config = Config(path, experiment, _model_settings(experiment.model, module))
+        config = Config(path, text, experiment, _model_settings(experiment.model, module))
     except (TypeError, NameError) as error:
         raise ValueError(f"{path}: {error}") from error
     if sample:
@@ -222,7 +265,7 @@ def resolve_classes(experiment_classes: Classes, data_classes: Classes) -> Class
     return data_classes if experiment_classes.difference(data_classes) else experiment_classes
 
 
-def _run_file(path: Path) -> types.ModuleType:
+def _run_file(path: Path) -> tuple[types.ModuleType, str]:
     if not path.is_file():
         others = sorted(str(other) for other in path.parent.glob("*.py")) if path.parent.is_dir() else []
         near = difflib.get_close_matches(str(path), others, n=1, cutoff=0.5)
@@ -233,14 +276,15 @@ def _run_file(path: Path) -> types.ModuleType:
     sys.modules[module.__name__] = module
     try:
         # compiled here rather than imported: a cached bytecode file could be that of an older text
-        exec(compile(path.read_bytes(), str(path), "exec"), vars(module))
+        content = path.read_bytes()
+        exec(compile(content, str(path), "exec"), vars(module))
     except SyntaxError as error:
         raise ValueError(f"{error.filename}, line {error.lineno}: {error.msg}: {(error.text or '').strip()}") from error
     except Exception as error:
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
         where = f", line {lines[-1]}" if lines else ""
         raise ValueError(f"{path}{where}: {type(error).__name__}: {error}") from error
-    return module
+    return module, content.decode("utf-8")
 
 
 def _model_settings(model: Callable[..., Predictor], module: types.ModuleType) -> dict[str, Entry]:
@@ -278,7 +322,7 @@ def _with_override(config: Config, text: str) -> Config:
         return replace(config, experiment=override(config.experiment, name, None))
     choices = {known for known, entry in entries.items() if entry.kinds}
     if name in entries and name not in choices:
-        raise ValueError(f"{name} is not a number; --set changes numbers, true/false and none only: "
+        raise ValueError(f"{name} is text; --set changes numbers, true/false, none and named choices: "
                          f"change it in {config.path}")
     if name not in choices:
         raise unknown_name(name, choices)

@@ -6,15 +6,19 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
-import torch
 import torch.distributed as distributed
-from torch.utils._pytree import tree_map_only
 
-from detseg.data.loading import evaluation_batches
-from detseg.interfaces import Batch, Dataset, Draw, Metric, Pixels, Task
+from detseg.data.loading import collate_evaluation, evaluation_batches
+from detseg.interfaces import Dataset, Metric, Task
 from detseg.model import Predictor
+from detseg.predict import predict_batch
+from detseg.report.pictures import draw
+from detseg.structures import Pixels, Size
 
 PredictionT = TypeVar("PredictionT")
+
+_MOST_PIXELS = 2 ** 21
+"""Of a batch whose size nobody has chosen: 20 images of 320 x 320, or one of Cityscapes'."""
 
 
 class Evaluation(NamedTuple):
@@ -25,36 +29,52 @@ class Evaluation(NamedTuple):
     """Ordered by image id; empty unless they were to be kept."""
 
 
+def suitable_batch(size: Size, *, most: int) -> int:
+    """How many images of `size` to evaluate together: no more than `most`, and no more pixels than training's smallest
+    networks have in a step, for scores of every class at every pixel take their place in memory too."""
+    return max(1, min(most, _MOST_PIXELS // (size[0] * size[1])))
+
+
 def evaluate(
     predictor: Predictor,
     task: Task[Any, Any, Any, PredictionT],
     dataset: Dataset[Any],
     *,
+    metric: Metric[PredictionT],
     batch_size: int,
     workers: int,
-    metric: Metric[PredictionT] | None = None,
+    static: bool = False,
     progress: Callable[[int], None] | None = None,
     keep_predictions: bool = False,
 ) -> Evaluation:
-    """Predicts every image exactly once and computes the metric (the task's own unless given).
+    """Predicts every image exactly once and computes the metric.
 
-    The network is a folded copy, in float32 on the device of `predictor`. Under several processes each takes its
-    share, nothing is padded or repeated, and all get the same result; `progress` hears of this process's images.
-    Images that are not resized to one size are predicted one by one, whatever `batch_size`.
+    The network is a copy made ready, in float32 on the device of `predictor`. Under several processes each takes its
+    share, nothing is padded or repeated, and all get the same result.
+
+    Args:
+        predictor: the network, which is left as it is.
+        task: what is particular to its predictions.
+        dataset: the images, with the truth that the metric asks for.
+        metric: a new one.
+        batch_size: images that are predicted together; one, where the network's images have no common size.
+        workers: reading processes.
+        static: predict in the form that is exported.
+        progress: hears how many images of this process are done.
+        keep_predictions: give them back too.
     """
     world_size = distributed.get_world_size() if distributed.is_initialized() else 1
     rank = distributed.get_rank() if world_size > 1 else 0
     network = predictor.ready()
-    device = network.scale.device
-    batches = evaluation_batches(dataset, task, batch_size=batch_size if predictor.resize.fixed else 1, workers=workers,
-                                 rank=rank, world_size=world_size, pin_memory=device.type == "cuda")
-    metric = task.metric(dataset) if metric is None else metric
+    batches = evaluation_batches(
+        dataset, batch_size=batch_size if predictor.resize.fixed else 1, fill=predictor.resize.fill, workers=workers,
+        rank=rank, world_size=world_size, pin_memory=network.device.type == "cuda")
     num_done, kept = 0, list[tuple[int, PredictionT]]()
-    for batch in batches:
-        found = predict(network, task, batch)
-        metric.update(found)
+    for images, sources, truths in batches:
+        found = predict_batch(network, task, images, sources, static=static)
+        metric.update(found, truths)
         if keep_predictions:
-            kept += zip((source.image_id for source in batch.sources), found, strict=True)
+            kept += zip((source.image_id for source in sources), found, strict=True)
         num_done += len(found)
         if progress is not None:
             progress(num_done)
@@ -66,20 +86,15 @@ def evaluate(
     return Evaluation(metric.compute(), [prediction for _, prediction in sorted(kept, key=lambda pair: pair[0])])
 
 
-@torch.inference_mode()
-def predict(network: Predictor, task: Task[Any, Any, Any, PredictionT], batch: Batch[Any]) -> list[PredictionT]:
-    """The predictions of a batch in original pixels, on the CPU. `network` is in evaluation mode."""
-    images = batch.images.to(network.scale.device, non_blocking=True).contiguous(memory_format=torch.channels_last)
-    finished = task.finish(network.head.decode(network(images)))
-    return task.restore(tree_map_only(torch.Tensor, torch.Tensor.cpu, finished), batch.sources)
-
-
 def draw_examples(
     predictor: Predictor, task: Task[Any, Any, Any, Any], dataset: Dataset[Any], *, number: int, threshold: float
 ) -> list[Pixels]:
     """Images spread evenly over the data set, in their original size, with their predictions drawn on them."""
     network = predictor.ready()
     items = np.linspace(0, len(dataset) - 1, min(number, len(dataset))).round().astype(int).tolist()
-    predictions = [predict(network, task, task.collate([dataset[Draw(0, item)]]))[0] for item in items]
-    return [task.draw(dataset.original(item), prediction, dataset.classes, threshold=threshold)
-            for item, prediction in zip(items, predictions, strict=True)]
+    pictures = []
+    for item in items:
+        images, sources, _ = collate_evaluation([dataset.evaluation(item)], fill=network.resize.fill)
+        (prediction,) = predict_batch(network, task, images, sources)
+        pictures.append(draw(prediction, dataset.original(item), dataset.classes, threshold=threshold))
+    return pictures

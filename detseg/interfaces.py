@@ -3,24 +3,24 @@
 The way data goes:
 
     files on disk
-      -> Dataset[Draw]                  one Sample: image [3, H, W], targets T, Source (id, original size, placement)
-      -> Task.collate                   one Batch: images [B, 3, H, W] and ONE padded target bundle T, never a list
-      -> Predictor                      normalises on the device, then backbone -> neck -> head
-           Backbone.forward(images)     -> Features   {"c4": [B, C, H/16, W/16], ...}
-           Neck.forward(features)       -> Features
-           Head.forward(features, size) -> Raw        NamedTuple of tensors
-      -> Head.loss(raw, targets)        -> Losses     sums by name and the number to divide them by
-      -> Head.decode(raw)               -> Dense      no shape depends on a value: this is exported
-      -> Task.finish(dense)             -> Finished   fixed rows with their number, or a label map: exported too
-      -> Task.restore(finished, sources)-> Prediction for each image, in the pixels of the ORIGINAL image
-      -> Metric.update / .merge / .compute -> {"name": number}
+      -> Dataset.training(key)      TrainingSample: image uint8 [3, H, W] RGB, targets             (augmented)
+      -> Dataset.evaluation(item)   EvaluationSample: image float32 [3, H, W], Source, truth
+      -> collate                    one batch: images [B, 3, H, W] and ONE padded target bundle, never a list
+      -> Predictor                  normalises on the device, then backbone -> neck -> head
+           Backbone.forward(images)        -> Features   {"c4": [B, C, H/16, W/16], ...}
+           Neck.forward(features)          -> Features
+           Head.forward(features)          -> Raw        NamedTuple of network outputs alone: no constants
+      -> Head.loss(raw, targets, size)     -> Losses     {"name": Term(sum, count)}                training
+      -> Head.decode(raw, size)            -> Dense      no shape depends on a value: this is exported
+      -> Task.postprocess(dense)           -> Finished   fixed rows and their number, or a label map: exported too
+      -> Task.to_original(finished, sources) -> predictions, in the pixels of the ORIGINAL images
+      -> Metric.update(predictions, truths) / .merge / .compute -> {"name": number}
 
-Only the Task differs between detection and segmentation: the loop, evaluation and export know just this page.
+Only the Task differs between detection and segmentation: the loop, evaluation and export know just this page. The
+bundles are in `structures.py`; how an image becomes the network's, and the way back, in `resize.py`.
 
 Shape letters, used everywhere: B images, C channels, H W pixels, N anchors, M true boxes (padded), K classes,
-R rows of a finished prediction. A box is xyxy in pixels, x to the right, y down, unless its name says otherwise;
-a size is always (height, width). Images are RGB with values 0..255, as uint8 or float32. Classes are 0..K-1 with no
-background in detection; -1 marks padding. A label map holds a class for each pixel, and VOID where none is known.
+R rows of finished detections, P proposed regions.
 """
 
 from __future__ import annotations
@@ -30,29 +30,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, NamedTuple, TypeAlias, TypeVar
 
-import numpy as np
-from numpy.typing import NDArray
-from rich.console import RenderableType
 from torch import Tensor, nn
 
-Size: TypeAlias = tuple[int, int]
-"""(height, width) in pixels."""
+from detseg.resize import Placement
+from detseg.structures import Classes, MetricTable, Pixels, Size
 
 Features: TypeAlias = dict[str, Tensor]
 """Feature maps by tap name, each [B, C, H / stride, W / stride]."""
-
-Pixels: TypeAlias = NDArray[np.uint8]
-"""A decoded image, uint8 [H, W, 3] RGB."""
-
-LabelPixels: TypeAlias = NDArray[np.uint8]
-"""The classes of an image's pixels, uint8 [H, W]: 0..K-1, or VOID."""
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
-"""Of RGB in 0..1, as most published weights expect."""
-
-VOID = 255
-"""The label of a pixel of which nothing is known or asked: it teaches nothing and is not counted."""
 
 TargetsT = TypeVar("TargetsT")
 RawT = TypeVar("RawT")
@@ -97,15 +81,17 @@ class Neck(nn.Module, ABC):
         """Maps to maps, by name."""
 
 
-class Losses(NamedTuple):
-    """Loss terms summed over the batch, and the one number that normalises them.
+@dataclass(frozen=True)
+class Term:
+    """One term of a loss: a scalar sum with gradient, and the scalar count that normalises it, which may be 0."""
 
-    The loop divides the gradient by the divisor over all ranks and accumulation steps, so that 1 x 8 and 2 x 4 images
-    give the same step. `sums` are scalars with gradient; `divisor` is a scalar without, and may be 0.
-    """
+    sum: Tensor
+    count: Tensor
 
-    sums: dict[str, Tensor]
-    divisor: Tensor
+
+Losses: TypeAlias = dict[str, Term]
+"""The terms by name. Sums and counts are added up over ranks and accumulation steps before the gradient is taken, so
+that 1 x 8 and 2 x 4 images give the same step. Terms with one normalizer share its tensor."""
 
 
 class Head(nn.Module, ABC, Generic[TargetsT, RawT, DenseT]):
@@ -116,18 +102,28 @@ class Head(nn.Module, ABC, Generic[TargetsT, RawT, DenseT]):
     class_layers: Mapping[str, int]
     """The layers whose output channels run over (anchors x) outputs (x rows), with the number of rows, which is 1 for
     scores and 4 for boxes that each class has of its own. Weights for other classes leave them out."""
+    second_stage: nn.Module | None
+    """The layers that loss and decoding run on every region, outside `forward`; most heads have none. It takes
+    features [B, P, *input_shape]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.second_stage = None
 
     @abstractmethod
-    def forward(self, features: Features, size: Size) -> RawT:
-        """Features of images of `size` to the raw outputs."""
+    def forward(self, features: Features) -> RawT:
+        """Features to the raw outputs: tensors of the network, and nothing else."""
 
     @abstractmethod
-    def loss(self, raw: RawT, targets: TargetsT) -> Losses:
-        """Raw outputs and targets of the same batch to summed losses. Targets may be empty."""
+    def loss(self, raw: RawT, targets: TargetsT, size: Size) -> Losses:
+        """Raw outputs and targets of the same batch, of images of `size`, to the loss. Targets may be empty."""
 
     @abstractmethod
-    def decode(self, raw: RawT) -> DenseT:
-        """Raw outputs to dense predictions in network pixels; no shape depends on a value."""
+    def decode(self, raw: RawT, size: Size, *, static: bool = False) -> DenseT:
+        """Raw outputs for images of `size` to dense predictions in network pixels; no shape depends on a value.
+
+        static: the form that is exported, in which no inner shape depends on a value either; the same result.
+        """
 
     def drop_training_parts(self) -> None:  # most heads have none
         """Takes out what only the loss uses, such as an auxiliary classifier; called on copies made for inference."""
@@ -136,13 +132,18 @@ class Head(nn.Module, ABC, Generic[TargetsT, RawT, DenseT]):
 # ---------------------------------------------------------------------------------------------- data
 
 
-class Placement(NamedTuple):
-    """Where an original image lies in the network's image: network = original * scale + offset, per axis."""
+class SampleKey(NamedTuple):
+    """Which training sample: what happens to it depends on (seed, epoch, item) alone, never on who reads it."""
 
-    scale_y: float
-    scale_x: float
-    offset_y: float
-    offset_x: float
+    epoch: int
+    item: int
+
+
+class TrainingSample(NamedTuple, Generic[TargetsT]):
+    """An augmented image, uint8 [3, H, W] RGB, and its targets."""
+
+    image: Tensor
+    targets: TargetsT
 
 
 class Source(NamedTuple):
@@ -154,82 +155,32 @@ class Source(NamedTuple):
     placement: Placement
 
 
-class Sample(NamedTuple, Generic[TargetsT]):
-    """One image with its targets, as a dataset gives it."""
+class EvaluationSample(NamedTuple):
+    """An image at the network's size, float32 [3, H, W] RGB 0..255 (interpolated without rounding)."""
 
     image: Tensor
-    """[3, H, W] RGB, 0..255, uint8 in training and float32 in evaluation (interpolated without rounding)."""
-    targets: TargetsT
     source: Source
+    truth: Any
+    """What the metric compares the prediction with, where it comes with the sample: the original label map."""
 
 
-class Batch(NamedTuple, Generic[TargetsT]):
-    """Samples stacked: images [B, 3, H, W], one target bundle, and where each image comes from."""
+class TrainingBatch(NamedTuple, Generic[TargetsT]):
+    """Training samples stacked: images uint8 [B, 3, H, W] and one target bundle."""
 
     images: Tensor
     targets: TargetsT
+
+
+class EvaluationBatch(NamedTuple):
+    """Evaluation samples stacked: images float32 [B, 3, H, W]."""
+
+    images: Tensor
     sources: tuple[Source, ...]
-
-
-class Draw(NamedTuple):
-    """One drawing of a sample. What happens to it depends on (seed, epoch, item) alone, never on who draws it."""
-
-    epoch: int
-    item: int
-
-
-@dataclass(frozen=True)
-class Classes:
-    """The classes of a data set: names, the ids they have in its files, and a colour for pictures.
-
-    Inside, class k is position k; `source_ids` maps back to files (COCO's ids run from 1 to 90 with gaps). A name that
-    starts with "unused" is a slot that published networks have and no data uses.
-    """
-
-    names: tuple[str, ...]
-    source_ids: tuple[int, ...]
-    colours: tuple[tuple[int, int, int], ...] = ()
-
-    def __post_init__(self) -> None:
-        if not self.names:
-            raise ValueError("a data set needs at least one class, got none")
-        if len(set(self.names)) != len(self.names):
-            twice = sorted({name for name in self.names if self.names.count(name) > 1})
-            raise ValueError(f"class names must differ, these stand twice: {', '.join(twice)}")
-        if len(self.source_ids) != len(self.names) or len(set(self.source_ids)) != len(self.source_ids):
-            raise ValueError(f"{len(self.names)} classes need as many different ids, got {list(self.source_ids)}")
-        if not self.colours:
-            object.__setattr__(self, "colours", tuple(_distinct_colour(k) for k in range(len(self.names))))
-        if len(self.colours) != len(self.names):
-            raise ValueError(f"{len(self.names)} classes need as many colours, got {len(self.colours)}")
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    @property
-    def used(self) -> dict[int, str]:
-        """Source id to name of every class that data can contain."""
-        pairs = zip(self.source_ids, self.names, strict=True)
-        return {source_id: name for source_id, name in pairs if not name.startswith("unused")}
-
-    def difference(self, other: Classes) -> str:
-        """What tells two lists of classes apart, for an error message; empty where their used classes agree."""
-        mine, theirs = self.used, other.used
-        lines = [f"  id {i}: {mine.get(i, 'absent')!r} here, {theirs.get(i, 'absent')!r} there"
-                 for i in sorted(mine.keys() | theirs.keys()) if mine.get(i) != theirs.get(i)]
-        return "\n".join(lines[:10] + ([f"  and {len(lines) - 10} more"] if len(lines) > 10 else []))
-
-
-def _distinct_colour(k: int) -> tuple[int, int, int]:
-    """Bright RGB colours that stay apart: golden-angle steps around the hue circle."""
-    import colorsys
-
-    red, green, blue = colorsys.hsv_to_rgb((k * 0.618033988749895) % 1.0, 0.85 - 0.25 * (k % 2), 1.0)
-    return int(red * 255), int(green * 255), int(blue * 255)
+    truths: tuple[Any, ...]
 
 
 class Dataset(ABC, Generic[TargetsT]):
-    """Samples by number. Reading one is a pure function of the draw, so any number of workers gives the same."""
+    """Samples by number. Reading one is a pure function of its key, so any number of workers gives the same."""
 
     classes: Classes
 
@@ -237,108 +188,16 @@ class Dataset(ABC, Generic[TargetsT]):
     def __len__(self) -> int: ...
 
     @abstractmethod
-    def __getitem__(self, draw: Draw) -> Sample[TargetsT]: ...
+    def training(self, key: SampleKey) -> TrainingSample[TargetsT]:
+        """An item as it is trained on in an epoch."""
+
+    @abstractmethod
+    def evaluation(self, item: int) -> EvaluationSample:
+        """An item as it is evaluated."""
 
     @abstractmethod
     def original(self, item: int) -> Pixels:
         """The image as it is before any resizing, of the size that `Source.size` tells: what pictures are drawn on."""
-
-
-class BoxTargets(NamedTuple):
-    """True boxes of one image ([M, ...]) or, padded, of a batch ([B, M, ...])."""
-
-    boxes: Tensor
-    """float32 [..., M, 4] xyxy in network pixels; padding is zeros."""
-    labels: Tensor
-    """int64 [..., M], 0..K-1; padding is -1."""
-    crowd: Tensor
-    """bool [..., M]: a region to ignore. It teaches nothing, neither positive nor negative."""
-
-
-class DenseBoxes(NamedTuple):
-    """A detector's boxes and class probabilities before suppression."""
-
-    boxes: Tensor
-    """float [B, N, 4] xyxy in network pixels, clipped to the image; [B, N, K, 4] where each class has its own."""
-    scores: Tensor
-    """float [B, N, K] in 0..1, no background."""
-
-
-class Detections(NamedTuple):
-    """Finished detections of a batch: R rows for each image, best first, of which the first `num_valid` are meant."""
-
-    boxes: Tensor
-    """float [B, R, 4] xyxy in network pixels; unused rows are zeros."""
-    scores: Tensor
-    """float [B, R]; unused rows are 0."""
-    labels: Tensor
-    """int64 [B, R]; unused rows are -1."""
-    num_valid: Tensor
-    """int64 [B]."""
-
-
-class ImageDetections(NamedTuple):
-    """The detections of one image in its original pixels, best first."""
-
-    image_id: int
-    boxes: Tensor
-    """float [R, 4] xyxy, inside the image."""
-    scores: Tensor
-    """float [R]."""
-    labels: Tensor
-    """int64 [R]."""
-
-
-class LabelTargets(NamedTuple):
-    """The label map of one image ([H, W]) or of a batch ([B, H, W])."""
-
-    labels: Tensor
-    """uint8 [..., H, W] in network pixels: 0..K-1, or VOID."""
-
-
-class DenseLogits(NamedTuple):
-    """A segmenter's scores for each pixel."""
-
-    logits: Tensor
-    """float [B, K, H, W], of the network's size."""
-
-
-class LabelMaps(NamedTuple):
-    """The finished label maps of a batch."""
-
-    labels: Tensor
-    """int64 [B, H, W], 0..K-1, in network pixels; what argmax gives in every exported format."""
-
-
-class ImageLabels(NamedTuple):
-    """The label map of one image in its original pixels."""
-
-    image_id: int
-    labels: LabelPixels
-    """Without VOID: a network has an answer everywhere."""
-
-
-class Resize(ABC):
-    """How any image becomes one of the network's input size. It belongs to the model: training, evaluation,
-    prediction and export use the same one."""
-
-    fixed: ClassVar[bool] = True
-    """Whether every image comes to have `size`. Where not, `size` is what a typical one has, images are evaluated one
-    by one, and a training batch is padded to its largest."""
-
-    size: Size
-
-    @abstractmethod
-    def place(self, original: Size) -> Placement:
-        """Where an image of this size comes to lie."""
-
-    @abstractmethod
-    def apply(self, image: Pixels) -> NDArray[np.float32]:
-        """uint8 [H, W, 3] to float32 [height, width, 3], 0..255, bilinear and not rounded: for evaluation."""
-
-    @abstractmethod
-    def apply_rounded(self, image: Pixels) -> Pixels:
-        """The same as uint8, for training: faster, and equal to the bit in every process whatever its threads."""
 
 
 # ---------------------------------------------------------------------------------------------- tasks
@@ -351,8 +210,8 @@ class Metric(ABC, Generic[PredictionT]):
     """The number that decides which checkpoint is best; higher is better."""
 
     @abstractmethod
-    def update(self, predictions: Sequence[PredictionT]) -> None:
-        """Takes the predictions of some images, each image once; the truth it reads itself, as the data set has it."""
+    def update(self, predictions: Sequence[PredictionT], truths: Sequence[Any]) -> None:
+        """Takes the predictions of some images, each image once, with the truth that came with their samples."""
 
     @abstractmethod
     def collected(self) -> Any:
@@ -367,8 +226,8 @@ class Metric(ABC, Generic[PredictionT]):
         """Every number by name; fractions, not percent. A number that does not exist (no such objects) is NaN."""
 
     @abstractmethod
-    def table(self, numbers: Mapping[str, float]) -> RenderableType:
-        """What `compute` gave, as people of the field are used to read it; for a terminal."""
+    def table(self, numbers: Mapping[str, float]) -> MetricTable:
+        """What `compute` gave, in the rows that people of the field are used to."""
 
 
 class Task(ABC, Generic[TargetsT, DenseT, FinishedT, PredictionT]):
@@ -377,7 +236,7 @@ class Task(ABC, Generic[TargetsT, DenseT, FinishedT, PredictionT]):
     scored: ClassVar[bool]
     """Whether predictions have scores, so that a threshold can leave out what is unsure."""
     label_maps: ClassVar[bool] = False
-    """Whether predictions are label maps, so that there is a `label_image`."""
+    """Whether predictions are label maps."""
 
     @property
     def score_threshold(self) -> float:
@@ -385,40 +244,13 @@ class Task(ABC, Generic[TargetsT, DenseT, FinishedT, PredictionT]):
         return 0.0
 
     @abstractmethod
-    def collate(self, samples: Sequence[Sample[TargetsT]]) -> Batch[TargetsT]:
-        """Samples to a batch: smaller images padded at the end, targets padded to the fullest."""
+    def collate_targets(self, targets: Sequence[TargetsT], size: Size) -> TargetsT:
+        """Targets of images to those of a batch of images padded to `size`, padded to the fullest."""
 
     @abstractmethod
-    def made_up(self, size: Size, num_classes: int, *, seed: int) -> TargetsT:
-        """Targets such as an image of `size` may have, a pure function of the arguments: to measure training with."""
+    def postprocess(self, dense: DenseT, *, static: bool = False) -> FinishedT:
+        """Dense predictions to final ones of fixed shape, in network pixels; `static` as in `Head.decode`."""
 
     @abstractmethod
-    def finish(self, dense: DenseT) -> FinishedT:
-        """Dense predictions to final ones of fixed shape, in network pixels."""
-
-    @abstractmethod
-    def restore(self, finished: FinishedT, sources: Sequence[Source]) -> list[PredictionT]:
+    def to_original(self, finished: FinishedT, sources: Sequence[Source]) -> list[PredictionT]:
         """Final predictions of a batch to one for each image, in original pixels."""
-
-    @abstractmethod
-    def metric(
-        self, dataset: Dataset[TargetsT], *, per_class: bool = False, reference: bool = False
-    ) -> Metric[PredictionT]:
-        """The official metric against the original annotations of `dataset`, by class too if asked; `reference` takes
-        the slow original implementation where a faster equal one is used."""
-
-    @abstractmethod
-    def draw(self, image: Pixels, prediction: PredictionT, classes: Classes, *, threshold: float) -> Pixels:
-        """The picture with the prediction on it; less sure than `threshold` is left out where a task is `scored`."""
-
-    @abstractmethod
-    def summary(self, prediction: PredictionT, classes: Classes, *, threshold: float) -> str:
-        """What the picture shows, in a few words without a line break."""
-
-    @abstractmethod
-    def records(self, prediction: PredictionT, classes: Classes) -> list[Mapping[str, Any]]:
-        """The prediction as plain values in COCO's results format: boxes, or the run lengths of each class."""
-
-    def label_image(self, prediction: PredictionT, classes: Classes) -> LabelPixels:
-        """The prediction as an image of source ids, as test servers take it; where a task has `label_maps`."""
-        raise TypeError(f"{type(self).__name__} predicts no label maps")

@@ -110,8 +110,31 @@ def depthwise_separable(
     )
 
 
+def smaller_maps(
+    in_channels: int, out_channels: Sequence[int], *, norm: Norm, separable: bool, width: float = 1.0
+) -> tuple[nn.ModuleList, list[int]]:
+    """What makes SSD's maps from the backbone's last, each at half the size of the one before; and their channels.
+
+    A 1 x 1 convolution to half of the outputs and a 3 x 3 with stride 2, which is depthwise with a 1 x 1 behind it
+    where `separable` (TensorFlow's multi_resolution_feature_maps). width: multiplies the outputs; at least 16 are left.
+    """
+    maps, made = nn.ModuleList(), [max(16, int(wanted * width)) for wanted in out_channels]
+    for out in made:
+        inner = out // 2
+        layers = [ConvNormAct(in_channels, inner, kernel=1, norm=norm, activation="relu6")]
+        if separable:
+            layers += [
+                ConvNormAct(inner, inner, kernel=3, stride=2, groups=inner, norm=norm, activation="relu6"),
+                ConvNormAct(inner, out, kernel=1, norm=norm, activation="relu6")]
+        else:
+            layers.append(ConvNormAct(inner, out, kernel=3, stride=2, norm=norm, activation="relu6"))
+        maps.append(nn.Sequential(*layers))
+        in_channels = out
+    return maps, made
+
+
 def normal_weights(module: nn.Module, *, std: float) -> None:
-    """Initialises all convolutions in `module`: normal weights of this deviation, biases 0."""
+    """Initialises all convolutions in `module`: normal weights of this std, biases 0."""
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d):
             nn.init.normal_(layer.weight, std=std)

@@ -9,26 +9,35 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from detseg.fused import can_fuse, fold, fuse
-from detseg.interfaces import Backbone, Classes, Head, Neck, Resize
+from detseg.inference import can_fuse, fold, fuse
+from detseg.interfaces import Backbone, Features, Head, Neck
+from detseg.resize import Resize
+from detseg.structures import Classes
 
 
 class Predictor(nn.Module):
     """Images 0..255 in, raw predictions out; knows its classes and how an image becomes its input.
 
-    mean, std: of RGB in 0..1, as published with the weights. resize: used in training, evaluation, prediction and
-    export alike. The head is asked for the loss and for decoding. divisor: images get rows and columns of zeros at the
-    end, behind the normalisation, until their sides are multiples of it, as in torchvision's detectors; the head is
-    told the size without them.
+    The head is asked for the loss and for decoding.
+
+    Args:
+        backbone, head, neck: the parts; each reads the channels from the one before.
+        classes: what it predicts.
+        resize: used in training, evaluation, prediction and export alike.
+        mean, std: of RGB in 0..1, as published with the weights.
+        size_divisor: images get rows and columns of zeros at the end, behind the normalisation, until their sides are
+            multiples of it, as in torchvision's detectors.
     """
 
     def __init__(
         self, backbone: Backbone, head: Head[Any, Any, Any], *, classes: Classes, resize: Resize,
-        mean: tuple[float, float, float], std: tuple[float, float, float], neck: Neck | None = None, divisor: int = 1,
+        mean: tuple[float, float, float], std: tuple[float, float, float], neck: Neck | None = None,
+        size_divisor: int = 1,
     ) -> None:
         super().__init__()
         self.backbone, self.neck, self.head = backbone, neck, head
-        self.classes, self.resize, self.divisor = classes, resize, divisor
+        self.classes, self.resize, self.size_divisor = classes, resize, size_divisor
+        self.form = "as trained"
         self.scale: Tensor
         self.shift: Tensor
         # Part of the state: what a checkpoint was trained with travels with it.
@@ -36,12 +45,17 @@ class Predictor(nn.Module):
         self.register_buffer("shift", torch.empty(1, 3, 1, 1))
         self.set_normalisation(mean, std)
 
+    @property
+    def device(self) -> torch.device:
+        """Where it is."""
+        return self.scale.device
+
     def weights(self) -> dict[str, Tensor]:
         """The state without how images are normalised, which is no weight in anybody else's files."""
         return {name: tensor for name, tensor in self.state_dict().items() if name not in ("scale", "shift")}
 
     def set_normalisation(self, mean: tuple[float, float, float], std: tuple[float, float, float]) -> None:
-        """Takes the mean and deviation (RGB, 0..1) that weights expect."""
+        """Takes the mean and std (RGB, 0..1) that weights expect."""
         if min(std) <= 0:
             raise ValueError(f"std must be positive, got {std}")
         scale = 1 / (255 * torch.tensor(std, dtype=torch.float64))
@@ -50,16 +64,26 @@ class Predictor(nn.Module):
             self.scale.copy_(scale.view(1, 3, 1, 1))
             self.shift.copy_(shift.view(1, 3, 1, 1))
 
-    def forward(self, images: Tensor) -> Any:
-        """uint8 or float [B, 3, H, W] RGB, 0..255, to the head's raw predictions."""
+    def features(self, images: Tensor) -> Features:
+        """uint8 or float [B, 3, H, W] RGB, 0..255, to the maps that the head reads."""
         height, width = images.shape[2], images.shape[3]
         normalised = images.to(self.scale.dtype) * self.scale + self.shift
-        if height % self.divisor or width % self.divisor:
-            normalised = F.pad(normalised, (0, -width % self.divisor, 0, -height % self.divisor))
-        features = self.backbone(normalised)
+        if height % self.size_divisor or width % self.size_divisor:
+            normalised = F.pad(normalised, (0, -width % self.size_divisor, 0, -height % self.size_divisor))
+        features: Features = self.backbone(normalised)
         if self.neck is not None:
             features = self.neck(features)
-        return self.head(features, (height, width))
+        return features
+
+    def forward(self, images: Tensor, *, with_features: bool = False) -> Any:
+        """uint8 or float [B, 3, H, W] RGB, 0..255, to the head's raw predictions, and to the features if asked for."""
+        features = self.features(images)
+        raw = self.head(features)
+        return (raw, features) if with_features else raw
+
+    def decode(self, images: Tensor, *, static: bool = False) -> Any:
+        """The same to dense predictions, in the pixels of `images`; `static` as in `Head.decode`."""
+        return self.head.decode(self(images), (images.shape[2], images.shape[3]), static=static)
 
     def folded(self) -> Predictor:
         """A copy for inference: evaluation mode, no training parts, BatchNorm folded into convolutions, channels last.
@@ -69,13 +93,15 @@ class Predictor(nn.Module):
         model = copy.deepcopy(self)
         model.head.drop_training_parts()
         fold(model)
+        model.form = "BatchNorm folded"
         return model
 
     def ready(self) -> Predictor:
-        """A copy to predict with on the device it is on: `folded`, and on a CPU fused (`detseg.fused`). Not for export,
-        nor for moving to another device; on a CPU it is fast with the number of threads that is set now."""
+        """A copy to predict with on the device it is on: `folded`, and on a CPU fused (`detseg.inference`). Not for
+        export, nor for moving to another device; on a CPU it is fast with the number of threads that is set now."""
         model = self.folded()
-        if can_fuse(model.scale.device) and model.scale.dtype == torch.float32:
+        if can_fuse(model.device) and model.scale.dtype == torch.float32:
             images = torch.zeros(1, 3, *self.resize.size).to(memory_format=torch.channels_last)
             fuse(model, images)
+            model.form = "BatchNorm folded, fused for oneDNN"
         return model

@@ -38,29 +38,23 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from detseg import config as configs
-from detseg.backbone_table import builders
-from detseg.data.transforms import Stretch
-from detseg.interfaces import (
+from detseg.backbones import builders
+from detseg.interfaces import Backbone, Features, FeatureSpec, Head, Losses, Source, Task
+from detseg.model import Predictor
+from detseg.resize import Placement, Stretch
+from detseg.structures import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     VOID,
-    Backbone,
     BoxTargets,
     Classes,
-    Features,
-    FeatureSpec,
-    Head,
     ImageDetections,
     ImageLabels,
     LabelTargets,
-    Losses,
-    Placement,
     Size,
-    Source,
-    Task,
 )
-from detseg.model import Predictor
-from detseg.tasks import Detection, Segmentation
+from detseg.tasks.detection import Detection
+from detseg.tasks.segmentation import Segmentation
 from detseg.weights.load import load_weights
 
 Described: TypeAlias = Mapping[str, Any]
@@ -74,7 +68,7 @@ Mode: TypeAlias = Literal["tensor", "loss", "predict"]
 class BackboneModule(BaseModule):  # type: ignore[misc]
     """A backbone as OpenMMLab takes it: it gives a tuple of maps, in the order of its taps.
 
-    weights: a file or a name as for `--weights`, of which the backbone's tensors are loaded. What mean and deviation
+    weights: a file or a name as for `--weights`, of which the backbone's tensors are loaded. What mean and std
     they were trained with is logged; setting it is the data preprocessor's part. init_cfg: mmengine's.
     """
 
@@ -156,8 +150,8 @@ class DecodeHead(_Head):
         """The losses by name, for the `gt_sem_seg` of the samples."""
         features = self._features(inputs)
         labels = torch.stack([sample.gt_sem_seg.data[0] for sample in batch_data_samples])
-        raw = self.head(features, (labels.shape[1], labels.shape[2]))
-        return _normalised(self.head.loss(raw, LabelTargets(labels)))
+        return _normalised(self.head.loss(
+            self.head(features), LabelTargets(labels), (labels.shape[1], labels.shape[2])))
 
     def predict(
         self, inputs: Sequence[Tensor], batch_img_metas: Sequence[Mapping[str, Any]], test_cfg: Any = None
@@ -167,7 +161,7 @@ class DecodeHead(_Head):
 
     def _logits(self, inputs: Sequence[Tensor], metas: Sequence[Mapping[str, Any]] = ()) -> Tensor:
         features = self._features(inputs)
-        logits: Tensor = self.head.decode(self.head(features, self._size(features, metas))).logits
+        logits: Tensor = self.head.decode(self.head(features), self._size(features, metas)).logits
         return logits
 
 
@@ -175,8 +169,8 @@ class BoxHead(_Head):
     """A detection head of detseg, of one or two stages, as the `bbox_head` of mmdetection's SingleStageDetector; see
     `_Head` for the arguments.
 
-    test_cfg: the arguments of `detseg.tasks.Detection`, such as score_threshold. train_cfg: what the head needs for
-    training, it is given with its arguments, so this is None.
+    test_cfg: the arguments of `detseg.tasks.detection.Detection`, such as score_threshold. train_cfg: what the head
+    needs for training, it is given with its arguments, so this is None.
     """
 
     def __init__(
@@ -192,27 +186,26 @@ class BoxHead(_Head):
 
     def forward(self, inputs: Sequence[Tensor]) -> Any:
         """Maps to the head's raw predictions."""
-        features = self._features(inputs)
-        return self.head(features, self._size(features))
+        return self.head(self._features(inputs))
 
     def loss(self, x: Sequence[Tensor], batch_data_samples: Sequence[DataSample]) -> dict[str, Tensor]:
-        """The losses by name, for the `gt_instances` of the samples; `ignored_instances` teach nothing."""
-        raw, _ = self._raw(x, batch_data_samples)
-        return _normalised(self.head.loss(raw, _box_targets(batch_data_samples)))
+        """The losses by name, for the `gt_instances` of the samples; `ignored_instances` are ignored."""
+        raw, size = self._raw(x, batch_data_samples)
+        return _normalised(self.head.loss(raw, _box_targets(batch_data_samples), size))
 
     def predict(
         self, x: Sequence[Tensor], batch_data_samples: Sequence[DataSample], rescale: bool = True
     ) -> list[InstanceData]:
         """The detections of each image, in its original pixels if `rescale`."""
         raw, size = self._raw(x, batch_data_samples)
-        finished = self.task.finish(self.head.decode(raw))
+        finished = self.task.postprocess(self.head.decode(raw, size))
         sources = [_source(sample if rescale else BaseDataElement(), size) for sample in batch_data_samples]
-        return [_instances(found, device=x[0].device) for found in self.task.restore(finished, sources)]
+        return [_instances(found, device=x[0].device) for found in self.task.to_original(finished, sources)]
 
     def _raw(self, maps: Sequence[Tensor], samples: Sequence[DataSample]) -> tuple[Any, Size]:
         features = self._features(maps)
         size = self._size(features, [sample.metainfo for sample in samples])
-        return self.head(features, size), size
+        return self.head(features), size
 
 
 class _Model(BaseModel, ABC):  # type: ignore[misc]
@@ -257,11 +250,11 @@ class _Model(BaseModel, ABC):  # type: ignore[misc]
         if mode == "loss":
             if data_samples is None:
                 raise ValueError('mode "loss" needs data_samples')
-            return _normalised(self.network.head.loss(raw, self.targets(data_samples, size)))
+            return _normalised(self.network.head.loss(raw, self.targets(data_samples, size), size))
         samples = [BaseDataElement() for _ in inputs] if data_samples is None else list(data_samples)
-        finished = self.task.finish(self.network.head.decode(raw))
+        finished = self.task.postprocess(self.network.head.decode(raw, size))
         for sample, found in zip(
-                samples, self.task.restore(finished, [_source(sample, size) for sample in samples]), strict=True):
+                samples, self.task.to_original(finished, [_source(sample, size) for sample in samples]), strict=True):
             self.add_prediction(sample, found, device=inputs.device)
         return samples
 
@@ -345,9 +338,10 @@ def _instances(found: ImageDetections, *, device: torch.device) -> InstanceData:
 
 def _normalised(losses: Losses) -> dict[str, Tensor]:
     """The losses as means over all processes, whose gradients OpenMMLab averages."""
-    number = losses.divisor.float()
-    all_reduce(number)
-    return {f"loss_{name}": total * get_world_size() / number.clamp(min=1) for name, total in losses.sums.items()}
+    counts = torch.stack([term.count.detach().float() for term in losses.values()])
+    all_reduce(counts)
+    scales = get_world_size() / counts.clamp(min=1)
+    return {f"loss_{name}": term.sum * scale for (name, term), scale in zip(losses.items(), scales, strict=True)}
 
 
 # ------------------------------------------------------------------------------------------ building
@@ -379,13 +373,13 @@ class _NoHead(Head[Any, Features, Any]):
         super().__init__()
         self.num_outputs, self.class_layers = 1, {}
 
-    def forward(self, features: Features, size: Size) -> Features:
+    def forward(self, features: Features) -> Features:
         return features
 
-    def loss(self, raw: Features, targets: Any) -> Losses:
+    def loss(self, raw: Features, targets: Any, size: Size) -> Losses:
         raise NotImplementedError
 
-    def decode(self, raw: Features) -> Any:
+    def decode(self, raw: Features, size: Size, *, static: bool = False) -> Any:
         raise NotImplementedError
 
 

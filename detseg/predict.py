@@ -6,14 +6,19 @@ import glob
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import cv2
 import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from detseg.data.images import read_image
-from detseg.interfaces import Pixels, Source, Task
+from detseg.interfaces import Source, Task
 from detseg.model import Predictor
+from detseg.structures import Pixels
+
+PredictionT = TypeVar("PredictionT")
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 
@@ -27,34 +32,47 @@ class ImagePrediction(NamedTuple):
     prediction: Any
 
 
-def predict_image(predictor: Predictor, task: Task[Any, Any, Any, Any], image: Pixels, *, image_id: int = 0) -> Any:
-    """The prediction for one decoded image, uint8 [H, W, 3] RGB, in its own pixels.
+@torch.inference_mode()
+def predict_batch(
+    network: Predictor, task: Task[Any, Any, Any, PredictionT], images: Tensor, sources: Sequence[Source], *,
+    static: bool = False,
+) -> list[PredictionT]:
+    """The predictions of images of the network's size, in original pixels and on the CPU: the one way to predict.
 
-    The predictor is used as it is; `Predictor.ready()` gives a faster one. It must be in evaluation mode.
+    Args:
+        network: in evaluation mode; `Predictor.ready()` gives a fast one.
+        task: what is particular to its predictions.
+        images: float [B, 3, H, W] RGB, 0..255, as `Predictor.resize` gives them.
+        sources: where each comes from.
+        static: in the form that is exported: what a phone will say.
     """
-    device = predictor.scale.device
-    height, width = image.shape[:2]
-    source = Source(image_id, (height, width), predictor.resize.place((height, width)))
+    images = images.to(network.device, non_blocking=True).contiguous(memory_format=torch.channels_last)
+    finished = task.postprocess(network.decode(images, static=static), static=static)
+    return task.to_original(tree_map_only(Tensor, Tensor.cpu, finished), sources)
+
+
+def predict_image(network: Predictor, task: Task[Any, Any, Any, PredictionT], image: Pixels, *, image_id: int = 0,
+                  static: bool = False) -> PredictionT:
+    """The prediction for one decoded image, uint8 [H, W, 3] RGB, in its own pixels; see `predict_batch`."""
+    size = (image.shape[0], image.shape[1])
+    source = Source(image_id, size, network.resize.place(size))
     # Height, width, channels in memory is what channels_last means: no copy is made.
-    resized = torch.from_numpy(predictor.resize.apply(image)).permute(2, 0, 1)[None].to(device)
-    with torch.inference_mode():
-        finished = task.finish(predictor.head.decode(predictor(resized)))
-        return task.restore(finished, (source,))[0]
+    resized = torch.from_numpy(network.resize.apply(image)).permute(2, 0, 1)[None]
+    return predict_batch(network, task, resized, (source,), static=static)[0]
 
 
 def predict_files(
-    predictor: Predictor,
+    network: Predictor,
     task: Task[Any, Any, Any, Any],
     paths: Sequence[Path],
     *,
     unreadable: Callable[[Exception], None] | None = None,
 ) -> Iterator[ImagePrediction]:
-    """Each file's prediction, in order; the image id is the position.
+    """Each file's prediction, in order; the image id is the position. `network` as in `predict_batch`.
 
     A file that cannot be read is left out, and `unreadable` gets the ValueError or OSError that names it; without
     `unreadable` it is raised.
     """
-    network = predictor.ready()
     for image_id, path in enumerate(paths):
         try:
             image = read_image(path)

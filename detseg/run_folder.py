@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Self
 
 from detseg.config import Config
 
@@ -52,21 +54,45 @@ class RunFolder:
         """Validation images with predictions, made at the end."""
         return self.path / "predictions.jpg"
 
-    def create(self, config: Config) -> None:
-        """Makes the folder, with a copy of the config and its resolved values."""
+    def create(self, config: Config, data: Path) -> None:
+        """Makes the folder, with a copy of the config, its resolved values, and where the data lie."""
         self.path.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(config.path, self.path / config.path.name)
-        entries = {name: {"value": entry.value, "from": entry.origin} for name, entry in config.entries().items()}
-        self.resolved.write_text(json.dumps({"settings": entries, "versions": versions()}, indent=1) + "\n", "utf-8")
+        self._describe(config, data=str(data))
         self.log.write_text("", "utf-8")
         shutil.rmtree(self.tensorboard, ignore_errors=True)
 
-    def write_log(self, line: Mapping[str, float | str]) -> None:
-        """Adds a line to the log. Numbers that do not exist (NaN) become null."""
-        plain = {name: None if isinstance(value, float) and not math.isfinite(value) else value
-                 for name, value in line.items()}
+    def record_change(self, config: Config, changes: str, *, step: int) -> None:
+        """Keeps a config that goes on with a run which another one began, and notes in the log what has changed."""
+        if not changes:
+            return
+        self._describe(config, data=self.described()["data"])
         with self.log.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(plain) + "\n")
+            file.write(json.dumps({"kind": "config", "step": step, "changes": changes}) + "\n")
+
+    def described(self) -> dict[str, Any]:
+        """What stands in `resolved.json`: "config", the name of its copy; "data"; "settings"; "versions". ValueError
+        where the folder holds no run."""
+        try:
+            content: dict[str, Any] = json.loads(self.resolved.read_text("utf-8"))
+        except (OSError, json.JSONDecodeError):
+            raise ValueError(f"{self.path} is no run folder: it has no readable {self.resolved.name}") from None
+        if "config" not in content:  # written by an older version
+            content["config"] = next((path.name for path in sorted(self.path.glob("*.py"))), "")
+        return {"data": None} | content
+
+    @property
+    def config(self) -> Path:
+        """The copy of the config. ValueError where the folder holds none."""
+        path = self.path / str(self.described()["config"])
+        if not path.is_file():
+            raise ValueError(f"{self.path} has no copy of its config; name the config and the checkpoint instead")
+        return path
+
+    def _describe(self, config: Config, *, data: str | None) -> None:
+        (self.path / config.path.name).write_text(config.text, "utf-8")
+        entries = {name: {"value": entry.value, "from": entry.origin} for name, entry in config.entries().items()}
+        content = {"config": config.path.name, "data": data, "settings": entries, "versions": versions()}
+        self.resolved.write_text(json.dumps(content, indent=1) + "\n", "utf-8")
 
     def cut_log(self, *, step: int, validated: int) -> None:
         """Drops what was logged after a checkpoint: steps after `step`, validations after `validated`."""
@@ -79,6 +105,45 @@ class RunFolder:
             if record["step"] <= (validated if record["kind"] == "val" else step):
                 kept.append(line + "\n")
         self.log.write_text("".join(kept), "utf-8")
+
+
+class LogWriter:
+    """Writes numbers to a run's log and to TensorBoard alike. Use as a context.
+
+    Args:
+        run: the folder.
+        first_step: what TensorBoard has of later steps is dropped.
+        enabled: of several processes only one writes.
+    """
+
+    def __init__(self, run: RunFolder, *, first_step: int, enabled: bool) -> None:
+        # Imported only now: it takes a second, which whoever only reads a run should not wait.
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.run = run
+        self._board = SummaryWriter(str(run.tensorboard), purge_step=first_step + 1) if enabled else None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._board is not None:
+            self._board.close()
+
+    def write(
+        self, kind: str, *, step: int, epoch: float, numbers: Mapping[str, float],
+        others: Mapping[str, float] = MappingProxyType({}),
+    ) -> None:
+        """One line of the log, and a point of each of `numbers`. Numbers that do not exist (NaN) become null."""
+        if self._board is None:
+            return
+        line = {"kind": kind, "step": step, "epoch": epoch, **numbers, **others}
+        plain = {name: None if isinstance(value, float) and not math.isfinite(value) else value
+                 for name, value in line.items()}
+        with self.run.log.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(plain) + "\n")
+        for name, value in numbers.items():
+            self._board.add_scalar(f"{kind}/{name}", value, step)
 
 
 def new_run(out: Path | None, stem: str) -> RunFolder:

@@ -10,23 +10,47 @@ import difflib
 import math
 import types
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, fields, replace
-from typing import Any, NamedTuple, Self, TypeAlias, TypeVar, Union, get_args, get_origin, get_type_hints
+from dataclasses import MISSING, Field, dataclass, fields, replace
+from typing import (
+    Annotated,
+    Any,
+    Literal,
+    NamedTuple,
+    Self,
+    TypeAlias,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 SettingsT = TypeVar("SettingsT", bound="Settings")
 
 Value: TypeAlias = int | float | bool | str | None
-"""What a setting can be. Text is shown and compared but never set from the command line."""
+"""What a setting can be. Text is set from the command line where its type names the choices (a
+Literal, or `Choices`)."""
 
 DEFAULT, FILE, SAMPLE, COMMAND_LINE, CHECKPOINT = "default", "file", "--sample", "command line", "checkpoint"
 
 
+@dataclass(frozen=True)
+class Choices:
+    """Named choices that are found when the program runs: `backbone: Annotated[str, Choices(names)]`."""
+
+    names: tuple[str, ...]
+
+
+Kind: TypeAlias = type | str
+"""A type that the command line may give a setting, or one of its named choices."""
+
+
 class Entry(NamedTuple):
-    """One resolved setting: its value, who set it, and the types the command line may give it (none: fixed)."""
+    """One resolved setting: its value, who set it, and what the command line may give it (nothing: it is fixed)."""
 
     value: Value
     origin: str
-    kinds: frozenset[type]
+    kinds: frozenset[Kind]
 
 
 @dataclass(frozen=True)
@@ -40,6 +64,9 @@ class Settings:
         self = super().__new__(cls)
         positional = [field.name for field in fields(cls) if not field.kw_only]
         given = [*positional[: len(args)], *kwargs]
+        if not args and kwargs.keys() == {field.name for field in fields(cls) if field.init}:
+            # As `dataclasses.replace` calls it, with every field: what is the default counts as such.
+            given = [field.name for field in fields(cls) if field.init and not _is_default(field, kwargs[field.name])]
         object.__setattr__(self, "_origins", dict.fromkeys(given, FILE))
         return self
 
@@ -57,7 +84,7 @@ class Settings:
 
 def flatten(settings: Settings, *, prefix: str = "", inherited: str = FILE) -> dict[str, Entry]:
     """Every setting by its dotted name. What stands inside a group counts as set by whoever set the group."""
-    hints = get_type_hints(type(settings))
+    hints = get_type_hints(type(settings), include_extras=True)
     entries: dict[str, Entry] = {}
     for field in fields(settings):
         value, name = getattr(settings, field.name), prefix + field.name
@@ -81,18 +108,18 @@ def override(settings: SettingsT, name: str, value: Value) -> SettingsT:
 
 def switchable(settings: Settings) -> frozenset[str]:
     """The groups that may be left out: `--set ema=none`."""
-    hints = get_type_hints(type(settings))
+    hints = get_type_hints(type(settings), include_extras=True)
     groups = [field.name for field in fields(settings) if isinstance(getattr(settings, field.name), Settings)]
     return frozenset(name for name in groups if type(None) in _members(hints[name]))
 
 
 def parameters(function: Callable[..., object], *, keywords: Mapping[str, Value], origin: str) -> dict[str, Entry]:
     """The keyword parameters of a function as settings; `keywords` are their defaults."""
-    hints = get_type_hints(function)
+    hints = get_type_hints(function, include_extras=True)
     return {name: Entry(value, origin, _kinds(hints.get(name, type(value)))) for name, value in keywords.items()}
 
 
-def parse_value(name: str, text: str, *, kinds: frozenset[type]) -> Value:
+def parse_value(name: str, text: str, *, kinds: frozenset[Kind]) -> Value:
     """The value that a text on the command line means for a setting of these types."""
     word = text.strip().lower()
     if word == "none" and type(None) in kinds:
@@ -112,8 +139,14 @@ def parse_value(name: str, text: str, *, kinds: frozenset[type]) -> Value:
         else:
             if math.isfinite(number):
                 return number
-    asked = " or ".join(words for kind, words in _WORDS.items() if kind in kinds)
-    raise ValueError(f"{name} takes {asked}, got {text!r}")
+    named = sorted(kind for kind in kinds if isinstance(kind, str))
+    if text.strip() in named:
+        return text.strip()
+    asked = ([f"one of {', '.join(named)}"] if named else []) + [
+        words for kind, words in _WORDS.items() if kind in kinds]
+    near = difflib.get_close_matches(text.strip(), named, n=1)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    raise ValueError(f"{name} takes {' or '.join(asked)}, got {text!r}{hint}")
 
 
 def unknown_name(name: str, choices: Iterable[str]) -> ValueError:
@@ -131,11 +164,19 @@ def _members(hint: Any) -> tuple[Any, ...]:
     return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
 
 
-def _kinds(hint: Any) -> frozenset[type]:
-    """The types the command line may give; empty for text, functions and the like."""
-    members = frozenset(_members(hint))
-    numbers = members & {int, float, bool}
-    return numbers | (members & {type(None)}) if numbers else frozenset()
+def _kinds(hint: Any) -> frozenset[Kind]:
+    """What the command line may give; nothing for text without choices, functions and the like."""
+    members = _members(hint)
+    choices = [choice for member in members if get_origin(member) is Literal for choice in get_args(member)]
+    choices += [name for member in members if get_origin(member) is Annotated
+                for one in get_args(member)[1:] if isinstance(one, Choices) for name in one.names]
+    found = [member for member in members if member in (int, float, bool)] + choices
+    return frozenset([*found, type(None)] if found and type(None) in members else found)
+
+
+def _is_default(field: Field[Any], value: object) -> bool:
+    default = field.default if field.default_factory is MISSING else field.default_factory()
+    return default is not MISSING and bool(value == default)
 
 
 def _plain(value: object) -> Value:

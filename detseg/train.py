@@ -9,35 +9,39 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 import torch.distributed as distributed
 from lightning.fabric import Fabric
 from rich.console import Console
-from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
-from torch.utils.tensorboard import SummaryWriter
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from detseg.checkpoint import Checkpoint, check_classes, load, restore_model, save
-from detseg.config import Config, Index, resolve_classes
+from detseg.checkpoint import Checkpoint, check_classes, config_differences, load, restore_model, save
+from detseg.config import Config, Experiment, Index, resolve_classes
+from detseg.data.layouts import SPLITS
 from detseg.data.loading import steps_per_epoch, training_batches
-from detseg.evaluate import draw_examples, evaluate
-from detseg.interfaces import Batch, Classes
-from detseg.memory import keep_freed_memory
+from detseg.evaluate import draw_examples, evaluate, suitable_batch
+from detseg.fingerprint import fingerprint
+from detseg.interfaces import Dataset, Metric
 from detseg.model import Predictor
-from detseg.report.console import Reporter, shown
+from detseg.report.console import Reporter, render, shown
 from detseg.report.pictures import contact_sheet, write_picture
-from detseg.run_folder import RunFolder, existing_run, new_run, versions
+from detseg.run_folder import LogWriter, RunFolder, existing_run, new_run, versions
+from detseg.structures import Classes
+from detseg.training_step import TrainingStep, launch
 
-_FREE = frozenset({"workers", "log_every", "save_minutes", "validate_every"})
+_FREE = frozenset({"workers", "log_every", "save_minutes", "validate_every", "eval_batch_size"})
 """Settings that may change on resume: no weight depends on them."""
 
 _SMALLEST_SCORE_DRAWN = 0.4
 
-_SPLITS: tuple[Literal["train"], Literal["val"]] = ("train", "val")
+_FEW_IMAGES = 4
+"""BatchNorm's statistics of fewer images are noisy."""
 
 
 class Result(NamedTuple):
@@ -49,180 +53,201 @@ class Result(NamedTuple):
 
 
 def fit(
-    config: Config,
-    folder: Path,
-    *,
-    out: Path | None = None,
-    resume: bool = False,
+    config: Config, folder: Path, *, out: Path | None = None, resume: bool = False, config_changed: bool = False,
     initialise: Callable[[Predictor], str] | None = None,
 ) -> Result:
-    """Trains the experiment on the data in `folder`, and leaves a run folder (`out`, or the next of runs/<config>).
+    """Trains the experiment on the data in `folder`, and leaves a run folder.
 
-    initialise: loads published weights into the new model and says what it did; a resumed run has its own. Each step is
-    a function of the checkpoint before it: random numbers come from (seed, step), the learning rate from the step,
-    batches from (seed, step). So a run that was killed and resumed ends with the weights of one that was not, bit for
-    bit on a CPU.
+    Each step is a function of the checkpoint before it: random numbers come from (seed, step), the learning rate from
+    the step, batches from (seed, step). So a run that was killed and resumed ends with the weights of one that was not,
+    bit for bit on a CPU.
+
+    Args:
+        config: the experiment.
+        folder: of the data.
+        out: the run folder; None takes the next of runs/<config>, or the newest to resume.
+        resume: go on with the run in it.
+        config_changed: resume although the config is another one; the run keeps a record of it.
+        initialise: loads published weights into the new model and says what it did; a resumed run has its own.
 
     ValueError or OSError for what the user can change, FloatingPointError for a run that diverged. KeyboardInterrupt
-    passes through after the state is saved.
+    passes through after the state is saved; SIGTERM, by which a cluster takes its machine back, is taken for one.
     """
-    experiment, task = config.experiment, config.experiment.task
-    fabric = _launched(experiment.precision)
-    rank, world_size, leads = fabric.global_rank, fabric.world_size, fabric.is_global_zero
-    console = Console(quiet=not leads)
-
+    # ---- what takes part
+    experiment = config.experiment
+    fabric = launch(experiment.precision)
+    console = Console(quiet=not fabric.is_global_zero)
     # The run folder first: that a name is taken should not cost the time of reading COCO.
     run = existing_run(out, config.path.stem) if resume else new_run(out, config.path.stem)
     checkpoint = load(run.last) if resume else None
-
     train_index, val_index, classes = _read_data(config, folder)
     torch.manual_seed(experiment.seed)
     model = config.build_model(classes).to(memory_format=torch.channels_last)
+    meaning = fingerprint(model, experiment.task)
     if initialise is not None and checkpoint is None:
         console.print(initialise(model), highlight=False, markup=False, soft_wrap=True)
+    model = _prepared(model, experiment, fabric=fabric)
     augment = None if experiment.augment is None else experiment.augment(model.resize)
     train_set = experiment.data.dataset(train_index, model.resize, augment=augment, seed=experiment.seed)
     val_set = experiment.data.dataset(val_index, model.resize, augment=None, seed=experiment.seed)
+    plan = _Plan.of(experiment, num_images=len(train_set), model=model, fabric=fabric)
+    step = TrainingStep(model, experiment, fabric=fabric)
+    state = _State(config, run, step, plan, classes, meaning, partial(experiment.data.metric, val_index))
 
-    rank_batch, left_over = divmod(experiment.batch_size, world_size)
-    if left_over or rank_batch % experiment.accumulate:
-        raise ValueError(f"batch_size {experiment.batch_size} cannot be split over {world_size} processes in parts of "
-                         f"{experiment.accumulate}; choose a multiple of {world_size * experiment.accumulate}")
-    epoch_steps = steps_per_epoch(len(train_set), batch_size=rank_batch, world_size=world_size)
-    total = experiment.schedule.epochs * epoch_steps
-    experiment.schedule.factor(0, total)  # a warm-up longer than the run is refused here, before anything is written
-
-    averaged = None if experiment.ema is None else experiment.ema.build(model).to(fabric.device)
-    network, optimizer = fabric.setup(model, experiment.optimizer.build(model))
-    evaluated = model if averaged is None else cast(Predictor, averaged.module)
-
-    step, validated, numbers, best = 0, 0, dict[str, float](), dict[str, float]()
-    if checkpoint is not None:
-        _check_same_run(checkpoint, config, classes=classes, total_steps=total, run=run)
-        restore_model(model, checkpoint.model, what=str(run.last))
-        if averaged is not None and checkpoint.ema is not None:
-            restore_model(averaged, checkpoint.ema, what=str(run.last))
-        optimizer.load_state_dict(checkpoint.optimizer)
-        step, validated, numbers, best = checkpoint.step, checkpoint.validated, checkpoint.numbers, checkpoint.best
-
-    def save_as(path: Path) -> None:
-        if leads:
-            save(path, Checkpoint(
-                step=step, total_steps=total, model=model.state_dict(),
-                ema=None if averaged is None else averaged.state_dict(), optimizer=optimizer.state_dict(),
-                validated=validated, numbers=numbers, best=best, classes=classes, settings=config.settings(),
-                versions=versions()))
-
+    # ---- fresh start, or resume
+    changes = "" if checkpoint is None else state.resume(checkpoint, config_changed=config_changed)
     fabric.barrier()
-    if leads and checkpoint is None:
-        run.create(config)
-    elif leads:
-        run.cut_log(step=step, validated=validated)
-    if checkpoint is None:
-        save_as(run.last)  # from here on the run can be resumed; and a folder that refuses files is found out now
+    if fabric.is_global_zero and checkpoint is not None:
+        run.cut_log(step=state.step, validated=state.validated)
+        run.record_change(config, changes, step=state.step)
+    elif fabric.is_global_zero:
+        run.create(config, folder)
+        state.save(run.last)  # from here on it can be resumed; and a folder that refuses files is found out now
 
-    workers = _suitable_workers(fabric) if experiment.workers is None else experiment.workers
-    batches = training_batches(
-        train_set, task, batch_size=rank_batch, seed=experiment.seed, first_step=step, last_step=total, workers=workers,
-        rank=rank, world_size=world_size, pin_memory=fabric.device.type == "cuda")
-    seconds_per_step, saved_at, standing = 0.0, time.monotonic(), ""
-    metric = task.metric(val_set)
-
+    # ---- training
     with ExitStack() as stack:
-        report = stack.enter_context(Reporter(console, total, first=step, title="step", unit="images"))
-        board = SummaryWriter(str(run.tensorboard), purge_step=step + 1) if leads else None
-        if board is not None:
-            stack.callback(board.close)
-        for what, index in (("training", train_index), ("validation", val_index)):
-            for note in index.notes:
-                report.say(f"note on the {what} data: {note}")
-        report.say(f"{len(train_set)} images to train on, {len(val_set)} to validate on, {len(classes.used)} classes; "
-                   f"{total} steps ({epoch_steps} an epoch) on {world_size} x {fabric.device.type}, in {run.path}"
-                   + (f", from step {step} on" if step else ""))
+        stack.enter_context(_sigterm_like_ctrl_c())
+        report = stack.enter_context(Reporter(console, plan.total_steps, first=state.step, title="step", unit="images"))
+        log = stack.enter_context(LogWriter(run, first_step=state.step, enabled=fabric.is_global_zero))
+        for line in _introduction(state, checkpoint, train=train_index, val=val_index):
+            report.say(line)
+        batches = training_batches(
+            train_set, experiment.task, batch_size=plan.rank_batch, seed=experiment.seed, fill=model.resize.fill,
+            first_step=state.step, last_step=plan.total_steps, workers=plan.workers, rank=fabric.global_rank,
+            world_size=fabric.world_size, pin_memory=fabric.device.type == "cuda")
         try:
             while True:
-                due = step == total or (step > 0 and step % (epoch_steps * experiment.validate_every) == 0)
-                if due and validated < step:
-                    _share_buffers(evaluated)
-                    started, metric = time.monotonic(), task.metric(val_set)
-                    found = evaluate(evaluated, task, val_set, batch_size=rank_batch, workers=workers, metric=metric,
-                                     progress=lambda done: report.busy(f"validating image {done * world_size}"))
-                    with _whole():
-                        validated, numbers = step, found.numbers
-                        main = numbers[metric.main]
-                        if not best or main > best["value"] or math.isnan(best["value"]):
-                            best = {"step": step, "value": main}
-                            save_as(run.best)
-                        if board is not None:
-                            run.write_log({"kind": "val", "step": step, "epoch": step / epoch_steps, **numbers,
-                                           "seconds": time.monotonic() - started})
-                            for name, value in numbers.items():
-                                board.add_scalar(f"val/{name}", value, step)
-                        standing = f"{metric.main} {shown(main)} (best {shown(best['value'])})"
-                        report.say(f"epoch {step / epoch_steps:g}: {standing}")
-                        save_as(run.last)
-                if step == total:
+                if state.validation_is_due():
+                    _validate(state, val_set, report=report, log=log)
+                if state.step == plan.total_steps:
                     break
-
                 started = time.monotonic()
-                batch: Batch[Any] = fabric.to_device(next(batches))
-                with _whole():
-                    torch.manual_seed(int(np.random.SeedSequence((experiment.seed, step, rank)).generate_state(1)[0]))
-                    lr = experiment.optimizer.lr * experiment.schedule.factor(step, total)
-                    for group in optimizer.param_groups:
-                        group["lr"] = lr
-                    optimizer.zero_grad()
-                    losses = _backward(fabric, network, model, batch=batch, parts=experiment.accumulate)
-                    losses["gradient_norm"] = float(fabric.clip_gradients(
-                        network, optimizer, max_norm=experiment.clip_norm or math.inf, error_if_nonfinite=False))
-                    if not all(map(math.isfinite, losses.values())):
-                        raise _diverged(step, losses, lr=lr, run=run)
-                    optimizer.step()
-                    if averaged is not None:
-                        averaged.update_parameters(model)
-                    step += 1
-
-                    took = time.monotonic() - started
-                    seconds_per_step = 0.9 * seconds_per_step + 0.1 * took if seconds_per_step else took
-                    speed = experiment.batch_size / seconds_per_step
-                    report.advance(step, speed=speed, status=f"loss {losses['loss']:.3f}  {standing}")
-                    if board is not None and (step % experiment.log_every == 0 or step == total):
-                        run.write_log({"kind": "train", "step": step, "epoch": step / epoch_steps, "lr": lr, **losses,
-                                       "images_per_second": speed})
-                        for name, value in {**losses, "lr": lr, "images_per_second": speed}.items():
-                            board.add_scalar(f"train/{name}", value, step)
-                    if step % epoch_steps == 0 or time.monotonic() - saved_at >= 60 * experiment.save_minutes:
-                        save_as(run.last)
-                        saved_at = time.monotonic()
+                batch = next(batches)
+                with _uninterrupted():
+                    figures = step(batch, number=state.step, total_steps=plan.total_steps)
+                    state.step += 1
+                    _report(state, figures, seconds=time.monotonic() - started, report=report, log=log)
+                    state.save_if_due()
         except KeyboardInterrupt:
-            save_as(run.last)
-            report.say(f"stopped after step {step} of {total}, which is saved. Go on with the same command and "
-                       f"--out {run.path} --resume")
+            state.save(run.last)
+            report.say(f"stopped after step {state.step} of {plan.total_steps}, which is saved. Go on with the same "
+                       f"command and --out {run.path} --resume")
             raise
+        except FloatingPointError as error:
+            raise FloatingPointError(f"{error}. {run.last} is from before; train with a lower rate (--set "
+                                     "optimizer.lr=...) or with --set clip_norm=10") from None
 
-    if leads:
-        examples = draw_examples(evaluated, task, val_set, number=12, threshold=_SMALLEST_SCORE_DRAWN)
+    # ---- what is left
+    if fabric.is_global_zero:
+        examples = draw_examples(step.evaluated, experiment.task, val_set, number=12, threshold=_SMALLEST_SCORE_DRAWN)
         write_picture(run.picture, contact_sheet(examples, columns=4))
-    console.print(f"validation after {validated} steps", metric.table(numbers), sep="\n")
+    console.print(f"validation after {state.validated} steps", render(state.metric.table(state.numbers)), sep="\n")
     for what, path in {"best": run.best, "last": run.last, "predictions": run.picture}.items():
         console.print(f"{what}: {path}", highlight=False, soft_wrap=True)
-    return Result(run, numbers, best)
+    return Result(run, state.numbers, state.best_so_far)
 
 
-def _launched(precision: str) -> Fabric:
-    """Fabric on every GPU of the machine, else on the CPU; under torchrun as torchrun says."""
-    # Fabric's "auto" takes two processes that torchrun started on a CPU for two runs of one process each.
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", 0))
-    keep_freed_memory()
-    fabric = Fabric(accelerator="auto", devices=local or "auto", precision=precision,
-                    num_nodes=int(os.environ["WORLD_SIZE"]) // local if local else 1)
-    fabric.launch()
-    return fabric
+class _Plan(NamedTuple):
+    """How the steps of a run are laid out."""
+
+    rank_batch: int
+    """Images of a step in each process."""
+    epoch_steps: int
+    total_steps: int
+    eval_batch: int
+    workers: int
+
+    @classmethod
+    def of(cls, experiment: Experiment, *, num_images: int, model: Predictor, fabric: Fabric) -> _Plan:
+        """ValueError where batches do not come out even, or the warm-up would be longer than the run."""
+        world_size = fabric.world_size
+        rank_batch, left_over = divmod(experiment.batch_size, world_size)
+        if left_over or rank_batch % experiment.accumulate:
+            raise ValueError(
+                f"batch_size {experiment.batch_size} cannot be split over {world_size} processes in parts of "
+                f"{experiment.accumulate}; choose a multiple of {world_size * experiment.accumulate}")
+        epoch_steps = steps_per_epoch(num_images, batch_size=rank_batch, world_size=world_size)
+        total_steps = experiment.schedule.epochs * epoch_steps
+        experiment.schedule.factor(0, total_steps)
+        # Half the cores where they also compute, at most 8 for each process.
+        suitable = int(max(1, min(8, (os.cpu_count() or 1) // (2 * world_size))))
+        return cls(rank_batch, epoch_steps, total_steps,
+                   experiment.eval_batch_size or suitable_batch(
+                       model.resize.size, most=rank_batch // experiment.accumulate),
+                   suitable if experiment.workers is None else experiment.workers)
+
+
+@dataclass
+class _State:
+    """A run between two steps."""
+
+    config: Config
+    run: RunFolder
+    training: TrainingStep
+    plan: _Plan
+    classes: Classes
+    meaning: dict[str, str]
+    """The fingerprint."""
+    new_metric: Callable[[], Metric[Any]]
+    metric: Metric[Any] = field(init=False)
+    """That of the last validation."""
+    step: int = 0
+    validated: int = 0
+    numbers: dict[str, float] = field(default_factory=dict)
+    best_so_far: dict[str, float] = field(default_factory=dict)
+    standing: str = ""
+    """The last validation in words."""
+    seconds_per_step: float = 0.0
+    saved_at: float = field(default_factory=time.monotonic)
+
+    def __post_init__(self) -> None:
+        self.metric = self.new_metric()
+
+    def save(self, path: Path) -> None:
+        """Writes what has to be kept; of several processes the first does."""
+        self.saved_at, training = time.monotonic(), self.training
+        if training.fabric.is_global_zero:
+            save(path, Checkpoint(
+                step=self.step, total_steps=self.plan.total_steps, model=training.model.state_dict(),
+                ema=None if training.averaged is None else training.averaged.state_dict(),
+                optimizer=training.optimizer.state_dict(), validated=self.validated, numbers=self.numbers,
+                best=self.best_so_far, classes=self.classes, settings=self.config.settings(), versions=versions(),
+                config_text=self.config.text, fingerprint=self.meaning))
+
+    def resume(self, checkpoint: Checkpoint, *, config_changed: bool) -> str:
+        """Goes on from there, and says what has changed since. ValueError where that is the network or the classes, or
+        anything that is not insisted on."""
+        training, what = self.training, str(self.run.last)
+        check_classes(self.classes, checkpoint.classes, what=what)
+        changes = _changes(checkpoint, self)
+        if changes and not config_changed:
+            raise ValueError(f"{self.run.path} was started with another config or other settings; resume with the same "
+                             "config, --sample and --set, start a new run with another --out, or insist with "
+                             f"--config-changed:\n{changes}")
+        restore_model(training.model, checkpoint.model, what=what)
+        if training.averaged is not None and checkpoint.ema is not None:
+            restore_model(training.averaged, checkpoint.ema, what=what)
+        training.optimizer.load_state_dict(checkpoint.optimizer)
+        self.step, self.validated = checkpoint.step, checkpoint.validated
+        self.numbers, self.best_so_far = checkpoint.numbers, checkpoint.best
+        return changes
+
+    def validation_is_due(self) -> bool:
+        """Every so many epochs, and at the end; unless it was done at this step."""
+        interval = self.plan.epoch_steps * self.config.experiment.validate_every
+        due = self.step == self.plan.total_steps or (self.step > 0 and self.step % interval == 0)
+        return due and self.validated < self.step
+
+    def save_if_due(self) -> None:
+        """After every epoch, and every few minutes."""
+        waited = time.monotonic() - self.saved_at >= 60 * self.config.experiment.save_minutes
+        if waited or self.step % self.plan.epoch_steps == 0:
+            self.save(self.run.last)
 
 
 def _read_data(config: Config, folder: Path) -> tuple[Index, Index, Classes]:
     """Both splits with labels in the label space of the run, and that."""
-    train, val = (config.experiment.data.read(folder, split) for split in _SPLITS)
+    train, val = (config.experiment.data.read(folder, split) for split in SPLITS)
     difference = train.classes.difference(val.classes)
     if difference:
         raise ValueError(f"in {folder}, training and validation list different classes:\n{difference}")
@@ -230,60 +255,83 @@ def _read_data(config: Config, folder: Path) -> tuple[Index, Index, Classes]:
     return train.relabel(classes), val.relabel(classes), classes
 
 
-def _check_same_run(
-    checkpoint: Checkpoint, config: Config, *, classes: Classes, total_steps: int, run: RunFolder
-) -> None:
-    """ValueError where going on would not be going on with the same run."""
-    here, there = config.settings(), checkpoint.settings
-    names = [name for name in sorted(here.keys() | there.keys()) if name not in _FREE]
-    lines = [f"  {name}: {there.get(name, 'absent')} in the run, {here.get(name, 'absent')} now"
-             for name in names if here.get(name) != there.get(name)]
-    if lines:
-        listed = "\n".join(lines)
-        raise ValueError(f"{run.path} was started with other settings; resume with the same config, --sample and "
-                         f"--set, or start a new run with another --out:\n{listed}")
-    check_classes(classes, checkpoint.classes, what=str(run.last))
-    if checkpoint.total_steps != total_steps:
-        raise ValueError(f"{run.path} was to have {checkpoint.total_steps} steps, with these data they would be "
-                         f"{total_steps}: resume with the data it was started with")
+def _prepared(model: Predictor, experiment: Experiment, *, fabric: Fabric) -> Predictor:
+    """What happens to a network before it is trained or resumed."""
+    if experiment.prepare is not None:
+        model = experiment.prepare(model)
+    if experiment.sync_batch_norm and fabric.world_size > 1:
+        if fabric.device.type != "cuda":
+            raise ValueError("sync_batch_norm works on GPUs only; leave it out, or let a process have more images")
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
+    return model
 
 
-def _backward(
-    fabric: Fabric, network: nn.Module, model: Predictor, *, batch: Batch[Any], parts: int
-) -> dict[str, float]:
-    """Leaves the gradient of the whole step in the parameters, and gives its losses by name and in sum.
+def _changes(checkpoint: Checkpoint, state: _State) -> str:
+    """Where going on would not be going on with the same run: settings, the config, the number of steps; a line each.
 
-    The divisor is counted over all processes and parts, so how a step is split changes nothing but rounding (and
-    BatchNorm, which sees the images of a part).
+    Files of older versions do not have all settings.
     """
-    rows = len(batch.images) // parts
-    collected = []
-    for part in range(parts):
-        def cut(tensor: Tensor, first: int = part * rows) -> Tensor:
-            return tensor[first:first + rows]
-
-        images, targets = tree_map_only(Tensor, cut, (batch.images, batch.targets))
-        with fabric.no_backward_sync(network, enabled=part < parts - 1):
-            raw = network(images.contiguous(memory_format=torch.channels_last))
-            losses = model.head.loss(raw, targets)
-            sums = torch.stack(list(losses.sums.values()))
-            fabric.backward(sums.sum())
-        collected.append(torch.cat([sums.detach(), losses.divisor.to(sums.dtype).reshape(1)]))
-    *values, divisor = fabric.all_reduce(torch.stack(collected).sum(dim=0), reduce_op="sum").tolist()
-    divisor = max(divisor, 1.0)
-    # the processes' gradients were averaged, their sum is wanted
-    scale = fabric.world_size / divisor
-    for parameter in model.parameters():
-        if parameter.grad is not None:
-            parameter.grad.mul_(scale)
-    named = {f"loss/{name}": value / divisor for name, value in zip(losses.sums, values, strict=True)}
-    return {"loss": sum(named.values()), **named}
+    here, there = state.config.settings(), checkpoint.settings
+    names = here.keys() | there.keys() if checkpoint.fingerprint is not None else there.keys()
+    lines = [f"  {name}: {there.get(name, 'absent')} in the run, {here.get(name, 'absent')} now"
+             for name in sorted(names - _FREE) if here.get(name) != there.get(name)]
+    if checkpoint.total_steps != state.plan.total_steps and not lines:
+        lines.append(f"  steps: {checkpoint.total_steps} in the run, with these data they are "
+                     f"{state.plan.total_steps}; resume with the data it was started with")
+    return "\n".join([*lines, *config_differences(checkpoint, state.config.text, state.meaning)])
 
 
-def _diverged(step: int, losses: dict[str, float], *, lr: float, run: RunFolder) -> FloatingPointError:
-    parts = ", ".join(f"{name} {value:g}" for name, value in losses.items())
-    return FloatingPointError(f"training diverged at step {step}, learning rate {lr:g}: {parts}. {run.last} is from "
-                              "before; train with a lower rate (--set optimizer.lr=...) or with --set clip_norm=10")
+def _introduction(state: _State, checkpoint: Checkpoint | None, *, train: Index, val: Index) -> Iterator[str]:
+    """What a person should know before the first step."""
+    plan, experiment, fabric, run = state.plan, state.config.experiment, state.training.fabric, state.run
+    for what, index in (("training", train), ("validation", val)):
+        yield from (f"note on the {what} data: {note}" for note in index.notes)
+    if checkpoint is not None and checkpoint.fingerprint is None:
+        yield (f"note: {run.last} was written by an older detseg and carries no fingerprint; whether the config still "
+               "means the same was not compared")
+    seen = plan.rank_batch // experiment.accumulate * (fabric.world_size if experiment.sync_batch_norm else 1)
+    if seen < _FEW_IMAGES and any(isinstance(module, _BatchNorm) for module in state.training.model.modules()):
+        yield (f"note: BatchNorm sees {seen} image{'s' * (seen > 1)} at a time, which makes its statistics noisy; "
+               "raise batch_size, lower accumulate, or with several GPUs --set sync_batch_norm=true")
+    yield (f"{len(train)} images to train on, {len(val)} to validate on, {len(state.classes.used)} classes; "
+           f"{plan.total_steps} steps ({plan.epoch_steps} an epoch) on {fabric.world_size} x {fabric.device.type}, in "
+           f"{run.path}" + (f", from step {state.step} on" if state.step else ""))
+
+
+def _validate(state: _State, dataset: Dataset[Any], *, report: Reporter, log: LogWriter) -> None:
+    """Measures the network on the validation data, and keeps it if it is the best so far."""
+    experiment, fabric, evaluated = state.config.experiment, state.training.fabric, state.training.evaluated
+    _share_buffers(evaluated)
+    started, metric = time.monotonic(), state.new_metric()
+    found = evaluate(
+        evaluated, experiment.task, dataset, metric=metric, batch_size=state.plan.eval_batch,
+        workers=state.plan.workers,
+        progress=lambda done: report.busy(f"validating image {done * fabric.world_size}"))
+    with _uninterrupted():
+        state.validated, state.numbers, state.metric, best = state.step, found.numbers, metric, state.best_so_far
+        main = found.numbers[metric.main]
+        if not best or main > best["value"] or math.isnan(best["value"]):
+            state.best_so_far = {"step": state.step, "value": main}
+            state.save(state.run.best)
+        epoch = state.step / state.plan.epoch_steps
+        log.write("val", step=state.step, epoch=epoch, numbers=found.numbers,
+                  others={"seconds": time.monotonic() - started})
+        state.standing = f"{metric.main} {shown(main)} (best {shown(state.best_so_far['value'])})"
+        report.say(f"epoch {epoch:g}: {state.standing}")
+        state.save(state.run.last)
+
+
+def _report(
+    state: _State, figures: dict[str, float], *, seconds: float, report: Reporter, log: LogWriter
+) -> None:
+    """Says and logs how the step went that was just done."""
+    experiment = state.config.experiment
+    state.seconds_per_step = 0.9 * state.seconds_per_step + 0.1 * seconds if state.seconds_per_step else seconds
+    speed = experiment.batch_size / state.seconds_per_step
+    report.advance(state.step, speed=speed, status=f"loss {figures['loss']:.3f}  {state.standing}")
+    if state.step % experiment.log_every == 0 or state.step == state.plan.total_steps:
+        log.write("train", step=state.step, epoch=state.step / state.plan.epoch_steps,
+                  numbers={**figures, "images_per_second": speed})
 
 
 def _share_buffers(model: nn.Module) -> None:
@@ -293,13 +341,8 @@ def _share_buffers(model: nn.Module) -> None:
             distributed.broadcast(buffer, src=0)
 
 
-def _suitable_workers(fabric: Fabric) -> int:
-    """Loading processes: half the cores where they also compute, at most 8 for each process."""
-    return int(max(1, min(8, (os.cpu_count() or 1) // (2 * fabric.world_size))))
-
-
 @contextmanager
-def _whole() -> Iterator[None]:
+def _uninterrupted() -> Iterator[None]:
     """Ctrl-C inside waits for the end, so that a step is done as a whole or not at all."""
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -312,3 +355,16 @@ def _whole() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
     if asked:
         raise KeyboardInterrupt
+
+
+@contextmanager
+def _sigterm_like_ctrl_c() -> Iterator[None]:
+    """Inside, SIGTERM does what Ctrl-C does, and waits where Ctrl-C has to."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda _, __: signal.raise_signal(signal.SIGINT))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -16,9 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from detseg.interfaces import DenseLogits, Features, FeatureSpec, Head, LabelTargets, Losses, Size
+from detseg.interfaces import Features, FeatureSpec, Head, Losses
 from detseg.layers import ConvNormAct, Norm, fcn_classifier
-from detseg.losses import segmentation_losses
+from detseg.ops.losses import segmentation_losses
+from detseg.structures import DenseLogits, LabelTargets, Size
 
 NORM = Norm(momentum=0.1, eps=1e-5)
 """BatchNorm of torchvision's head, PyTorch's defaults; TensorFlow's has the same epsilon and a decay of 0.9997."""
@@ -31,8 +32,6 @@ class DeepLabV3Raw(NamedTuple):
     """[B, K, h, w]."""
     auxiliary: tuple[Tensor, ...]
     """Each [B, K, h, w] of an earlier map; empty on copies made for inference."""
-    size: Size
-    """Of the network's image."""
 
 
 class DeepLabV3(Head[LabelTargets, DeepLabV3Raw, DenseLogits]):
@@ -73,23 +72,23 @@ class DeepLabV3(Head[LabelTargets, DeepLabV3Raw, DenseLogits]):
             fcn_classifier(specs[tap].channels, num_classes, dropout=0.1, norm=norm) for tap in self.earlier_taps)
         self.class_layers = {"classify": 1, **{f"auxiliary.{k}.2": 1 for k in range(len(self.auxiliary))}}
 
-    def forward(self, features: Features, size: Size) -> DeepLabV3Raw:
-        """Maps by tap to logits for images of `size`."""
+    def forward(self, features: Features) -> DeepLabV3Raw:
+        """Maps by tap to logits."""
         x = self.dropout(self.project(self._pyramid(features[self.tap])))
         # The classifiers are gone where copies were made for inference, their taps are not.
         earlier = zip(self.auxiliary, self.earlier_taps, strict=False)
         auxiliary = tuple(classify(features[tap]) for classify, tap in earlier)
-        return DeepLabV3Raw(self.classify(self.refine(x)), auxiliary, size)
+        return DeepLabV3Raw(self.classify(self.refine(x)), auxiliary)
 
-    def loss(self, raw: DeepLabV3Raw, targets: LabelTargets) -> Losses:
-        """Cross entropy at the labels' size, to be divided by the number of pixels that count."""
+    def loss(self, raw: DeepLabV3Raw, targets: LabelTargets, size: Size) -> Losses:
+        """Cross entropy at the labels' size; the count is that of the pixels that count."""
         return segmentation_losses(
             raw.logits, targets, class_weights=self.class_weights, hardest=self.hardest, auxiliary=raw.auxiliary,
             auxiliary_weight=self.auxiliary_weight)
 
-    def decode(self, raw: DeepLabV3Raw) -> DenseLogits:
+    def decode(self, raw: DeepLabV3Raw, size: Size, *, static: bool = False) -> DenseLogits:
         """The logits enlarged to the network's size."""
-        return DenseLogits(F.interpolate(raw.logits.float(), raw.size, mode="bilinear", align_corners=False))
+        return DenseLogits(F.interpolate(raw.logits.float(), size, mode="bilinear", align_corners=False))
 
     def drop_training_parts(self) -> None:
         """Takes out the auxiliary classifiers."""

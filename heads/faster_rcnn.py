@@ -3,7 +3,7 @@
 Ren et al. 2015, arXiv 1506.01497; the pyramid: Lin et al. 2017, arXiv 1612.03144. The wiring and all numbers are
 torchvision's (FasterRCNN, RegionProposalNetwork, RoIHeads), with which its MobileNetV3 detectors were published. Three
 things differ: a batch is worked on as a whole, with a fixed number of regions; anchors and regions inside a crowd are
-neither objects nor background; and all losses are divided by one number.
+neither objects nor background; and losses are divided by the counts of the whole batch, not by each process's own.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from detseg import boxes, matching
-from detseg.anchors import GridAnchors, image_limits, predict_rows
-from detseg.interfaces import BoxTargets, DenseBoxes, Features, FeatureSpec, Head, Losses, Size
+from detseg.interfaces import Features, FeatureSpec, Head, Losses, Term
 from detseg.layers import normal_weights
-from detseg.roi_align import roi_align
-from detseg.suppression import suppress, used_rows
+from detseg.ops import boxes, matching
+from detseg.ops.anchors import CachedAnchors, GridAnchors, to_rows
+from detseg.ops.roi_align import roi_align
+from detseg.ops.suppression import suppress, used_rows
+from detseg.structures import BoxTargets, DenseBoxes, Size
 
 ANCHOR_WEIGHTS = (1.0, 1.0, 1.0, 1.0)
 BOX_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
@@ -31,16 +32,12 @@ SMALLEST_REGION, SMALLEST_BOX = 1e-3, 1e-2
 
 
 class RCNNRaw(NamedTuple):
-    """What the anchors say, from which regions are proposed, and the maps from which these are cut."""
+    """What the anchors say, from which regions are proposed, and the maps from which these are cut; map by map."""
 
-    logits: Tensor
-    """[B, N]: whether there is an object."""
-    deltas: Tensor
-    """[B, N, 4], encoded with ANCHOR_WEIGHTS."""
-    anchors: Tensor
-    """[N, 4] xyxy in network pixels."""
-    limits: Tensor
-    """[4]: width, height, width, height of the network's image."""
+    logits: tuple[Tensor, ...]
+    """Each [B, A, H, W]: whether there is an object."""
+    deltas: tuple[Tensor, ...]
+    """Each [B, A * 4, H, W], encoded with ANCHOR_WEIGHTS."""
     maps: tuple[Tensor, ...]
     """The pyramid, each [B, C, H, W]."""
 
@@ -48,16 +45,23 @@ class RCNNRaw(NamedTuple):
 class FasterRCNN(Head[BoxTargets, RCNNRaw, DenseBoxes]):
     """Proposes regions on all maps of a pyramid, and cuts them from all but the last.
 
-    specs: the neck's, from fine to coarse. proposals: of each map so many of the surest anchors enter suppression, and
-    of what is left so many are classified; training_proposals: the same in the loss. min_objectness: less sure anchors
-    propose nothing. anchor_samples, region_samples: so many of an image teach, at most half and a quarter of them
-    objects. hidden: the width of the two layers before the classifier.
+    Args:
+        specs: the neck's, from fine to coarse.
+        num_classes: without background.
+        anchors: of all maps.
+        proposals: of each map so many of the surest anchors enter suppression, and of what is left so many are
+            classified.
+        training_proposals: the same in the loss.
+        min_objectness: less sure anchors propose nothing.
+        anchor_samples, region_samples: so many of an image enter the loss, at most half and a quarter of them objects.
+        box_weights: of the encoding of boxes in regions.
+        hidden: the width of the two layers before the classifier.
     """
 
     def __init__(
         self, specs: Mapping[str, FeatureSpec], num_classes: int, *, anchors: GridAnchors, proposals: int = 1000,
         training_proposals: int = 2000, min_objectness: float = 0.05, anchor_samples: int = 256,
-        region_samples: int = 512, hidden: int = 1024,
+        region_samples: int = 512, box_weights: tuple[float, float, float, float] = BOX_WEIGHTS, hidden: int = 1024,
     ) -> None:
         super().__init__()
         _check(specs, num_classes, anchors)
@@ -66,112 +70,130 @@ class FasterRCNN(Head[BoxTargets, RCNNRaw, DenseBoxes]):
             raise ValueError("proposals, training_proposals, anchor_samples and region_samples must be at least 1, got "
                              f"{numbers}, and min_objectness must lie in [0, 1), got {min_objectness}")
         self.maps, self.strides = tuple(specs), tuple(spec.stride for spec in specs.values())
-        self.anchors, self.min_objectness = anchors, min_objectness
+        self.anchors, self._anchors = anchors, CachedAnchors(anchors)
+        self.min_objectness, self.box_weights = min_objectness, box_weights
         self.proposals, self.training_proposals = proposals, training_proposals
         self.anchor_samples, self.region_samples = anchor_samples, region_samples
-        self.num_outputs, self.class_layers = num_classes + 1, {"score": 1, "box": 4}
+        self.num_outputs, self.class_layers = num_classes + 1, {"second_stage.score": 1, "second_stage.box": 4}
 
         channels = specs[self.maps[0]].channels
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
         self.objectness = nn.Conv2d(channels, anchors.num_per_cell[0], 1)
         self.shift = nn.Conv2d(channels, anchors.num_per_cell[0] * 4, 1)
-        self.hidden = nn.Sequential(
-            nn.Linear(channels * REGION_SIZE ** 2, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU())
-        self.score = nn.Linear(hidden, self.num_outputs)
-        self.box = nn.Linear(hidden, self.num_outputs * 4)
+        self.second_stage: _RegionLayers = _RegionLayers(channels, self.num_outputs, hidden=hidden)
         normal_weights(self, std=0.01)
 
-    def forward(self, features: Features, size: Size) -> RCNNRaw:
-        """Maps by name to what the anchors say in images of `size`, which may be less than the maps span."""
+    def forward(self, features: Features) -> RCNNRaw:
+        """Maps by name to what the anchors say."""
         maps = tuple(features[name] for name in self.maps)
         seen = [F.relu(self.conv(x)) for x in maps]
-        logits = predict_rows([self.objectness] * len(maps), seen, columns=1)[..., 0]
-        deltas = predict_rows([self.shift] * len(maps), seen, columns=4)
-        spanned = (maps[0].shape[2] * self.strides[0], maps[0].shape[3] * self.strides[0])
-        anchors = self.anchors([(x.shape[2], x.shape[3]) for x in maps], spanned, device=logits.device)
-        return RCNNRaw(logits, deltas, anchors, image_limits(size, device=logits.device), maps)
+        return RCNNRaw(tuple(self.objectness(x) for x in seen), tuple(self.shift(x) for x in seen), maps)
 
-    def loss(self, raw: RCNNRaw, targets: BoxTargets) -> Losses:
-        """Of the anchors and of the regions, each torchvision's mean over its samples, times the number of sampled
-        anchors, by which all are to be divided."""
-        objectness, proposal, num_anchors = self._anchor_loss(raw, targets)
-        classification, box, num_regions = self._region_loss(raw, targets)
-        factor = num_anchors / num_regions.clamp(min=1)
-        return Losses({"objectness": objectness, "proposal": proposal, "class": factor * classification,
-                       "box": factor * box}, num_anchors)
+    def loss(self, raw: RCNNRaw, targets: BoxTargets, size: Size) -> Losses:
+        """Of the anchors and of the regions; each with the count of its samples."""
+        objectness, proposal, num_anchors = self._anchor_loss(raw, targets, size)
+        classification, box, num_regions = self._region_loss(raw, targets, size)
+        return {"objectness": Term(objectness, num_anchors), "proposal": Term(proposal, num_anchors),
+                "class": Term(classification, num_regions), "box": Term(box, num_regions)}
 
-    def decode(self, raw: RCNNRaw) -> DenseBoxes:
+    def decode(self, raw: RCNNRaw, size: Size, *, static: bool = False) -> DenseBoxes:
         """For each proposed region the box and probability of every class; rows without a region have score 0."""
-        regions, valid = self._propose(raw, self.proposals)
-        used = used_rows(valid)
+        regions, valid = self._propose(raw, size, self.proposals, static=static)
+        used = regions.shape[1] if static else used_rows(valid)
         left_out, regions, valid = regions.shape[1] - used, regions[:, :used], valid[:, :used]
-        logits, deltas = self._classify(raw, regions)
-        inside = _inside(boxes.decode(deltas[:, :, 1:], regions[:, :, None], BOX_WEIGHTS), raw.limits)
-        meant = _is_large(inside, SMALLEST_BOX) & valid[..., None]
-        scores = torch.where(meant, logits.softmax(-1)[..., 1:], 0.0)
+        logits, deltas = self._classify(raw, regions, static=static)
+        inside = boxes.clip(boxes.decode(deltas[:, :, 1:], regions[:, :, None], self.box_weights), size)
+        kept = _is_large(inside, SMALLEST_BOX) & valid[..., None]
+        scores = torch.where(kept, logits.softmax(-1)[..., 1:], 0.0)
         return DenseBoxes(F.pad(inside, (0, 0, 0, 0, 0, left_out)), F.pad(scores, (0, 0, 0, left_out)))
 
-    def _propose(self, raw: RCNNRaw, number: int) -> tuple[Tensor, Tensor]:
-        """The surest regions [B, P, 4], suppressed map by map, and which rows are meant, [B, P]: the first ones."""
-        logits, deltas = raw.logits.detach().float(), raw.deltas.detach().float()
+    def _anchors_of(self, raw: RCNNRaw, *, static: bool = False) -> Tensor:
+        """[N, 4]; they span the maps, which may reach beyond the image."""
+        height, width = raw.maps[0].shape[2:]
+        return self._anchors(raw.maps, (height * self.strides[0], width * self.strides[0]), static=static)
+
+    def _propose(self, raw: RCNNRaw, size: Size, number: int, *, static: bool) -> tuple[Tensor, Tensor]:
+        """The surest regions [B, P, 4], suppressed map by map, and which rows are valid, [B, P]: the first ones."""
         num_anchors = [x.shape[2] * x.shape[3] * self.anchors.num_per_cell[0] for x in raw.maps]
         number = min(number, sum(num_anchors))
         most = min(number, max(num_anchors))
         regions, scores = [], []
-        parts = (x.split_with_sizes(num_anchors, -2) for x in (logits[..., None], deltas, raw.anchors))
-        for sure, shift, anchors in zip(*parts, strict=True):
-            best, rows = sure[..., 0].topk(min(number, len(anchors)))
-            inside = _inside(boxes.decode(_rows(shift, rows), anchors[rows], ANCHOR_WEIGHTS), raw.limits)
+        anchors_of_maps = self._anchors_of(raw, static=static).split_with_sizes(num_anchors)
+        for logits, deltas, anchors in zip(raw.logits, raw.deltas, anchors_of_maps, strict=True):
+            best, rows = to_rows([logits.detach().float()], columns=1)[..., 0].topk(min(number, len(anchors)))
+            shift = _rows(to_rows([deltas.detach().float()], columns=4), rows)
+            inside = boxes.clip(boxes.decode(shift, anchors[rows], ANCHOR_WEIGHTS), size)
             left_out = most - rows.shape[1]
             regions.append(F.pad(inside, (0, 0, 0, left_out)))
             scores.append(F.pad(torch.where(_is_large(inside, SMALLEST_REGION), best.sigmoid(), 0.0), (0, left_out)))
         # Maps do not see each other's regions, just as images do not.
         kept = suppress(
             DenseBoxes(torch.cat(regions), torch.cat(scores)[..., None]), score_threshold=self.min_objectness,
-            iou_threshold=0.7, per_class=most, max_detections=most, candidates=most)
+            iou_threshold=0.7, per_class=most, max_detections=most, candidates=most, static=static)
         of_image = [torch.cat(x.chunk(len(raw.maps)), 1) for x in (kept.boxes, kept.scores)]
         best, rows = of_image[1].topk(number)
         return _rows(of_image[0], rows), best > 0
 
-    def _classify(self, raw: RCNNRaw, regions: Tensor) -> tuple[Tensor, Tensor]:
+    def _classify(self, raw: RCNNRaw, regions: Tensor, *, static: bool) -> tuple[Tensor, Tensor]:
         """Regions [B, P, 4] to logits [B, P, K + 1], background first, and deltas [B, P, K + 1, 4]."""
         maps = [x.float() for x in raw.maps[:-1]]
-        hidden = self.hidden(roi_align(maps, regions, strides=self.strides[:-1], size=REGION_SIZE).flatten(2))
-        return self.score(hidden), self.box(hidden).reshape(*regions.shape[:2], -1, 4)
+        features = roi_align(maps, regions, strides=self.strides[:-1], size=REGION_SIZE, static=static)
+        logits, deltas = self.second_stage(features)
+        return logits.float(), deltas.float().reshape(*regions.shape[:2], -1, 4)
 
-    def _anchor_loss(self, raw: RCNNRaw, targets: BoxTargets) -> tuple[Tensor, Tensor, Tensor]:
+    def _anchor_loss(self, raw: RCNNRaw, targets: BoxTargets, size: Size) -> tuple[Tensor, Tensor, Tensor]:
         """Objectness and box loss of sampled anchors, and how many they are."""
+        anchors = self._anchors_of(raw)
         matched_BN = matching.match(
-            raw.anchors, targets, limits=raw.limits, positive=0.7, negative=0.3, keep_best=False, keep_ties=True)
-        rows, counted = matching.sample(matched_BN, self.anchor_samples, positive_share=0.5)
+            anchors, targets, size, positive=0.7, negative=0.3, keep_best=False, keep_ties=True)
+        rows, counted = matching.subsample(
+            matched_BN, self.anchor_samples, positive_share=0.5, seed_B=targets.seed, stream=0)
         matched = matched_BN.gather(1, rows)
         positive = (matched >= 0) & counted
-        objectness = F.binary_cross_entropy_with_logits(
-            raw.logits.float().gather(1, rows), positive.float(), reduction="none")
+        logits = to_rows(raw.logits, columns=1)[..., 0].float()
+        objectness = F.binary_cross_entropy_with_logits(logits.gather(1, rows), positive.float(), reduction="none")
         wanted, _ = matching.gather_targets(targets, matched)
-        box = _box_loss(_rows(raw.deltas.float(), rows), raw.anchors[rows], wanted, positive, weights=ANCHOR_WEIGHTS)
+        deltas = _rows(to_rows(raw.deltas, columns=4).float(), rows)
+        box = _box_loss(deltas, anchors[rows], wanted, positive, weights=ANCHOR_WEIGHTS)
         return (objectness * counted).sum(), box, counted.sum()
 
-    def _region_loss(self, raw: RCNNRaw, targets: BoxTargets) -> tuple[Tensor, Tensor, Tensor]:
+    def _region_loss(self, raw: RCNNRaw, targets: BoxTargets, size: Size) -> tuple[Tensor, Tensor, Tensor]:
         """Classification and box loss of sampled regions, the true boxes among them, and how many they are."""
-        regions, valid = self._propose(raw, self.training_proposals)
+        regions, valid = self._propose(raw, size, self.training_proposals, static=False)
         regions = torch.cat((regions, targets.boxes), 1)
         valid = torch.cat((valid, (targets.labels >= 0) & ~targets.crowd), 1)
-        matched_BP = matching.match(
-            regions, targets, limits=raw.limits, positive=0.5, negative=0.5, keep_best=False)
+        matched_BP = matching.match(regions, targets, size, positive=0.5, negative=0.5, keep_best=False)
         matched_BP = torch.where(valid, matched_BP, matching.IGNORED)
-        rows, counted = matching.sample(matched_BP, self.region_samples, positive_share=0.25)
+        rows, counted = matching.subsample(
+            matched_BP, self.region_samples, positive_share=0.25, seed_B=targets.seed, stream=1)
         used = used_rows(counted)
         rows, counted = rows[:, :used], counted[:, :used]
         regions, matched = _rows(regions, rows), matched_BP.gather(1, rows)
 
-        logits, deltas = self._classify(raw, regions)
+        logits, deltas = self._classify(raw, regions, static=False)
         outputs = matching.wanted_outputs(targets, matched, first=1, negative=0).clamp(min=0)
         classification = F.cross_entropy(logits.flatten(0, 1), outputs.flatten(), reduction="none").view_as(outputs)
         of_class = deltas.gather(2, outputs[..., None, None].expand(-1, -1, 1, 4))[:, :, 0]
         wanted, _ = matching.gather_targets(targets, matched)
-        box = _box_loss(of_class, regions, wanted, (matched >= 0) & counted, weights=BOX_WEIGHTS)
+        box = _box_loss(of_class, regions, wanted, (matched >= 0) & counted, weights=self.box_weights)
         return (classification * counted).sum(), box, counted.sum()
+
+
+class _RegionLayers(nn.Module):
+    """The second stage: a region's features to what it shows."""
+
+    def __init__(self, channels: int, num_outputs: int, *, hidden: int) -> None:
+        super().__init__()
+        self.input_shape = (channels, REGION_SIZE, REGION_SIZE)
+        self.hidden = nn.Sequential(
+            nn.Linear(channels * REGION_SIZE ** 2, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU())
+        self.score = nn.Linear(hidden, num_outputs)
+        self.box = nn.Linear(hidden, num_outputs * 4)
+
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """[B, P, channels, 7, 7] to logits [B, P, outputs] and deltas [B, P, outputs * 4]."""
+        x = self.hidden(features.flatten(2))
+        return self.score(x), self.box(x)
 
 
 def _check(specs: Mapping[str, FeatureSpec], num_classes: int, anchors: GridAnchors) -> None:
@@ -190,10 +212,6 @@ def _check(specs: Mapping[str, FeatureSpec], num_classes: int, anchors: GridAnch
     if strides[:len(distinct)] != [strides[0] * 2 ** k for k in range(len(distinct))]:
         raise ValueError("regions are cut from maps of which each has twice the stride of the one before, got "
                          f"{strides}: choose other taps")
-
-
-def _inside(found: Tensor, limits: Tensor) -> Tensor:
-    return torch.minimum(found.clamp(min=0.0), limits)
 
 
 def _is_large(found: Tensor, smallest: float) -> Tensor:

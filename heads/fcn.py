@@ -12,9 +12,10 @@ from typing import NamedTuple
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from detseg.interfaces import DenseLogits, Features, FeatureSpec, Head, LabelTargets, Losses, Size
+from detseg.interfaces import Features, FeatureSpec, Head, Losses
 from detseg.layers import Norm, fcn_classifier
-from detseg.losses import segmentation_losses
+from detseg.ops.losses import segmentation_losses
+from detseg.structures import DenseLogits, LabelTargets, Size
 
 NORM = Norm(momentum=0.1, eps=1e-5)
 """BatchNorm of torchvision's head: PyTorch's defaults."""
@@ -27,8 +28,6 @@ class FCNRaw(NamedTuple):
     """[B, K, h, w]."""
     auxiliary: tuple[Tensor, ...]
     """Each [B, K, h, w] of an earlier map; empty on copies made for inference."""
-    size: Size
-    """Of the network's image."""
 
 
 class FCN(Head[LabelTargets, FCNRaw, DenseLogits]):
@@ -55,22 +54,22 @@ class FCN(Head[LabelTargets, FCNRaw, DenseLogits]):
             fcn_classifier(specs[tap].channels, num_classes, dropout=dropout, norm=norm) for tap in self.earlier_taps)
         self.class_layers = {"classify.2": 1, **{f"auxiliary.{k}.2": 1 for k in range(len(self.auxiliary))}}
 
-    def forward(self, features: Features, size: Size) -> FCNRaw:
-        """Maps by tap to logits for images of `size`."""
+    def forward(self, features: Features) -> FCNRaw:
+        """Maps by tap to logits."""
         # The classifiers are gone where copies were made for inference, their taps are not.
         earlier = zip(self.auxiliary, self.earlier_taps, strict=False)
         auxiliary = tuple(classify(features[tap]) for classify, tap in earlier)
-        return FCNRaw(self.classify(features[self.tap]), auxiliary, size)
+        return FCNRaw(self.classify(features[self.tap]), auxiliary)
 
-    def loss(self, raw: FCNRaw, targets: LabelTargets) -> Losses:
-        """Cross entropy at the labels' size, to be divided by the number of pixels that count."""
+    def loss(self, raw: FCNRaw, targets: LabelTargets, size: Size) -> Losses:
+        """Cross entropy at the labels' size; the count is that of the pixels that count."""
         return segmentation_losses(
             raw.logits, targets, class_weights=self.class_weights, hardest=self.hardest, auxiliary=raw.auxiliary,
             auxiliary_weight=self.auxiliary_weight)
 
-    def decode(self, raw: FCNRaw) -> DenseLogits:
+    def decode(self, raw: FCNRaw, size: Size, *, static: bool = False) -> DenseLogits:
         """The logits enlarged to the network's size."""
-        return DenseLogits(F.interpolate(raw.logits.float(), raw.size, mode="bilinear", align_corners=False))
+        return DenseLogits(F.interpolate(raw.logits.float(), size, mode="bilinear", align_corners=False))
 
     def drop_training_parts(self) -> None:
         """Takes out the auxiliary classifiers."""

@@ -15,9 +15,10 @@ from typing import Literal, NamedTuple, TypeAlias
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from detseg.interfaces import DenseLogits, Features, FeatureSpec, Head, LabelTargets, Losses, Size
+from detseg.interfaces import Features, FeatureSpec, Head, Losses
 from detseg.layers import ConvNormAct, Norm, window_means
-from detseg.losses import segmentation_losses
+from detseg.ops.losses import segmentation_losses
+from detseg.structures import DenseLogits, LabelTargets, Size
 
 NORM = Norm(momentum=0.1, eps=1e-5)
 """BatchNorm of torchvision's head. TensorFlow's epsilon is the same; its average (decay 0.9997) has not forgotten the
@@ -44,8 +45,6 @@ class LRASPPRaw(NamedTuple):
 
     logits: Tensor
     """[B, K, h, w]."""
-    size: Size
-    """Of the network's image."""
 
 
 class LRASPP(Head[LabelTargets, LRASPPRaw, DenseLogits]):
@@ -80,24 +79,24 @@ class LRASPP(Head[LabelTargets, LRASPPRaw, DenseLogits]):
         self.high = nn.Conv2d(filters, num_classes, 1)
         self.class_layers = {"low": 1, "high": 1}
 
-    def forward(self, features: Features, size: Size) -> LRASPPRaw:
-        """The two maps to scores at the cells of the low-level one, for images of `size`."""
+    def forward(self, features: Features) -> LRASPPRaw:
+        """The two maps to scores at the cells of the low-level one."""
         low, high = features[self.low_tap], features[self.high_tap]
         gate = self.gate_act(self.gate(self._pooled(high)))
         x = self.reduce(high)
         x = self._enlarged(x * self._enlarged(gate, x.shape[2:]), low.shape[2:])
-        return LRASPPRaw(self.low(low) + self.high(x), size)
+        return LRASPPRaw(self.low(low) + self.high(x))
 
-    def loss(self, raw: LRASPPRaw, targets: LabelTargets) -> Losses:
-        """Cross entropy at every pixel of the labels, to be divided by the number of those that count."""
+    def loss(self, raw: LRASPPRaw, targets: LabelTargets, size: Size) -> Losses:
+        """Cross entropy at every pixel of the labels; the count is that of the pixels that count."""
         return segmentation_losses(
             raw.logits, targets, class_weights=self.class_weights, hardest=self.hardest,
             align_corners=self.align_corners)
 
-    def decode(self, raw: LRASPPRaw) -> DenseLogits:
+    def decode(self, raw: LRASPPRaw, size: Size, *, static: bool = False) -> DenseLogits:
         """The scores enlarged to the network's image."""
         return DenseLogits(F.interpolate(
-            raw.logits.float(), raw.size, mode="bilinear", align_corners=self.align_corners))
+            raw.logits.float(), size, mode="bilinear", align_corners=self.align_corners))
 
     def _pooled(self, x: Tensor) -> Tensor:
         """[B, C, rows, columns]."""

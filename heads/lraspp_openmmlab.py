@@ -15,9 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from detseg.interfaces import DenseLogits, Features, FeatureSpec, Head, LabelTargets, Losses, Size
+from detseg.interfaces import Features, FeatureSpec, Head, Losses
 from detseg.layers import ConvNormAct, Norm, window_means
-from detseg.losses import segmentation_losses
+from detseg.ops.losses import segmentation_losses
+from detseg.structures import DenseLogits, LabelTargets, Size
 
 NORM = Norm(momentum=0.1, eps=1e-3)
 """BatchNorm of OpenMMLab's config, in backbone and head."""
@@ -31,8 +32,6 @@ class OpenMMLabLRASPPRaw(NamedTuple):
 
     logits: Tensor
     """[B, K, h, w]."""
-    size: Size
-    """Of the network's image."""
 
 
 class OpenMMLabLRASPP(Head[LabelTargets, OpenMMLabLRASPPRaw, DenseLogits]):
@@ -75,8 +74,8 @@ class OpenMMLabLRASPP(Head[LabelTargets, OpenMMLabLRASPPRaw, DenseLogits]):
         self.classify = nn.Conv2d(filters, num_classes, 1)
         self.class_layers = {"classify": 1}
 
-    def forward(self, features: Features, size: Size) -> OpenMMLabLRASPPRaw:
-        """The maps to scores at the cells of the first one, for images of `size`."""
+    def forward(self, features: Features) -> OpenMMLabLRASPPRaw:
+        """The maps to scores at the cells of the first one."""
         *earlier, last = (features[tap] for tap in self.taps)
         gate = self.gate(window_means(last, WINDOW, WINDOW_STRIDE)).sigmoid()
         if gate.shape[2:] != (1, 1):  # a single cell has the same value everywhere
@@ -84,16 +83,16 @@ class OpenMMLabLRASPP(Head[LabelTargets, OpenMMLabLRASPPRaw, DenseLogits]):
         x = self.mix(self.reduce(last) * gate)
         for skip, merge, finer in reversed(list(zip(self.skips, self.merges, earlier, strict=True))):
             x = merge(torch.cat((_enlarged(x, finer.shape[2:]), skip(finer)), 1))
-        return OpenMMLabLRASPPRaw(self.classify(self.dropout(x)), size)
+        return OpenMMLabLRASPPRaw(self.classify(self.dropout(x)))
 
-    def loss(self, raw: OpenMMLabLRASPPRaw, targets: LabelTargets) -> Losses:
-        """Cross entropy at every pixel of the labels, to be divided by the number of those that count."""
+    def loss(self, raw: OpenMMLabLRASPPRaw, targets: LabelTargets, size: Size) -> Losses:
+        """Cross entropy at every pixel of the labels; the count is that of the pixels that count."""
         return segmentation_losses(
             raw.logits, targets, class_weights=self.class_weights, hardest=self.hardest)
 
-    def decode(self, raw: OpenMMLabLRASPPRaw) -> DenseLogits:
+    def decode(self, raw: OpenMMLabLRASPPRaw, size: Size, *, static: bool = False) -> DenseLogits:
         """The scores enlarged to the network's image."""
-        return DenseLogits(_enlarged(raw.logits.float(), raw.size))
+        return DenseLogits(_enlarged(raw.logits.float(), size))
 
 
 def _enlarged(x: Tensor, size: Sequence[int]) -> Tensor:

@@ -14,9 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from detseg.interfaces import DenseLogits, Features, FeatureSpec, Head, LabelTargets, Losses, Size
+from detseg.interfaces import Features, FeatureSpec, Head, Losses
 from detseg.layers import ConvNormAct, Norm
-from detseg.losses import segmentation_losses
+from detseg.ops.losses import segmentation_losses
+from detseg.structures import DenseLogits, LabelTargets, Size
 
 NORM = Norm(momentum=0.1, eps=1e-5)
 """TensorFlow's epsilon; its average (decay 0.9997) has not forgotten the untrained network after some thousand
@@ -28,8 +29,6 @@ class RASPPRaw(NamedTuple):
 
     logits: Tensor
     """[B, K, h, w]."""
-    size: Size
-    """Of the network's image."""
 
 
 class RASPP(Head[LabelTargets, RASPPRaw, DenseLogits]):
@@ -57,19 +56,19 @@ class RASPP(Head[LabelTargets, RASPPRaw, DenseLogits]):
         self.classify = nn.Conv2d(filters, num_classes, 1)
         self.class_layers = {"classify": 1}
 
-    def forward(self, features: Features, size: Size) -> RASPPRaw:
-        """The last map to scores at its cells, for images of `size`."""
+    def forward(self, features: Features) -> RASPPRaw:
+        """The last map to scores at its cells."""
         x = features[self.tap]
         local = self.reduce(x)
         everywhere = self.pool(x.mean((2, 3), keepdim=True)).expand_as(local)
         logits: Tensor = self.classify(self.dropout(self.project(torch.cat((everywhere, local), 1))))
-        return RASPPRaw(logits, size)
+        return RASPPRaw(logits)
 
-    def loss(self, raw: RASPPRaw, targets: LabelTargets) -> Losses:
-        """Cross entropy at every pixel of the labels, to be divided by the number of those that count."""
+    def loss(self, raw: RASPPRaw, targets: LabelTargets, size: Size) -> Losses:
+        """Cross entropy at every pixel of the labels; the count is that of the pixels that count."""
         return segmentation_losses(
             raw.logits, targets, class_weights=self.class_weights, hardest=self.hardest, align_corners=True)
 
-    def decode(self, raw: RASPPRaw) -> DenseLogits:
+    def decode(self, raw: RASPPRaw, size: Size, *, static: bool = False) -> DenseLogits:
         """The scores enlarged to the network's image, corner to corner."""
-        return DenseLogits(F.interpolate(raw.logits.float(), raw.size, mode="bilinear", align_corners=True))
+        return DenseLogits(F.interpolate(raw.logits.float(), size, mode="bilinear", align_corners=True))

@@ -12,13 +12,13 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Literal, TypeAlias
 
-import torch
 from torch import Tensor, nn
 
-from detseg import boxes, losses, matching
-from detseg.anchors import AnchorRaw, GridAnchors, image_limits, predict_rows
-from detseg.interfaces import BoxTargets, DenseBoxes, Features, FeatureSpec, Head, Losses, Size
+from detseg.interfaces import Features, FeatureSpec, Head, Losses, Term
 from detseg.layers import Norm, SharedConv, normal_weights, separable_conv
+from detseg.ops import boxes, losses, matching
+from detseg.ops.anchors import AnchorRaw, CachedAnchors, GridAnchors
+from detseg.structures import BoxTargets, DenseBoxes, Size
 
 NORM = Norm(momentum=0.01, eps=1e-3)
 """BatchNorm of TensorFlow's wiring (norm_momentum 0.99)."""
@@ -34,18 +34,28 @@ BoxLoss: TypeAlias = Literal["l1", "huber"]
 class RetinaNet(Head[BoxTargets, AnchorRaw, DenseBoxes]):
     """Predicts classes and boxes on every map of a pyramid with the same convolutions.
 
-    specs: the neck's; every map is used, in order, and all have the same channels. num_convs: before each predictor.
-    separable, norm, activation: of these; every map has its own norm, None leaves it out. gamma: the focal loss's
-    exponent. box_loss: "l1" (torchvision) or "huber" (TensorFlow), on the encoded boxes. box_weight: the box loss
-    counts so much; TensorFlow's 50 is for the mean of a box's four numbers, which is 12.5 for their sum.
-    max_negative_iou: an anchor that overlaps every object less is background; between this and 0.5 it teaches nothing.
     The defaults are torchvision's; TensorFlow's gamma is 1.5, its max_negative_iou 0.5.
+
+    Args:
+        specs: the neck's; every map is used, in order, and all have the same channels.
+        num_classes: without background.
+        anchors: of all maps.
+        num_convs: before each predictor.
+        separable, norm, activation: of these; every map has its own norm, None leaves it out.
+        gamma: the focal loss's exponent.
+        box_loss: "l1" (torchvision) or "huber" (TensorFlow), on the encoded boxes.
+        box_weights: of the encoding.
+        box_weight: the box loss counts so much; TensorFlow's 50 is for the mean of a box's four numbers, which is 12.5
+            for their sum.
+        max_negative_iou: an anchor that overlaps every object less is background; between this and 0.5 it is ignored by
+            the loss.
     """
 
     def __init__(
         self, specs: Mapping[str, FeatureSpec], num_classes: int, *, anchors: GridAnchors, num_convs: int = 4,
         separable: bool = False, norm: Norm | None = None, activation: Activation = "relu", gamma: float = 2.0,
-        box_loss: BoxLoss = "l1", box_weight: float = 1.0, max_negative_iou: float = 0.4,
+        box_loss: BoxLoss = "l1", box_weights: tuple[float, float, float, float] = BOX_WEIGHTS,
+        box_weight: float = 1.0, max_negative_iou: float = 0.4,
     ) -> None:
         super().__init__()
         if num_classes < 1:
@@ -62,49 +72,49 @@ class RetinaNet(Head[BoxTargets, AnchorRaw, DenseBoxes]):
         (channels,), (num_anchors,) = widths, shapes
         self.maps, self.stride = tuple(specs), next(iter(specs.values())).stride
         self.num_outputs = num_classes + 1
-        self.anchors, self.gamma, self.max_negative_iou = anchors, gamma, max_negative_iou
-        self.box_loss, self.box_weight = box_loss, box_weight
+        self.anchors, self._anchors = anchors, CachedAnchors(anchors)
+        self.gamma, self.max_negative_iou = gamma, max_negative_iou
+        self.box_loss, self.box_weights, self.box_weight = box_loss, box_weights, box_weight
         self.classify, self.locate = (
-            _Tower(channels, columns, num_anchors=num_anchors, num_maps=len(specs), num_convs=num_convs,
-                   separable=separable, norm=norm, activation=activation)
+            _Tower(channels, num_anchors * columns, num_maps=len(specs), num_convs=num_convs, separable=separable,
+                   norm=norm, activation=activation)
             for columns in (self.num_outputs, 4))
         last = len(self.classify.predict) - 1
         self.class_layers = {f"classify.predict.{last}": 1}
         self._initialise(self.classify.predict[last], separable=separable)
 
-    def forward(self, features: Features, size: Size) -> AnchorRaw:
-        """Maps by name to raw predictions for images of `size`, which may be less than the maps span; logits of K + 1
-        outputs, background first."""
+    def forward(self, features: Features) -> AnchorRaw:
+        """Maps by name to raw predictions; logits of K + 1 outputs, background first."""
         maps = [features[name] for name in self.maps]
-        device = maps[0].device
-        spanned = (maps[0].shape[2] * self.stride, maps[0].shape[3] * self.stride)
-        return AnchorRaw(
-            deltas=self.locate(maps),
-            logits=self.classify(maps),
-            anchors=self.anchors([(x.shape[2], x.shape[3]) for x in maps], spanned, device=device),
-            limits=image_limits(size, device=device),
-        )
+        return AnchorRaw(deltas=self.locate(maps), logits=self.classify(maps))
 
-    def loss(self, raw: AnchorRaw, targets: BoxTargets) -> Losses:
-        """Classification and localisation, to be divided by the number of matched anchors."""
+    def loss(self, raw: AnchorRaw, targets: BoxTargets, size: Size) -> Losses:
+        """Classification and localisation; the count is that of the matched anchors."""
+        logits, deltas = raw.rows(self.num_outputs)
+        anchors = self._anchors_of(raw, static=False)
         matched_BN = matching.match(
-            raw.anchors, targets, limits=raw.limits, positive=0.5, negative=self.max_negative_iou, keep_best=False,
-            keep_ties=True)
+            anchors, targets, size, positive=0.5, negative=self.max_negative_iou, keep_best=False, keep_ties=True)
         classification = losses.focal_loss(
-            raw.logits.float(), matching.wanted_outputs(targets, matched_BN, first=1, negative=-1), alpha=FOCAL_ALPHA,
+            logits, matching.wanted_outputs(targets, matched_BN, first=1, negative=-1), alpha=FOCAL_ALPHA,
             gamma=self.gamma)
         localisation = losses.box_loss(
-            raw.deltas.float(), raw.anchors, targets, matched_BN, weights=BOX_WEIGHTS, kind=self.box_loss)
-        return Losses({"class": classification, "box": self.box_weight * localisation}, (matched_BN >= 0).sum())
+            deltas, anchors, targets, matched_BN, weights=self.box_weights, kind=self.box_loss)
+        count = (matched_BN >= 0).sum()
+        return {"class": Term(classification, count), "box": Term(self.box_weight * localisation, count)}
 
-    def decode(self, raw: AnchorRaw) -> DenseBoxes:
+    def decode(self, raw: AnchorRaw, size: Size, *, static: bool = False) -> DenseBoxes:
         """Boxes inside the image, and the classes' probabilities without background."""
-        decoded = boxes.decode(raw.deltas.float(), raw.anchors, BOX_WEIGHTS)
-        inside = torch.minimum(decoded.clamp(min=0.0), raw.limits)
-        return DenseBoxes(inside, raw.logits.float().sigmoid()[..., 1:])
+        logits, deltas = raw.rows(self.num_outputs)
+        found = boxes.decode(deltas, self._anchors_of(raw, static=static), self.box_weights)
+        return DenseBoxes(boxes.clip(found, size), logits.sigmoid()[..., 1:])
+
+    def _anchors_of(self, raw: AnchorRaw, *, static: bool) -> Tensor:
+        """[N, 4]; they span the maps, which may reach beyond the image."""
+        height, width = raw.logits[0].shape[2:]
+        return self._anchors(raw.logits, (height * self.stride, width * self.stride), static=static)
 
     def _initialise(self, classifier: nn.Module, *, separable: bool) -> None:
-        """A deviation of 0.01 (torchvision), or Keras's values where convolutions are separable; and the prior."""
+        """A std of 0.01 (torchvision), or Keras's values where convolutions are separable; and the prior."""
         if not separable:
             normal_weights(self, std=0.01)
         assert isinstance(classifier, nn.Conv2d)
@@ -113,25 +123,24 @@ class RetinaNet(Head[BoxTargets, AnchorRaw, DenseBoxes]):
 
 
 class _Tower(nn.Module):
-    """Convolutions that every map goes through, and the one that predicts so many columns for each anchor."""
+    """Convolutions that every map goes through, and the one that predicts."""
 
     def __init__(
-        self, channels: int, columns: int, *, num_anchors: int, num_maps: int, num_convs: int, separable: bool,
-        norm: Norm | None, activation: Activation,
+        self, channels: int, out_channels: int, *, num_maps: int, num_convs: int, separable: bool, norm: Norm | None,
+        activation: Activation,
     ) -> None:
         super().__init__()
-        self.columns = columns
         self.convs = nn.ModuleList(
             SharedConv(_conv(channels, channels, separable=separable), channels, num_maps=num_maps, norm=norm,
                        activation=activation)
             for _ in range(num_convs))
-        self.predict = _conv(channels, num_anchors * columns, separable=separable)
+        self.predict = _conv(channels, out_channels, separable=separable)
 
-    def forward(self, maps: Sequence[Tensor]) -> Tensor:
-        """Maps [B, channels, H, W] to rows in the order of the anchors, [B, N, columns]."""
+    def forward(self, maps: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Maps [B, channels, H, W] to predictions [B, out_channels, H, W]."""
         for conv in self.convs:
             maps = conv(maps)
-        return predict_rows([self.predict] * len(maps), maps, columns=self.columns)
+        return tuple(self.predict(x) for x in maps)
 
 
 def _conv(in_channels: int, out_channels: int, *, separable: bool) -> nn.Sequential:

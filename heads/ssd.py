@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import torch
 from torch import nn
 
-from detseg import boxes, losses, matching
-from detseg.anchors import AnchorRaw, SSDAnchors, image_limits, predict_rows
-from detseg.interfaces import BoxTargets, DenseBoxes, Features, FeatureSpec, Head, Losses, Size
-from detseg.layers import ConvNormAct, Norm, normal_weights
+from detseg.interfaces import Features, FeatureSpec, Head, Losses, Term
+from detseg.layers import Norm, normal_weights, smaller_maps
+from detseg.ops import boxes, losses, matching
+from detseg.ops.anchors import AnchorRaw, CachedAnchors, SSDAnchors
+from detseg.structures import BoxTargets, DenseBoxes, Size
 
 NORM = Norm(momentum=0.03, eps=1e-3)
 """BatchNorm of the made maps: decay 0.97 and epsilon 0.001 in TensorFlow's ssd_mobilenet_v2 of its second model zoo."""
@@ -26,16 +26,23 @@ BOX_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
 class SSD(Head[BoxTargets, AnchorRaw, DenseBoxes]):
     """Predicts boxes on the backbone's maps and on smaller ones that it makes from the last.
 
-    specs: the backbone's; every map is used, in order, and `anchors.num_maps` says how many more are made.
-    extra_channels: outputs of the made maps; half of it inside. width: multiplies them, at least 16 are left
-    (TensorFlow's depth multiplier). negatives_per_positive: of the negative anchors of an image those with the highest
-    loss count, so many for each matched one; min_negatives: at least so many.
+    Args:
+        specs: the backbone's; every map is used, in order, and `anchors.num_maps` says how many more are made.
+        num_classes: without background.
+        anchors: of all maps.
+        box_weights: of the encoding.
+        negatives_per_positive: of the negative anchors of an image those with the highest loss count, so many for each
+            matched one.
+        min_negatives: at least so many.
+        extra_channels: outputs of the made maps; half of it inside.
+        width: multiplies them, at least 16 are left (TensorFlow's depth multiplier).
+        norm: of the made maps.
     """
 
     def __init__(
         self, specs: Mapping[str, FeatureSpec], num_classes: int, *, anchors: SSDAnchors,
-        negatives_per_positive: float = 3.0, min_negatives: int = 3, extra_channels: Sequence[int] = EXTRA_CHANNELS,
-        width: float = 1.0, norm: Norm = NORM,
+        box_weights: tuple[float, float, float, float] = BOX_WEIGHTS, negatives_per_positive: float = 3.0,
+        min_negatives: int = 3, extra_channels: Sequence[int] = EXTRA_CHANNELS, width: float = 1.0, norm: Norm = NORM,
     ) -> None:
         super().__init__()
         if num_classes < 1:
@@ -43,15 +50,12 @@ class SSD(Head[BoxTargets, AnchorRaw, DenseBoxes]):
         anchors.check_maps(len(specs), len(extra_channels))
         self.taps = tuple(specs)
         self.num_outputs = num_classes + 1
-        self.anchors = anchors
+        self.anchors, self._anchors, self.box_weights = anchors, CachedAnchors(anchors), box_weights
         self.negatives_per_positive, self.min_negatives = negatives_per_positive, min_negatives
 
         channels = [spec.channels for spec in specs.values()]
-        self.extras = nn.ModuleList()
-        for wanted in extra_channels:
-            out = max(16, int(wanted * width))
-            self.extras.append(_smaller_map(channels[-1], out, norm=norm))
-            channels.append(out)
+        self.extras, made = smaller_maps(channels[-1], extra_channels, norm=norm, separable=False, width=width)
+        channels += made
         self.classify, self.locate = nn.ModuleList(), nn.ModuleList()
         for in_channels, num_anchors in zip(channels, anchors.num_per_cell, strict=True):
             self.classify.append(nn.Conv2d(in_channels, num_anchors * self.num_outputs, 3, padding=1))
@@ -59,41 +63,30 @@ class SSD(Head[BoxTargets, AnchorRaw, DenseBoxes]):
         self.class_layers = {f"classify.{k}": 1 for k in range(len(channels))}
         normal_weights(self, std=0.03)  # TensorFlow's; SSD's paper has Xavier's for its own network
 
-    def forward(self, features: Features, size: Size) -> AnchorRaw:
-        """Maps by tap to raw predictions for images of `size`; logits of K + 1 outputs, background first."""
+    def forward(self, features: Features) -> AnchorRaw:
+        """Maps by tap to raw predictions; logits of K + 1 outputs, background first."""
         maps = [features[tap] for tap in self.taps]
         for extra in self.extras:
             maps.append(extra(maps[-1]))
-        device = maps[0].device
         return AnchorRaw(
-            deltas=predict_rows(self.locate, maps, columns=4),
-            logits=predict_rows(self.classify, maps, columns=self.num_outputs),
-            anchors=self.anchors([(x.shape[2], x.shape[3]) for x in maps], size, device=device),
-            limits=image_limits(size, device=device),
-        )
+            deltas=tuple(locate(x) for locate, x in zip(self.locate, maps, strict=True)),
+            logits=tuple(classify(x) for classify, x in zip(self.classify, maps, strict=True)))
 
-    def loss(self, raw: AnchorRaw, targets: BoxTargets) -> Losses:
-        """Classification and localisation, to be divided by the number of matched anchors."""
-        matched_BN = matching.match(
-            raw.anchors, targets, limits=raw.limits, positive=0.5, negative=0.5, keep_best=True)
+    def loss(self, raw: AnchorRaw, targets: BoxTargets, size: Size) -> Losses:
+        """Classification and localisation; the count is that of the matched anchors."""
+        logits, deltas = raw.rows(self.num_outputs)
+        anchors = self._anchors(raw.logits, size)
+        matched_BN = matching.match(anchors, targets, size, positive=0.5, negative=0.5, keep_best=True)
         classification = losses.hard_negative_cross_entropy(
-            raw.logits.float(), matching.wanted_outputs(targets, matched_BN, first=1, negative=0),
+            logits, matching.wanted_outputs(targets, matched_BN, first=1, negative=0),
             negatives_per_positive=self.negatives_per_positive, min_negatives=self.min_negatives)
         localisation = losses.box_loss(
-            raw.deltas.float(), raw.anchors, targets, matched_BN, weights=BOX_WEIGHTS, kind="smooth_l1")
-        return Losses({"class": classification, "box": localisation}, (matched_BN >= 0).sum())
+            deltas, anchors, targets, matched_BN, weights=self.box_weights, kind="smooth_l1")
+        count = (matched_BN >= 0).sum()
+        return {"class": Term(classification, count), "box": Term(localisation, count)}
 
-    def decode(self, raw: AnchorRaw) -> DenseBoxes:
+    def decode(self, raw: AnchorRaw, size: Size, *, static: bool = False) -> DenseBoxes:
         """Boxes inside the image, and the classes' probabilities without background."""
-        decoded = boxes.decode(raw.deltas.float(), raw.anchors, BOX_WEIGHTS)
-        inside = torch.minimum(decoded.clamp(min=0.0), raw.limits)
-        return DenseBoxes(inside, raw.logits.float().softmax(-1)[..., 1:])
-
-
-def _smaller_map(in_channels: int, out_channels: int, *, norm: Norm) -> nn.Sequential:
-    """The next map at half the size: squeeze to half the outputs, then a full convolution with stride 2."""
-    inner = out_channels // 2
-    return nn.Sequential(
-        ConvNormAct(in_channels, inner, kernel=1, norm=norm, activation="relu6"),
-        ConvNormAct(inner, out_channels, kernel=3, stride=2, norm=norm, activation="relu6"),
-    )
+        logits, deltas = raw.rows(self.num_outputs)
+        found = boxes.decode(deltas, self._anchors(raw.logits, size, static=static), self.box_weights)
+        return DenseBoxes(boxes.clip(found, size), logits.softmax(-1)[..., 1:])

@@ -11,18 +11,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Literal, TypeAlias
 
-import torch
 from torch import nn
 
-from detseg import boxes, losses, matching
-from detseg.anchors import AnchorRaw, SSDAnchors, image_limits, predict_rows
-from detseg.interfaces import BoxTargets, DenseBoxes, Features, FeatureSpec, Head, Losses, Size
-from detseg.layers import ConvNormAct, Norm, depthwise_separable, normal_weights
+from detseg.interfaces import Features, FeatureSpec, Head, Losses, Term
+from detseg.layers import Norm, depthwise_separable, normal_weights, smaller_maps
+from detseg.ops import boxes, losses, matching
+from detseg.ops.anchors import AnchorRaw, CachedAnchors, SSDAnchors
+from detseg.structures import BoxTargets, DenseBoxes, Size
 
 NORM = Norm(momentum=0.03, eps=1e-3)
 """BatchNorm of both wirings: decay 0.97 in TensorFlow's V3 config, momentum 0.03 in torchvision."""
 EXTRA_CHANNELS = (512, 256, 256, 128)
 BOX_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
+"""What SSD multiplies the encoded centre and the logarithm of the sides with."""
 FOCAL_PRIOR = -4.6
 """First bias of the focal loss's classifier: a probability of 0.01 (class_prediction_bias_init)."""
 
@@ -33,17 +34,27 @@ BoxLoss: TypeAlias = Literal["smooth_l1", "ciou"]
 class SSDLite(Head[BoxTargets, AnchorRaw, DenseBoxes]):
     """Predicts boxes on the backbone's last two maps and on smaller ones that it makes from the last.
 
-    specs: the backbone's; every map is used, in order, and `anchors.num_maps` says how many more are made.
-    extra_channels: outputs of the made maps; half of it inside. width: multiplies them, at least 16 are left
-    (TensorFlow's depth multiplier). class_loss: "multibox" is softmax cross entropy over positives and the hardest
-    negatives, "focal" the sigmoid focal loss with alpha 0.75 and gamma 2. box_loss: "smooth_l1" as published, or
-    "ciou". min_negatives: what an image without objects teaches in "multibox"; TensorFlow takes 3, torchvision 0.
-    box_weight: the localisation loss counts so much; TensorFlow's V3 divides it by the box's four numbers.
+    Args:
+        specs: the backbone's; every map is used, in order, and `anchors.num_maps` says how many more are made.
+        num_classes: without background.
+        anchors: of all maps.
+        class_loss: "multibox" is softmax cross entropy over positives and the hardest negatives, "focal" the sigmoid
+            focal loss with alpha 0.75 and gamma 2; scores are decoded accordingly.
+        box_loss: "smooth_l1" as published, or "ciou".
+        box_weights: of the encoding.
+        negatives_per_positive: of "multibox".
+        min_negatives: so many negatives of an image count in "multibox" even without objects; TensorFlow takes 3,
+            torchvision 0.
+        box_weight: the localisation loss counts so much; TensorFlow's V3 divides it by the box's four numbers.
+        extra_channels: outputs of the made maps; half of it inside.
+        width: multiplies them, at least 16 are left (TensorFlow's depth multiplier).
+        norm: of all layers.
     """
 
     def __init__(
         self, specs: Mapping[str, FeatureSpec], num_classes: int, *, anchors: SSDAnchors,
-        class_loss: ClassLoss = "multibox", box_loss: BoxLoss = "smooth_l1", negatives_per_positive: float = 3.0,
+        class_loss: ClassLoss = "multibox", box_loss: BoxLoss = "smooth_l1",
+        box_weights: tuple[float, float, float, float] = BOX_WEIGHTS, negatives_per_positive: float = 3.0,
         min_negatives: int = 3, box_weight: float = 1.0, extra_channels: Sequence[int] = EXTRA_CHANNELS,
         width: float = 1.0, norm: Norm = NORM,
     ) -> None:
@@ -53,16 +64,14 @@ class SSDLite(Head[BoxTargets, AnchorRaw, DenseBoxes]):
         anchors.check_maps(len(specs), len(extra_channels))
         self.taps = tuple(specs)
         self.num_outputs = num_classes + 1
-        self.anchors, self.class_loss, self.box_loss = anchors, class_loss, box_loss
+        self.anchors, self._anchors = anchors, CachedAnchors(anchors)
+        self.class_loss, self.box_loss, self.box_weights = class_loss, box_loss, box_weights
         self.negatives_per_positive, self.min_negatives = negatives_per_positive, min_negatives
         self.box_weight = box_weight
 
         channels = [spec.channels for spec in specs.values()]
-        self.extras = nn.ModuleList()
-        for wanted in extra_channels:
-            out = max(16, int(wanted * width))
-            self.extras.append(_smaller_map(channels[-1], out, norm=norm))
-            channels.append(out)
+        self.extras, made = smaller_maps(channels[-1], extra_channels, norm=norm, separable=True, width=width)
+        channels += made
         self.classify, self.locate = nn.ModuleList(), nn.ModuleList()
         for in_channels, num_anchors in zip(channels, anchors.num_per_cell, strict=True):
             self.classify.append(depthwise_separable(
@@ -71,47 +80,43 @@ class SSDLite(Head[BoxTargets, AnchorRaw, DenseBoxes]):
         self.class_layers = {f"classify.{k}.1": 1 for k in range(len(channels))}
         self._initialise()
 
-    def forward(self, features: Features, size: Size) -> AnchorRaw:
-        """Maps by tap to raw predictions for images of `size`."""
+    def forward(self, features: Features) -> AnchorRaw:
+        """Maps by tap to raw predictions; logits of K + 1 outputs, background first."""
         maps = [features[tap] for tap in self.taps]
         for extra in self.extras:
             maps.append(extra(maps[-1]))
-        device = maps[0].device
         return AnchorRaw(
-            deltas=predict_rows(self.locate, maps, columns=4),
-            logits=predict_rows(self.classify, maps, columns=self.num_outputs),
-            anchors=self.anchors([(x.shape[2], x.shape[3]) for x in maps], size, device=device),
-            limits=image_limits(size, device=device),
-        )
+            deltas=tuple(locate(x) for locate, x in zip(self.locate, maps, strict=True)),
+            logits=tuple(classify(x) for classify, x in zip(self.classify, maps, strict=True)))
 
-    def loss(self, raw: AnchorRaw, targets: BoxTargets) -> Losses:
-        """Classification and localisation, to be divided by the number of matched anchors."""
-        matched_BN = matching.match(
-            raw.anchors, targets, limits=raw.limits, positive=0.5, negative=0.5, keep_best=True)
-        # TensorFlow's V3 config encodes background as zeros: with the focal loss a negative anchor wants no output.
-        background = -1 if self.class_loss == "focal" else 0
-        outputs_BN = matching.wanted_outputs(targets, matched_BN, first=1, negative=background)
-        logits = raw.logits.float()
+    def loss(self, raw: AnchorRaw, targets: BoxTargets, size: Size) -> Losses:
+        """Classification and localisation; the count is that of the matched anchors."""
+        logits, deltas = raw.rows(self.num_outputs)
+        anchors = self._anchors(raw.logits, size)
+        matched_BN = matching.match(anchors, targets, size, positive=0.5, negative=0.5, keep_best=True)
         if self.class_loss == "focal":
+            # TensorFlow's V3 config encodes background as zeros: a negative anchor wants no output.
+            outputs_BN = matching.wanted_outputs(targets, matched_BN, first=1, negative=-1)
             classification = losses.focal_loss(logits, outputs_BN, alpha=0.75, gamma=2.0)
         else:
+            outputs_BN = matching.wanted_outputs(targets, matched_BN, first=1, negative=0)
             classification = losses.hard_negative_cross_entropy(
                 logits, outputs_BN, negatives_per_positive=self.negatives_per_positive,
                 min_negatives=self.min_negatives)
         localisation = losses.box_loss(
-            raw.deltas.float(), raw.anchors, targets, matched_BN, weights=BOX_WEIGHTS, kind=self.box_loss)
-        return Losses({"class": classification, "box": self.box_weight * localisation}, (matched_BN >= 0).sum())
+            deltas, anchors, targets, matched_BN, weights=self.box_weights, kind=self.box_loss)
+        count = (matched_BN >= 0).sum()
+        return {"class": Term(classification, count), "box": Term(self.box_weight * localisation, count)}
 
-    def decode(self, raw: AnchorRaw) -> DenseBoxes:
+    def decode(self, raw: AnchorRaw, size: Size, *, static: bool = False) -> DenseBoxes:
         """Boxes inside the image, and the classes' probabilities without background."""
-        decoded = boxes.decode(raw.deltas.float(), raw.anchors, BOX_WEIGHTS)
-        inside = torch.minimum(decoded.clamp(min=0.0), raw.limits)
-        logits = raw.logits.float()
+        logits, deltas = raw.rows(self.num_outputs)
+        found = boxes.decode(deltas, self._anchors(raw.logits, size, static=static), self.box_weights)
         scores = logits.sigmoid() if self.class_loss == "focal" else logits.softmax(-1)
-        return DenseBoxes(inside, scores[..., 1:])
+        return DenseBoxes(boxes.clip(found, size), scores[..., 1:])
 
     def _initialise(self) -> None:
-        """Normal weights of deviation 0.03 and no biases, as both wirings have it."""
+        """Normal weights of std 0.03 and no biases, as both wirings have it."""
         normal_weights(self, std=0.03)
         if self.class_loss == "focal":
             for predictor in self.classify:
@@ -119,13 +124,3 @@ class SSDLite(Head[BoxTargets, AnchorRaw, DenseBoxes]):
                 assert isinstance(last, nn.Conv2d)
                 assert last.bias is not None
                 nn.init.constant_(last.bias, FOCAL_PRIOR)
-
-
-def _smaller_map(in_channels: int, out_channels: int, *, norm: Norm) -> nn.Sequential:
-    """The next map at half the size: squeeze to half the outputs, depthwise with stride 2, widen."""
-    inner = out_channels // 2
-    return nn.Sequential(
-        ConvNormAct(in_channels, inner, kernel=1, norm=norm, activation="relu6"),
-        ConvNormAct(inner, inner, kernel=3, stride=2, groups=inner, norm=norm, activation="relu6"),
-        ConvNormAct(inner, out_channels, kernel=1, norm=norm, activation="relu6"),
-    )

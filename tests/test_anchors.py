@@ -1,9 +1,12 @@
-"""Anchors: against torchvision's generator, the papers' counts, and the first map of TensorFlow's scheme by hand."""
+"""Anchors: against torchvision's generator, the papers' counts, and the first map of TensorFlow's scheme by hand; how
+outputs become rows in their order, and how they are kept."""
 
 from __future__ import annotations
 
+import copy
 import math
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -13,9 +16,9 @@ from torchvision.models.detection.anchor_utils import DefaultBoxGenerator
 from torchvision.models.detection.image_list import ImageList
 
 from detseg import config
-from detseg.anchors import SSDAnchors
 from detseg.data.coco import COCO_80
-from detseg.interfaces import Size
+from detseg.ops.anchors import AnchorRaw, CachedAnchors, SSDAnchors, to_rows
+from detseg.structures import Size
 
 from .conftest import ROOT
 
@@ -25,9 +28,9 @@ WIDE: list[Size] = [(12, 20), (6, 10), (3, 5), (2, 3), (1, 2), (1, 1)]
 
 
 def _torchvision(map_sizes: list[Size], size: Size, *, clip: bool, ratios: list[int]) -> Tensor:
-    peer = DefaultBoxGenerator([ratios] * len(map_sizes), min_ratio=0.2, max_ratio=0.95, clip=clip)
+    reference = DefaultBoxGenerator([ratios] * len(map_sizes), min_ratio=0.2, max_ratio=0.95, clip=clip)
     images = ImageList(torch.zeros(1, 3, *size), [size])
-    found: Tensor = peer(images, [torch.zeros(1, 1, *map_size) for map_size in map_sizes])[0]
+    found: Tensor = reference(images, [torch.zeros(1, 1, *map_size) for map_size in map_sizes])[0]
     return found
 
 
@@ -45,8 +48,9 @@ def test_other_ratios_and_fewer_maps_equal_torchvision() -> None:
 
 def test_given_scales_equal_torchvision() -> None:
     scales = (0.07, 0.15, 0.33, 0.51, 0.69, 0.87)
-    peer = DefaultBoxGenerator([[2, 3]] * 6, scales=[*scales, 1.0])
-    wanted = peer(ImageList(torch.zeros(1, 3, 192, 320), [(192, 320)]), [torch.zeros(1, 1, *size) for size in WIDE])[0]
+    reference = DefaultBoxGenerator([[2, 3]] * 6, scales=[*scales, 1.0])
+    images, maps = ImageList(torch.zeros(1, 3, 192, 320), [(192, 320)]), [torch.zeros(1, 1, *size) for size in WIDE]
+    wanted = reference(images, maps)[0]
     torch.testing.assert_close(SSDAnchors(scales=scales)(WIDE, (192, 320), device=CPU), wanted, rtol=0, atol=1e-4)
     first = SSDAnchors(scales=scales, three_on_first=True).relative_sizes()[0]
     assert first[0] == pytest.approx((0.035, 0.035))
@@ -133,3 +137,104 @@ def test_bad_arguments_are_explained(options: dict[str, Any], message: str) -> N
 def test_another_number_of_maps_is_refused() -> None:
     with pytest.raises(ValueError, match="anchors for 6 maps were asked for 5"):
         SSDAnchors()(SQUARE[:5], (320, 320), device=CPU)
+
+
+# ------------------------------------------------------------------------------------------ rows
+
+
+def test_rows_run_by_map_row_column_and_anchor() -> None:
+    """Each output says where it is: map, anchor, column, y and x."""
+    def of_map(number: int, height: int, width: int) -> Tensor:
+        anchor, column, y, x = torch.meshgrid(
+            torch.arange(2), torch.arange(3), torch.arange(height), torch.arange(width), indexing="ij")
+        place = torch.stack((torch.full_like(x, number), y, x, anchor, column))
+        return place.reshape(5, 6, height, width)  # as a batch of five
+
+    rows = to_rows([of_map(0, 2, 3), of_map(1, 1, 2)], columns=3)
+    wanted = [(number, y, x, anchor) for number, height, width in ((0, 2, 3), (1, 1, 2))
+              for y in range(height) for x in range(width) for anchor in range(2)]
+    assert rows.shape == (5, len(wanted), 3)
+    assert rows[:4, :, 0].T.tolist() == [list(place) for place in wanted]
+    assert rows[4].tolist() == [[0, 1, 2]] * len(wanted)
+
+
+def test_raw_predictions_become_rows_in_float32() -> None:
+    maps = [(2, 3), (1, 2)]
+    deltas = tuple(torch.randn(2, 6 * 4, *size).half() for size in maps)
+    logits = tuple(torch.randn(2, 6 * 5, *size).half() for size in maps)
+    found_logits, found_deltas = AnchorRaw(deltas=deltas, logits=logits).rows(5)
+    assert found_logits.dtype == found_deltas.dtype == torch.float32
+    assert torch.equal(found_logits, to_rows(logits, columns=5).float())
+    assert torch.equal(found_deltas, to_rows(deltas, columns=4).float())
+    assert found_logits.shape == (2, 6 * 8, 5)
+
+
+# ------------------------------------------------------------------------------------------ cached anchors
+
+
+class _Counted:
+    """Anchors of one map, and how often they were computed."""
+
+    def __init__(self) -> None:
+        self.anchors, self.calls = SSDAnchors(num_maps=2), 0
+
+    def __call__(self, map_sizes: Sequence[Size], size: Size, *, device: torch.device) -> Tensor:
+        self.calls += 1
+        return self.anchors(map_sizes, size, device=device)
+
+
+def _maps(*sizes: Size) -> list[Tensor]:
+    return [torch.zeros(1, 8, *size) for size in sizes]
+
+
+def test_anchors_are_computed_once_for_the_same_sizes() -> None:
+    counted = _Counted()
+    cached = CachedAnchors(counted)
+    maps = _maps((4, 6), (2, 3))
+    found = cached(maps, (64, 96))
+    assert torch.equal(found, counted.anchors([(4, 6), (2, 3)], (64, 96), device=CPU))
+    assert cached([*map(torch.ones_like, maps)], (64, 96)) is found
+    assert counted.calls == 1
+    for others, size in ((maps, (60, 96)), (_maps((4, 6), (2, 2)), (64, 96))):
+        sizes = [(x.shape[2], x.shape[3]) for x in others]
+        assert torch.equal(cached(others, size), counted.anchors(sizes, size, device=CPU))
+    assert counted.calls == 3
+    assert cached([x.to("meta") for x in maps], (64, 96)).device.type == "meta"
+    assert cached(maps, (64, 96)) is found
+
+
+def test_a_program_that_is_recorded_computes_its_anchors() -> None:
+    counted = _Counted()
+    cached = CachedAnchors(counted)
+    maps = _maps((4, 6), (2, 3))
+    kept = cached(maps, (64, 96))
+    computed = cached(maps, (64, 96), static=True)
+    assert computed is not kept
+    assert torch.equal(computed, kept)
+    assert counted.calls == 2
+
+
+def test_images_of_any_size_do_not_fill_the_memory() -> None:
+    counted = _Counted()
+    cached, maps = CachedAnchors(counted), _maps((4, 6), (2, 3))
+    for width in range(100):
+        cached(maps, (64, 90 + width))
+    assert len(cached._kept) < 30
+    calls = counted.calls
+    cached(maps, (64, 189))
+    assert counted.calls == calls, "the newest are kept"
+    cached(maps, (64, 90))
+    assert counted.calls == calls + 1, "the oldest are not"
+
+
+def test_anchors_kept_in_evaluation_serve_training_and_copies_start_anew() -> None:
+    cached, maps = CachedAnchors(SSDAnchors(num_maps=2)), _maps((4, 6), (2, 3))
+    with torch.inference_mode():
+        found = cached(maps, (64, 96))
+    assert not found.is_inference()
+    factor = torch.ones((), requires_grad=True)
+    (gradient,) = torch.autograd.grad((cached(maps, (64, 96)) * factor).sum(), factor)  # refused by inference tensors
+    assert float(gradient) == float(found.sum())
+    copied = copy.deepcopy(cached)
+    assert not copied._kept
+    assert torch.equal(copied(maps, (64, 96)), found)

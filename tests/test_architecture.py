@@ -6,6 +6,7 @@ import ast
 import re
 import subprocess
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,8 +15,21 @@ import pytest
 from .conftest import ROOT
 
 PACKAGES = ("detseg", "heads")
-HEADS_MAY_IMPORT = {f"detseg.{name}" for name in (
-    "interfaces", "boxes", "anchors", "matching", "losses", "layers", "roi_align", "suppression")}
+HEADS_MAY_IMPORT = {f"detseg.{name}" for name in ("interfaces", "structures", "layers", "ops")}
+FLOORS = (
+    ("api", "benchmark", "openmmlab", "train"),
+    ("evaluate", "export", "recipes", "run_folder", "training_step", "weights"),
+    ("checkpoint", "config", "predict"),
+    ("fingerprint", "metrics", "report"),
+    ("model", "optim", "tasks"),
+    ("backbones", "data", "inference", "necks"),
+    ("layers",),
+    ("ops",),
+    ("interfaces",),
+    ("resize",),
+    ("atomic", "cli", "cost", "memory", "settings", "structures"),
+)
+"""The rooms of detseg from the top down; a room imports from floors below its own, or from beside it."""
 NO_ROOMS = {"utils", "util", "common", "helpers", "misc"}
 
 
@@ -56,7 +70,7 @@ def _inside(module: str, packages: set[str]) -> bool:
 
 def test_the_parser_sees_imports() -> None:
     found = {str(one) for one in _imports("heads")}
-    assert any(text.endswith("imports detseg.anchors.SSDAnchors") for text in found), found
+    assert any(text.endswith("imports detseg.ops.anchors.SSDAnchors") for text in found), found
     assert any(text.endswith("imports torch") for text in found), found
 
 
@@ -72,16 +86,71 @@ def test_detseg_knows_nothing_of_heads_configs_and_tools() -> None:
     assert not wrong, "\n".join(wrong)
 
 
+def _rooms() -> set[tuple[str, str]]:
+    """Which first-level room of detseg imports which."""
+    edges = set()
+    for one in _imports("detseg"):
+        parts = one.module.split(".")
+        here = one.file.relative_to(ROOT / "detseg").with_suffix("").parts[0]
+        if parts[0] == "detseg" and len(parts) > 1 and parts[1] != here and here != "__init__":
+            edges.add((here, parts[1]))
+    known = {path.stem for path in (ROOT / "detseg").iterdir()}
+    return {(here, there) for here, there in edges if there in known}
+
+
+def test_every_room_stands_on_a_floor() -> None:
+    named = [room for floor in FLOORS for room in floor]
+    there = {path.stem for path in (ROOT / "detseg").iterdir()
+             if path.suffix == ".py" or (path / "__init__.py").is_file()}
+    assert sorted(named) == sorted(there - {"__init__"})
+
+
+def test_imports_go_down() -> None:
+    floor = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
+    edges = _rooms()
+    assert len(edges) > 50
+    wrong = [f"{here} imports {there}" for here, there in sorted(edges) if floor[here] > floor[there]]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_no_rooms_import_each_other_in_a_circle() -> None:
+    sorter = TopologicalSorter[str]()
+    for here, there in _rooms():
+        sorter.add(here, there)
+    sorter.prepare()  # a CycleError names the circle
+
+
+def test_the_first_page_is_a_page() -> None:
+    """Contracts alone: no colours, no terminal, no image library."""
+    text = (ROOT / "detseg" / "interfaces.py").read_text("utf-8")
+    assert len(text.splitlines()) <= 260
+    imported = {one.module.split(".")[0] for one in _imports("detseg") if one.file.name == "interfaces.py"}
+    assert imported <= {"__future__", "abc", "collections", "dataclasses", "typing", "torch", "detseg"}
+
+
+def test_fit_reads_downward() -> None:
+    module = ast.parse((ROOT / "detseg" / "train.py").read_bytes())
+    (fit,) = [node for node in module.body if isinstance(node, ast.FunctionDef) and node.name == "fit"]
+    assert fit.end_lineno is not None
+    assert fit.end_lineno - fit.lineno < 100
+
+    def depth(node: ast.AST) -> int:
+        deeper = max((depth(child) for child in ast.iter_child_nodes(node)), default=0)
+        return deeper + isinstance(node, ast.If | ast.For | ast.While | ast.With | ast.Try)
+
+    assert max(depth(node) for node in fit.body) <= 4
+
+
 def test_nobody_imports_configs_tools_or_tests() -> None:
     wrong = [str(one) for folder in (*PACKAGES, "configs", "tools") for one in _imports(folder)
              if _inside(one.module, {"configs", "tools", "tests"})]
     assert not wrong, "\n".join(wrong)
 
 
-def test_only_the_transforms_import_albumentations() -> None:
+def test_only_the_augmentations_import_albumentations() -> None:
     users = {one.file.relative_to(ROOT).as_posix() for folder in (*PACKAGES, "configs", "tools")
              for one in _imports(folder) if _inside(one.module, {"albumentations"})}
-    assert users == {"detseg/data/transforms.py"}
+    assert users == {"detseg/data/augment.py"}
 
 
 def test_no_room_is_a_lumber_room() -> None:

@@ -11,8 +11,8 @@ import timm
 import torch
 
 from detseg import config
-from detseg.interfaces import Classes
 from detseg.model import Predictor
+from detseg.structures import Classes
 from detseg.weights.load import load_weights
 from detseg.weights.timm import HUB
 
@@ -41,14 +41,13 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     return made
 
 
-@pytest.mark.parametrize(("source", "config_name", "mean", "std", "renormalised"), [
-    (SMALL, "ssdlite_v4_conv_small", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), False),
+@pytest.mark.parametrize(("source", "config_name", "mean", "std"), [
+    (SMALL, "ssdlite_v4_conv_small", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     # timm's own pretrained_cfg of these weights says -1..1.
-    (V1, "ssdlite_v1", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), None),
+    (V1, "ssdlite_v1", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
 ])
 def test_a_name_brings_its_normalisation(
-    source: str, config_name: str, mean: tuple[float, ...], std: tuple[float, ...], renormalised: bool | None,
-    offline: list[Any],
+    source: str, config_name: str, mean: tuple[float, ...], std: tuple[float, ...], offline: list[Any]
 ) -> None:
     predictor = _predictor(config_name)
     predictor.set_normalisation((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))

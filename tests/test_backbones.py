@@ -17,7 +17,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from detseg.backbone_check import CHECKS, Broken
+from detseg.backbones.contract import CHECKS, Broken
 from detseg.backbones.mnasnet import mnasnet_a1, mnasnet_b1
 from detseg.backbones.mobilenet_v1 import mobilenet_v1
 from detseg.backbones.mobilenet_v2 import mobilenet_v2
@@ -144,7 +144,7 @@ def _randomise_statistics(network: nn.Module) -> None:
             nn.init.normal_(value, std=0.1)
 
 
-class _Peer(NamedTuple):
+class _Reference(NamedTuple):
     """A published network: its library and name, the builder here, and the arguments of both."""
 
     library: str
@@ -155,62 +155,62 @@ class _Peer(NamedTuple):
 
 
 _TIMM_V3 = Norm(momentum=0.01, eps=1e-5)
-_PEERS = (
-    _Peer("torchvision", "mobilenet_v2", mobilenet_v2),
-    _Peer("torchvision", "mobilenet_v2", mobilenet_v2, {"width_mult": 0.75}, {"width": 0.75}),
-    _Peer("torchvision", "mobilenet_v2", mobilenet_v2, {"width_mult": 1.4}, {"width": 1.4}),
-    _Peer("torchvision", "mobilenet_v3_large", mobilenet_v3_large),
-    _Peer("torchvision", "mobilenet_v3_large", mobilenet_v3_large, {"width_mult": 0.75}, {"width": 0.75}),
-    _Peer("torchvision", "mobilenet_v3_small", mobilenet_v3_small),
-    _Peer("torchvision", "mobilenet_v3_small", mobilenet_v3_small, {"width_mult": 1.25}, {"width": 1.25}),
-    _Peer("torchvision", "mnasnet0_5", mnasnet_b1, {}, {"width": 0.5}),
-    _Peer("torchvision", "mnasnet1_0", mnasnet_b1),
-    _Peer("torchvision", "mnasnet1_3", mnasnet_b1, {}, {"width": 1.3}),
-    _Peer("timm", "mobilenetv1_100", mobilenet_v1),
-    _Peer("timm", "mobilenetv1_125", mobilenet_v1, {}, {"width": 1.25}),
-    _Peer("timm", "mobilenetv2_050", mobilenet_v2, {}, {"width": 0.5}),
-    _Peer("timm", "mobilenetv2_140", mobilenet_v2, {}, {"width": 1.4}),
-    _Peer("timm", "mobilenetv3_large_100", mobilenet_v3_large, {}, {"norm": _TIMM_V3}),
-    _Peer("timm", "mobilenetv3_small_075", mobilenet_v3_small, {},
+_REFERENCES = (
+    _Reference("torchvision", "mobilenet_v2", mobilenet_v2),
+    _Reference("torchvision", "mobilenet_v2", mobilenet_v2, {"width_mult": 0.75}, {"width": 0.75}),
+    _Reference("torchvision", "mobilenet_v2", mobilenet_v2, {"width_mult": 1.4}, {"width": 1.4}),
+    _Reference("torchvision", "mobilenet_v3_large", mobilenet_v3_large),
+    _Reference("torchvision", "mobilenet_v3_large", mobilenet_v3_large, {"width_mult": 0.75}, {"width": 0.75}),
+    _Reference("torchvision", "mobilenet_v3_small", mobilenet_v3_small),
+    _Reference("torchvision", "mobilenet_v3_small", mobilenet_v3_small, {"width_mult": 1.25}, {"width": 1.25}),
+    _Reference("torchvision", "mnasnet0_5", mnasnet_b1, {}, {"width": 0.5}),
+    _Reference("torchvision", "mnasnet1_0", mnasnet_b1),
+    _Reference("torchvision", "mnasnet1_3", mnasnet_b1, {}, {"width": 1.3}),
+    _Reference("timm", "mobilenetv1_100", mobilenet_v1),
+    _Reference("timm", "mobilenetv1_125", mobilenet_v1, {}, {"width": 1.25}),
+    _Reference("timm", "mobilenetv2_050", mobilenet_v2, {}, {"width": 0.5}),
+    _Reference("timm", "mobilenetv2_140", mobilenet_v2, {}, {"width": 1.4}),
+    _Reference("timm", "mobilenetv3_large_100", mobilenet_v3_large, {}, {"norm": _TIMM_V3}),
+    _Reference("timm", "mobilenetv3_small_075", mobilenet_v3_small, {},
           {"norm": _TIMM_V3, "width": 0.75, "widths": "tensorflow"}),
-    _Peer("timm", "tf_mobilenetv3_large_100", mobilenet_v3_large, {}, {"padding": "same"}),
-    _Peer("timm", "tf_mobilenetv3_small_075", mobilenet_v3_small, {},
+    _Reference("timm", "tf_mobilenetv3_large_100", mobilenet_v3_large, {}, {"padding": "same"}),
+    _Reference("timm", "tf_mobilenetv3_small_075", mobilenet_v3_small, {},
           {"padding": "same", "width": 0.75, "widths": "tensorflow"}),
-    _Peer("timm", "tf_mobilenetv3_large_minimal_100", mobilenet_v3_large, {},
+    _Reference("timm", "tf_mobilenetv3_large_minimal_100", mobilenet_v3_large, {},
           {"padding": "same", "minimalistic": True}),
-    _Peer("timm", "tf_mobilenetv3_small_minimal_100", mobilenet_v3_small, {},
+    _Reference("timm", "tf_mobilenetv3_small_minimal_100", mobilenet_v3_small, {},
           {"padding": "same", "minimalistic": True}),
-    _Peer("timm", "semnasnet_100", mnasnet_a1),
-    _Peer("timm", "semnasnet_050", mnasnet_a1, {}, {"width": 0.5}),
-    _Peer("timm", "semnasnet_140", mnasnet_a1, {}, {"width": 1.4}),
-    _Peer("timm", "mnasnet_100", mnasnet_b1),
-    _Peer("timm", "mobilenetv4_conv_small", mobilenet_v4_conv_small),
-    _Peer("timm", "mobilenetv4_conv_small_050", mobilenet_v4_conv_small, {}, {"width": 0.5}),
-    _Peer("timm", "mobilenetv4_conv_medium", mobilenet_v4_conv_medium),
-    _Peer("timm", "mobilenetv4_conv_large", mobilenet_v4_conv_large),
-    _Peer("timm", "mobilenetv4_hybrid_medium", mobilenet_v4_hybrid_medium),
-    _Peer("timm", "mobilenetv4_hybrid_large", mobilenet_v4_hybrid_large),
+    _Reference("timm", "semnasnet_100", mnasnet_a1),
+    _Reference("timm", "semnasnet_050", mnasnet_a1, {}, {"width": 0.5}),
+    _Reference("timm", "semnasnet_140", mnasnet_a1, {}, {"width": 1.4}),
+    _Reference("timm", "mnasnet_100", mnasnet_b1),
+    _Reference("timm", "mobilenetv4_conv_small", mobilenet_v4_conv_small),
+    _Reference("timm", "mobilenetv4_conv_small_050", mobilenet_v4_conv_small, {}, {"width": 0.5}),
+    _Reference("timm", "mobilenetv4_conv_medium", mobilenet_v4_conv_medium),
+    _Reference("timm", "mobilenetv4_conv_large", mobilenet_v4_conv_large),
+    _Reference("timm", "mobilenetv4_hybrid_medium", mobilenet_v4_hybrid_medium),
+    _Reference("timm", "mobilenetv4_hybrid_large", mobilenet_v4_hybrid_large),
 )
 
 
-@pytest.mark.parametrize("peer", _PEERS, ids=lambda peer: "-".join([peer.name, *map(str, peer.theirs.values())]))
-def test_every_tap_equals_the_published_network(peer: _Peer) -> None:
+@pytest.mark.parametrize("reference", _REFERENCES, ids=lambda one: "-".join([one.name, *map(str, one.theirs.values())]))
+def test_every_tap_equals_the_published_network(reference: _Reference) -> None:
     """In double precision, so that what is compared is the network and not the order of additions."""
-    if peer.library == "timm":
-        theirs: Any = timm.create_model(peer.name, pretrained=False, **peer.theirs)
+    if reference.library == "timm":
+        theirs: Any = timm.create_model(reference.name, pretrained=False, **reference.theirs)
     else:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torchvision's mnasnet warns of its initialisation
-            theirs = torchvision.models.get_model(peer.name, weights=None, **peer.theirs)
+            theirs = torchvision.models.get_model(reference.name, weights=None, **reference.theirs)
     _randomise_statistics(theirs)
     state = theirs.eval().double().state_dict()
-    if peer.library == "timm":
+    if reference.library == "timm":
         names = timm_weights.mobilenet_names(state)
-    elif peer.name.startswith("mnasnet"):
+    elif reference.name.startswith("mnasnet"):
         names = torchvision_weights.mnasnet_names(state)
     else:
         names = torchvision_weights.mobilenet_names(state)
-    ours = peer.build(taps=_all_taps(peer.build), **peer.ours).eval().double()
+    ours = reference.build(taps=_all_taps(reference.build), **reference.ours).eval().double()
     ours.load_state_dict({names[key]: value for key, value in state.items() if key in names})
     behind_the_trunk = ("classifier", "conv_head", "norm_head")
     assert all(key.startswith(behind_the_trunk) for key in state if key not in names)
@@ -218,7 +218,7 @@ def test_every_tap_equals_the_published_network(peer: _Peer) -> None:
     found: list[Tensor] = []
     hooks = [module.register_forward_hook(lambda _module, _inputs, output: found.append(output.clone()))
              for module in theirs.modules()]
-    large = "large" in peer.name and "v4" in peer.name
+    large = "large" in reference.name and "v4" in reference.name
     for size in ((96, 160), (97, 97)) if large else ((224, 320), (321, 321)):
         images = torch.randn(1, 3, *size, dtype=torch.float64)
         found.clear()
@@ -299,11 +299,11 @@ def test_bad_arguments_are_explained(name: str, options: dict[str, Any], message
 )
 def test_v4_costs_are_exact(build: Callable[..., Trunk], size: int, total: int) -> None:
     """Released code, counted with the classifier: 1280 channels with BatchNorm and no bias, then 1000 classes."""
-    peer_macs = {224: 0.186, 256: 1.080, 384: 6.376} | ({256: 1.271, 384: 7.712} if "hybrid" in build.__name__ else {})
+    published = {224: 0.186, 256: 1.080, 384: 6.376} | ({256: 1.271, 384: 7.712} if "hybrid" in build.__name__ else {})
     network = build(taps=("c5",))
     assert count_parameters(network) + 960 * 1280 + 2 * 1280 + 1281 * 1000 == total
     macs = count_macs(network, torch.empty(1, 3, size, size)) + 960 * 1280 + 1280 * 1000
-    assert round(macs / 1e9, 3) == peer_macs[size]
+    assert round(macs / 1e9, 3) == published[size]
 
 
 def test_where_the_dilation_begins() -> None:

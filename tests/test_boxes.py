@@ -13,7 +13,7 @@ from torch import Tensor
 from torchvision.models.detection._utils import BoxCoder
 from torchvision.ops import box_iou, clip_boxes_to_image
 
-from detseg import boxes
+from detseg.ops import boxes
 
 SSD_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
 WEIGHTS = st.sampled_from([SSD_WEIGHTS, (1.0, 1.0, 1.0, 1.0), (10.0, 8.0, 5.0, 4.0)])
@@ -110,10 +110,10 @@ def test_decoding_undoes_encoding(wanted: Tensor, anchors: Tensor, weights: tupl
 def test_the_coder_equals_torchvision(
     wanted: Tensor, anchors: Tensor, weights: tuple[float, float, float, float]
 ) -> None:
-    peer = BoxCoder(weights)
+    reference = BoxCoder(weights)
     deltas = boxes.encode(wanted, anchors, weights)
-    torch.testing.assert_close(deltas, peer.encode_single(wanted, anchors))
-    torch.testing.assert_close(boxes.decode(deltas, anchors, weights), peer.decode_single(deltas, anchors))
+    torch.testing.assert_close(deltas, reference.encode_single(wanted, anchors))
+    torch.testing.assert_close(boxes.decode(deltas, anchors, weights), reference.decode_single(deltas, anchors))
 
 
 @pytest.mark.parametrize("scale", [1.0, 30.0, 1e4])

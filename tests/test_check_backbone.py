@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from detseg.backbone_check import CHECKS, Broken, Finding, build_backbone, check_backbone
+from detseg.backbones.contract import CHECKS, Broken, Finding, build_backbone, check_backbone
 from detseg.backbones.mobilenet_v1 import mobilenet_v1
 from detseg.interfaces import Backbone, Features, FeatureSpec
 from detseg.layers import ConvNormAct, MobileAttention, Norm, Place

@@ -15,8 +15,8 @@ import torch
 from torch import nn
 
 from detseg import checkpoint
-from detseg.checkpoint import Checkpoint, check_classes, load, restore_model, save
-from detseg.interfaces import Classes
+from detseg.checkpoint import Checkpoint, check_classes, config_differences, load, restore_model, save
+from detseg.structures import Classes
 from tests import tiny
 
 
@@ -29,7 +29,7 @@ def make(model: nn.Module | None = None, *, step: int = 7) -> Checkpoint:
         step=step, total_steps=30, model=model.state_dict(), ema=None, optimizer=optimizer.state_dict(), validated=5,
         numbers={"AP": 0.25, "APs": float("nan")}, best={"step": 5, "value": 0.25}, classes=tiny.CLASSES,
         settings={"batch_size": 8, "ema": None, "optimizer.nesterov": False, "precision": "32-true"},
-        versions={"torch": "2"})
+        versions={"torch": "2"}, config_text="x = 1\n", fingerprint={"resize": "Stretch"})
 
 
 def files(folder: Path) -> list[str]:
@@ -44,7 +44,8 @@ def test_everything_comes_back(tmp_path: Path) -> None:
     assert torch.equal(back.optimizer["state"][0]["momentum_buffer"], saved.optimizer["state"][0]["momentum_buffer"])
     assert back.numbers["AP"] == 0.25
     assert back.numbers["APs"] != back.numbers["APs"], "NaN stays NaN"
-    for name in ("step", "total_steps", "ema", "validated", "best", "classes", "settings", "versions"):
+    for name in ("step", "total_steps", "ema", "validated", "best", "classes", "settings", "versions",
+                 "config_text", "fingerprint"):
         assert getattr(back, name) == getattr(saved, name)
     assert files(tmp_path) == ["last.pt"]
 
@@ -158,7 +159,7 @@ def test_a_checkpoint_of_another_format_or_damaged(tmp_path: Path) -> None:
     save(path, make())
     content = torch.load(path, weights_only=True)
     torch.save(content | {"format": 99}, path)
-    with pytest.raises(ValueError, match=r"has checkpoint format 99, this version of detseg reads 1$"):
+    with pytest.raises(ValueError, match=r"has checkpoint format 99, this version of detseg reads 1 and 2$"):
         load(path)
     torch.save({name: value for name, value in content.items() if name != "step"}, path)
     with pytest.raises(ValueError, match=r"is a damaged checkpoint: .*step"):
@@ -195,3 +196,32 @@ def test_other_classes_are_shown() -> None:
     check_classes(tiny.FILE_CLASSES, tiny.CLASSES, what="best.pt")
     with pytest.raises(ValueError, match=r"best.pt knows other classes:\n  id 5: 'bright' here, 'gleaming' there"):
         check_classes(tiny.CLASSES, other, what="best.pt")
+
+
+def test_files_of_the_first_format_are_read_and_their_names_brought_up_to_date(tmp_path: Path) -> None:
+    path = tmp_path / "last.pt"
+    save(path, make())
+    content = torch.load(path, weights_only=True)
+    del content["config_text"], content["fingerprint"]
+    content["model"] = {"head.hidden.2.weight": torch.ones(2), "head.score.bias": torch.ones(3), "head.conv.weight":
+                        torch.ones(1), "backbone.score.bias": torch.ones(4)}
+    content["ema"] = {"module.head.box.weight": torch.ones(2), "n_averaged": torch.tensor(3)}
+    torch.save(content | {"format": 1}, path)
+    read = load(path)
+    assert (read.config_text, read.fingerprint) == (None, None)
+    assert list(read.model) == ["head.second_stage.hidden.2.weight", "head.second_stage.score.bias", "head.conv.weight",
+                                "backbone.score.bias"]
+    assert read.weights.keys() == {"head.second_stage.box.weight"}
+
+
+def test_what_differs_is_told_by_value_and_as_a_diff() -> None:
+    saved = make()
+    assert config_differences(saved, "x=1  # one", {"resize": "Stretch"}) == []
+    assert config_differences(saved, "x = 1\n", {"resize": "Letterbox", "head": "SSD"}) == [
+        "  resize: Stretch there, Letterbox here", "  head: absent there, SSD here"]
+    assert config_differences(saved, "x = 2\n", {"resize": "Stretch"})[-2:] == ["-x = 1", "+x = 2"]
+    many = {f"layer{k}": "new" for k in range(40)}
+    lines = config_differences(saved, "x = 1\n", {"resize": "Stretch", **many})
+    assert len(lines) == 13
+    assert lines[-1] == "  and 28 more"
+    assert config_differences(replace(saved, config_text=None, fingerprint=None), "y = 2", many) == []

@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike
 from PIL import Image
 
 from detseg.data.cityscapes import CITYSCAPES, read_cityscapes
-from detseg.interfaces import VOID, Classes
+from detseg.structures import VOID, Classes
 
 STREET = [[7, 7, 8, 0], [26, 33, 23, 3]]
 """Label ids of a tiny frame: road, sidewalk, unlabelled; car, bicycle, sky, out of the region of interest."""

@@ -1,11 +1,9 @@
-"""COCO AP: hand-computed numbers, the two backends against each other, and the official code on the written file."""
+"""COCO AP: hand-computed numbers, the two implementations against each other and the official code."""
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import io
-import json
 import math
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,13 +15,17 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from rich.console import Console
 
+from detseg.atomic import write_records
 from detseg.data.box_index import BoxIndex
 from detseg.data.coco import read_coco
-from detseg.interfaces import Classes, ImageDetections, Size
-from detseg.metrics.coco_ap import Backend, CocoAP, records, write_results
+from detseg.metrics.coco_ap import CocoAP
+from detseg.report.console import render
+from detseg.report.results import records
+from detseg.structures import Classes, ImageDetections, Size
 
 NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
-BOTH: tuple[Backend, ...] = ("hotcoco", "pycocotools")
+both = pytest.mark.parametrize("reference", [False, True], ids=["hotcoco", "pycocotools"])
+
 CLASSES = Classes(("cat", "unused-2", "dog", "cow"), (1, 2, 18, 90))
 
 
@@ -59,8 +61,8 @@ def found(image_id: int, *rows: tuple[float, float, float, float, float, int]) -
     return ImageDetections(image_id, table[:, :4].float(), table[:, 4].float(), table[:, 5].long())
 
 
-def numbers(index: BoxIndex, predictions: list[ImageDetections], backend: Backend) -> dict[str, float]:
-    metric = CocoAP(index, backend=backend, per_class=True)
+def numbers(index: BoxIndex, predictions: list[ImageDetections], *, reference: bool = False) -> dict[str, float]:
+    metric = CocoAP(index, per_class=True, reference=reference)
     metric.update(predictions)
     return metric.compute()
 
@@ -90,11 +92,12 @@ def random_case(seed: int) -> tuple[BoxIndex, list[ImageDetections]]:
     return index_of(images, annotations), predictions
 
 
-@pytest.mark.parametrize("backend", BOTH)
-def test_a_hand_computed_case(backend: Backend) -> None:
+@both
+def test_a_hand_computed_case(reference: bool) -> None:
     # Two cats of 10 x 10 and 40 x 40. Found: the second exactly, then a false one, then the first at IoU 0.8.
     index = index_of({7: (60, 100)}, [Truth(7, 1, (0, 0, 10, 10)), Truth(7, 1, (50, 10, 40, 40))])
-    got = numbers(index, [found(7, (50, 10, 90, 50, 0.9, 0), (0, 40, 9, 50, 0.8, 0), (0, 0, 8, 10, 0.7, 0))], backend)
+    got = numbers(index, [found(7, (50, 10, 90, 50, 0.9, 0), (0, 40, 9, 50, 0.8, 0), (0, 0, 8, 10, 0.7, 0))],
+                  reference=reference)
 
     both, one = (51 * 1 + 50 * 2 / 3) / 101, 51 / 101  # precision at 101 recalls: 1 up to 0.5, then 2/3 or nothing
     expected = {
@@ -109,9 +112,9 @@ def test_a_hand_computed_case(backend: Backend) -> None:
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_the_backends_agree_and_are_the_official_summary(seed: int) -> None:
+def test_the_implementations_agree_and_are_the_official_summary(seed: int) -> None:
     index, predictions = random_case(seed)
-    fast, reference = (numbers(index, predictions, backend) for backend in BOTH)
+    fast, reference = (numbers(index, predictions, reference=reference) for reference in (False, True))
     assert fast == pytest.approx(reference, abs=1e-6, nan_ok=True)
 
     results = [dict(record) for prediction in predictions for record in records(prediction, CLASSES)]
@@ -131,41 +134,41 @@ def official(index: BoxIndex, results: list[dict[str, Any]] | str) -> list[float
     return [math.nan if number == -1 else float(number) for number in evaluation.stats]
 
 
-@pytest.mark.parametrize("backend", BOTH)
-def test_no_detections_at_all_is_zero(backend: Backend) -> None:
+@both
+def test_no_detections_at_all_is_zero(reference: bool) -> None:
     index = index_of({1: (50, 80), 2: (80, 50)}, [Truth(1, 18, (0, 0, 10, 10)), Truth(1, 1, (1, 1, 40, 40))])
     for predictions in ([], [found(1), found(2)]):
-        got = numbers(index, predictions, backend)
+        got = numbers(index, predictions, reference=reference)
         assert {name for name, number in got.items() if math.isnan(number)} == {"APl", "ARl", "AP/cow"}
         assert all(number == 0 for number in got.values() if not math.isnan(number))
 
 
-@pytest.mark.parametrize("backend", BOTH)
-def test_no_objects_at_all_is_nan(backend: Backend) -> None:
+@both
+def test_no_objects_at_all_is_nan(reference: bool) -> None:
     index = index_of({1: (50, 80)}, [])
     for predictions in ([found(1)], [found(1, (0, 0, 5, 5, 0.9, 0))]):
-        got = numbers(index, predictions, backend)
+        got = numbers(index, predictions, reference=reference)
         assert tuple(got) == (*NAMES, "AP/cat", "AP/dog", "AP/cow")
         assert all(math.isnan(number) for number in got.values())
 
 
-@pytest.mark.parametrize("backend", BOTH)
-def test_crowds_are_ignored_and_images_without_predictions_count(backend: Backend) -> None:
+@both
+def test_crowds_are_ignored_and_images_without_predictions_count(reference: bool) -> None:
     index = index_of({1: (50, 80), 2: (60, 60)},
                   [Truth(1, 1, (0, 0, 10, 10)), Truth(1, 1, (20, 20, 30, 30), crowd=True), Truth(2, 1, (5, 5, 10, 10))])
     in_crowd = [(20 + 5 * k, 25, 24 + 5 * k, 40, 0.95, 0) for k in range(3)]
-    got = numbers(index, [found(1, *in_crowd, (0, 0, 10, 10, 0.5, 0))], backend)
+    got = numbers(index, [found(1, *in_crowd, (0, 0, 10, 10, 0.5, 0))], reference=reference)
     assert got["AP"] == pytest.approx(51 / 101)
     assert got["AR100"] == pytest.approx(0.5)
 
 
-@pytest.mark.parametrize("backend", BOTH)
+@both
 def test_it_is_silent_and_takes_images_in_any_order_and_portions(
-    backend: Backend, capfd: pytest.CaptureFixture[str]
+    reference: bool, capfd: pytest.CaptureFixture[str]
 ) -> None:
     index, predictions = random_case(99)
-    expected = numbers(index, predictions, backend)
-    metric = CocoAP(index, backend=backend, per_class=True)
+    expected = numbers(index, predictions, reference=reference)
+    metric = CocoAP(index, per_class=True, reference=reference)
     metric.update(predictions[7:])
     metric.update([])
     metric.update(predictions[:7][::-1])
@@ -178,7 +181,7 @@ def test_it_is_silent_and_takes_images_in_any_order_and_portions(
 @pytest.mark.parametrize("num_processes", [1, 2, 5])
 def test_processes_together_know_what_one_does(num_processes: int) -> None:
     index, predictions = random_case(7)
-    expected = numbers(index, predictions, "hotcoco")
+    expected = numbers(index, predictions)
     shares = []
     for rank in range(num_processes):
         metric = CocoAP(index, per_class=True)
@@ -198,13 +201,11 @@ def test_half_precision_with_gradient_is_taken() -> None:
     index = index_of({1: (50, 80)}, [Truth(1, 1, (0, 0, 10, 10))])
     boxes = torch.tensor([[0.0, 0.0, 10.0, 10.0]], dtype=torch.bfloat16, requires_grad=True)
     prediction = ImageDetections(1, boxes, torch.tensor([0.5], dtype=torch.float16), torch.tensor([0]))
-    assert numbers(index, [prediction], "hotcoco")["AP"] == pytest.approx(1.0)
+    assert numbers(index, [prediction])["AP"] == pytest.approx(1.0)
 
 
 def test_what_it_refuses() -> None:
     index = index_of({1: (50, 80), 2: (60, 60)}, [])
-    with pytest.raises(ValueError, match="no backend named 'lvis'; choose from hotcoco, pycocotools"):
-        CocoAP(index, backend="lvis")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"image id 9007199254740993 is beyond 2\^53; number the images from 1"):
         CocoAP(index_of({2**53 + 1: (4, 4), 3: (4, 4)}, []))
     metric = CocoAP(index)
@@ -221,58 +222,21 @@ def test_what_it_refuses() -> None:
             CocoAP(index).update([found(2, (0, 0, 5, 5, 0.9, label))])
 
 
-def test_records_have_the_files_ids_and_leave_unused_classes_out() -> None:
-    got = records(found(7, (1.5, 2, 4, 8, 0.75, 2), (0, 0, 5, 5, 0.5, 1)), CLASSES)
-    assert got == [{"image_id": 7, "category_id": 18, "bbox": [1.5, 2.0, 2.5, 6.0], "score": 0.75}]
-    assert type(got[0]["image_id"]) is int
-
-
-@pytest.mark.parametrize("seed", [3, 4])
-def test_the_written_file_gives_the_same_number(seed: int, tmp_path: Path) -> None:
-    index, predictions = random_case(seed)
-    path = tmp_path / "new" / "results.json"
-    write_results(path, iter(predictions), classes=CLASSES)
-    got = CocoAP(index)
-    got.update(predictions)
-    assert list(got.compute().values()) == pytest.approx(official(index, str(path)), abs=1e-6, nan_ok=True)
-    assert [entry.name for entry in path.parent.iterdir()] == ["results.json"]
-
-
-def test_no_detections_are_an_empty_list(tmp_path: Path) -> None:
-    write_results(tmp_path / "results.json", [found(1)], classes=CLASSES)
-    assert json.loads((tmp_path / "results.json").read_text()) == []
-
-
-def test_a_failed_write_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "results.json"
-    path.write_text("before")
-    with pytest.raises(FloatingPointError):
-        write_results(path, [found(1, (0, 0, 5, 5, 0.9, 0)), found(2, (0, 0, 5, math.nan, 0.9, 0))], classes=CLASSES)
-    assert [entry.read_text() for entry in tmp_path.iterdir()] == ["before"]
-
-    def full(self: Path, target: Path) -> Path:
-        raise OSError(errno.ENOSPC, "No space left on device", str(self))
-
-    monkeypatch.setattr(Path, "replace", full)
-    with pytest.raises(OSError, match=r"the results were not written \(No space left .*\); the one .*/results.json"):
-        write_results(path, [found(1)], classes=CLASSES)
-    assert [entry.read_text() for entry in tmp_path.iterdir()] == ["before"]
-
-    with pytest.raises(NotADirectoryError, match="the results were not written"):
-        write_results(path / "inside" / "results.json", [found(1)], classes=CLASSES)
-
-
 def test_the_table_shows_the_official_rows_and_classes_best_first() -> None:
     values = {name: k / 16 for k, name in enumerate(NAMES)} | {"APl": math.nan}
     by_class = {"AP/cat": 0.25, "AP/dog": 0.5, "AP/cow": math.nan}
     console = Console(width=100, record=True, file=io.StringIO())
-    console.print(CocoAP(index_of({1: (4, 4)}, [])).table({**values, **by_class}))
+    table = CocoAP(index_of({1: (4, 4)}, [])).table({**values, **by_class})
+    console.print(render(table))
     lines = [line.replace("│", " ").replace("┃", " ").split() for line in console.export_text().splitlines()]
     assert ["AP50", "0.50", "all", "100", "0.062"] in lines
     assert ["APl", "0.50:0.95", "large", "100", "-"] in lines
     assert ["AR1", "0.50:0.95", "all", "1", "0.375"] in lines
     shown = [line[0] for line in lines if line and line[0] in (*NAMES, *by_class)]
     assert shown == [*NAMES, "AP/dog", "AP/cat", "AP/cow"]
+    assert {type(cell) for row in table.rows for cell in row} == {str, float}, "plain values"
+    ends = [table.rows[row][0] for row in table.sections]
+    assert ends == ["AP75", "APl", "AR100", "ARl"], "the official groups"
 
 
 @pytest.mark.real
@@ -288,12 +252,13 @@ def test_real_annotations(shared: Path, tmp_path: Path) -> None:
         prediction = ImageDetections(image_id, corners.float(), torch.rand(len(labels)), labels)
         exact.append(prediction)
         shifted.append(prediction._replace(boxes=prediction.boxes + 6 * torch.rand(len(labels), 4)))
-    assert numbers(index, exact, "hotcoco")["AP"] == pytest.approx(1.0)
+    assert numbers(index, exact)["AP"] == pytest.approx(1.0)
 
-    fast, reference = (numbers(index, shifted, backend) for backend in BOTH)
+    fast, reference = (numbers(index, shifted, reference=reference) for reference in (False, True))
     assert fast == pytest.approx(reference, abs=1e-6, nan_ok=True)
     assert 0.2 < fast["AP"] < 0.9
-    write_results(tmp_path / "results.json", shifted, classes=index.classes)
+    found_boxes = (record for prediction in shifted for record in records(prediction, index.classes))
+    write_records(tmp_path / "results.json", found_boxes)
     with contextlib.redirect_stdout(io.StringIO()):
         original = COCO(str(annotations))
         evaluation = COCOeval(original, original.loadRes(str(tmp_path / "results.json")), "bbox")

@@ -17,7 +17,7 @@ from pycocotools.coco import COCO
 from detseg.data.coco import COCO_80
 from detseg.data.coco_labels import VOC_OF_COCO, CocoLabels, read_coco_labels
 from detseg.data.voc import VOC_21
-from detseg.interfaces import VOID, Classes
+from detseg.structures import VOID, Classes
 
 PERSON, CAR, FORK = 1, 3, 48
 

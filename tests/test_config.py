@@ -1,5 +1,7 @@
 """Config files: reading, changing from the command line, and saying who set what."""
 
+import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +12,8 @@ from hypothesis import strategies as st
 from detseg import settings
 from detseg.config import Config, Experiment, load, resolve_classes
 from detseg.data.coco import COCO_80, COCO_90
-from detseg.interfaces import Classes
 from detseg.optim import EMA, SGD, Cosine
+from detseg.structures import Classes
 from tests import tiny
 
 
@@ -91,7 +93,9 @@ def test_sample_changes_what_it_names_and_set_comes_after(path: Path) -> None:
     ("batch_size=true", r"batch_size takes a whole number, got 'true'"),
     ("clip_norm=x", r"clip_norm takes a number or none, got 'x'"),
     ("optimizer.nesterov=1", r"optimizer.nesterov takes true or false, got '1'"),
-    ("precision=bf16-mixed", r"precision is not a number; --set changes numbers, true/false and none only: change"),
+    ("precision=16-mixed", r"precision takes one of 32-true, bf16-mixed, got '16-mixed'; did you mean bf16-mixed\?"),
+    ("precision=none", r"precision takes one of 32-true, bf16-mixed, got 'none'"),
+    ("eval_batch_size=0", r"eval_batch_size must be at least 1, got 0"),
     ("batch_size", r"--set takes name=value, got 'batch_size'"),
     ("optimizer.lr=-1", r"--set optimizer.lr=-1: lr must be above 0, got -1"),
     ("batch_size=0", r"batch_size must be at least 1, got 0"),
@@ -190,3 +194,27 @@ def test_label_space() -> None:
 def test_configs_compare_by_value(path: Path) -> None:
     assert isinstance(load(path), Config)
     assert load(path).settings() == load(path).settings()
+
+
+def test_named_choices_can_be_set(path: Path) -> None:
+    assert load(path, ["precision=bf16-mixed"]).experiment.precision == "bf16-mixed"
+    text = tiny.CONFIG.replace(
+        "channels: int = 4", 'kind: Literal["a", "b"] = "a", name: Annotated[str, Choices(NAMES)] = "one", '
+        'title: str = "x", channels: int = 4')
+    text = text.replace("from tests import tiny", "from typing import Annotated, Literal\n\n"
+                        "from detseg.settings import Choices\nfrom tests import tiny\n\nNAMES = ('one', 'two')")
+    path.write_text(text)
+    settings_ = load(path, ["model.kind=b", "model.name=two"]).settings()
+    assert (settings_["model.kind"], settings_["model.name"]) == ("b", "two")
+    for wrong, message in (("model.kind=c", "takes one of a, b, got 'c'"), ("model.name=tow", "did you mean two?"),
+                           ("model.title=y", "model.title is text; --set changes numbers, true/false, none and named")):
+        with pytest.raises(ValueError, match=re.escape(message)):
+            load(path, [wrong])
+
+
+def test_replacing_one_value_leaves_the_others_to_whoever_set_them() -> None:
+    one = replace(SGD(lr=0.1), momentum=0.8)
+    origins = {name: entry.origin for name, entry in settings.flatten(one).items()}
+    assert origins == {"lr": "file", "momentum": "file", "weight_decay": "default", "nesterov": "default",
+                       "decay_norms": "default"}
+    assert settings.flatten(replace(experiment(), seed=3))["save_minutes"].origin == "default"

@@ -44,7 +44,7 @@ def test_classifiers_cost_what_torchvision_says(build: Callable[..., nn.Module],
 
 
 class Mixed(nn.Module):
-    """Takes a dict of maps and a size, as a head does."""
+    """Takes a dict of maps and a plain value."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""DeepLabV3: the MobileNetV2 paper's exact cost, what it learns from, and what not."""
+"""DeepLabV3: the exact costs of both wirings, what its branches see, and what its loss counts."""
 
 from __future__ import annotations
 
@@ -14,25 +14,17 @@ from detseg.backbones.mobilenet_v1 import mobilenet_v1
 from detseg.backbones.mobilenet_v2 import mobilenet_v2
 from detseg.backbones.mobilenet_v3 import mobilenet_v3_large
 from detseg.cost import count_macs, count_parameters
-from detseg.data.transforms import Stretch
-from detseg.interfaces import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    VOID,
-    Backbone,
-    Classes,
-    FeatureSpec,
-    LabelTargets,
-    Size,
-)
+from detseg.interfaces import Backbone, FeatureSpec
 from detseg.model import Predictor
+from detseg.resize import Stretch
+from detseg.structures import IMAGENET_MEAN, IMAGENET_STD, VOID, Classes, LabelTargets, Size
 from heads.deeplabv3 import DeepLabV3, DeepLabV3Raw
 
 SIZE = (64, 96)
 CLASSES = Classes(names=("road", "sky", "car"), source_ids=(3, 5, 9))
 
 
-def _whole(backbone: Backbone, *, num_classes: int, **options: Any) -> Predictor:
+def _predictor(backbone: Backbone, *, num_classes: int, **options: Any) -> Predictor:
     classes = Classes(names=tuple(map(str, range(num_classes))), source_ids=tuple(range(num_classes)))
     head = DeepLabV3(backbone.specs, num_classes, **options)
     return Predictor(backbone, head, classes=classes, resize=Stretch(SIZE), mean=IMAGENET_MEAN, std=IMAGENET_STD)
@@ -41,7 +33,7 @@ def _whole(backbone: Backbone, *, num_classes: int, **options: Any) -> Predictor
 def _small(**options: Any) -> Any:
     """Statistics and scores that differ, as those of a trained network do, and an auxiliary classifier."""
     backbone = mobilenet_v1(width=0.25, taps=("c2", "c3"))
-    predictor: Any = _whole(backbone, num_classes=len(CLASSES), **({"rates": (1, 2, 9), "channels": 16} | options))
+    predictor: Any = _predictor(backbone, num_classes=len(CLASSES), **({"rates": (1, 2, 9), "channels": 16} | options))
     for module in predictor.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out" if module.groups == 1 else "fan_in")
@@ -71,14 +63,14 @@ def _macs(predictor: Predictor, size: Size) -> int:
 def test_the_costs_of_the_v2_papers_table_7_are_exact() -> None:
     """4.52 M parameters, and 5.8 B multiply-adds, of which convolutions at 513 x 513 are 5.36 B."""
     backbone = mobilenet_v2(taps=("c5.bottleneck",), output_stride=16)
-    predictor = _whole(backbone, num_classes=21, rates=(6, 12, 18), refine=False)
+    predictor = _predictor(backbone, num_classes=21, rates=(6, 12, 18), refine=False)
     assert count_parameters(predictor) == 4_523_541
     assert _macs(predictor, (513, 513)) == 5_363_508_928
 
 
 def test_the_costs_of_torchvisions_wiring_are_exact() -> None:
     backbone = mobilenet_v3_large(taps=("c3.first", "c5"), output_stride=16, dilate_first=True)
-    predictor = _whole(backbone, num_classes=21)
+    predictor = _predictor(backbone, num_classes=21)
     assert count_parameters(predictor) == 11_029_328
     assert _macs(predictor, (520, 520)) == 10_452_447_938  # torchvision prints 10.452
     predictor.head.drop_training_parts()
@@ -90,8 +82,7 @@ def test_what_comes_out() -> None:
     raw = _small()(torch.rand(2, 3, *SIZE) * 255)
     assert raw.logits.shape == (2, 3, 8, 12)
     assert [logits.shape for logits in raw.auxiliary] == [(2, 3, 16, 24)]
-    assert raw.size == SIZE
-    assert _small().head.decode(raw).logits.shape == (2, 3, *SIZE)
+    assert _small().head.decode(raw, SIZE).logits.shape == (2, 3, *SIZE)
 
 
 def test_the_branches_are_what_the_paper_says() -> None:
@@ -105,7 +96,7 @@ def test_the_branches_are_what_the_paper_says() -> None:
         head.classify.bias.zero_()
     x = torch.arange(12.0).view(1, 1, 3, 4)
     with torch.no_grad():
-        logits = head({"c5": x}, (24, 32)).logits
+        logits = head({"c5": x}).logits
     # At the top left: its own 0; the cells two steps right (2), down (8) and both (10), and itself; the mean 5.5.
     assert float(logits[0, 0, 0, 0]) == pytest.approx(0 + 10 * (0 + 2 + 8 + 10) + 100 * 5.5, rel=1e-4)
     # In the middle row only left and right are inside.
@@ -116,9 +107,11 @@ def test_the_branches_are_what_the_paper_says() -> None:
 # ------------------------------------------------------------------------------------------ loss
 
 
-def _raw(head: DeepLabV3) -> DeepLabV3Raw:
-    return DeepLabV3Raw(torch.randn(2, 3, 4, 6, requires_grad=True), (torch.randn(2, 3, 8, 12, requires_grad=True),),
-                        SIZE)
+SPECS = {"c3.first": FeatureSpec(8, 8), "c5": FeatureSpec(8, 16)}
+
+
+def _raw() -> DeepLabV3Raw:
+    return DeepLabV3Raw(torch.randn(2, 3, 4, 6), (torch.randn(2, 3, 8, 12),))
 
 
 def _labels() -> LabelTargets:
@@ -128,37 +121,24 @@ def _labels() -> LabelTargets:
 
 
 def test_the_loss_is_the_mean_cross_entropy_of_known_pixels() -> None:
-    head = DeepLabV3({"c3.first": FeatureSpec(8, 8), "c5": FeatureSpec(8, 16)}, 3, auxiliary_weight=0.4)
-    raw, targets = _raw(head), _labels()
-    found = head.loss(raw, targets)
+    raw, targets = _raw(), _labels()
+    found = DeepLabV3(SPECS, 3, auxiliary_weight=0.4).loss(raw, targets, SIZE)
     wanted = [F.cross_entropy(F.interpolate(logits, SIZE, mode="bilinear"), targets.labels.long(), ignore_index=VOID)
               for logits in (raw.logits, raw.auxiliary[0])]
-    assert int(found.divisor) == 2 * 64 * 96 - 20 * 96
-    torch.testing.assert_close(found.sums["pixel"] / found.divisor, wanted[0])
-    torch.testing.assert_close(found.sums["auxiliary"] / found.divisor, 0.4 * wanted[1])
+    for name, mean in {"pixel": wanted[0], "auxiliary": 0.4 * wanted[1]}.items():
+        assert int(found[name].count) == 2 * 64 * 96 - 20 * 96
+        torch.testing.assert_close(found[name].sum / found[name].count, mean)
 
 
 def test_weights_and_hard_pixels_reach_both_classifiers() -> None:
-    specs = {"c3.first": FeatureSpec(8, 8), "c5": FeatureSpec(8, 16)}
-    raw, targets = _raw(DeepLabV3(specs, 3)), _labels()
-    plain, weighted, hard = (DeepLabV3(specs, 3, **options).loss(raw, targets) for options in (
+    raw, targets = _raw(), _labels()
+    plain, weighted, hard = (DeepLabV3(SPECS, 3, **options).loss(raw, targets, SIZE) for options in (
         {}, {"class_weights": (2.0, 2.0, 2.0)}, {"hardest": 0.25}))
     for name in ("pixel", "auxiliary"):
-        torch.testing.assert_close(weighted.sums[name], 2 * plain.sums[name])
-        assert 0.25 * plain.sums[name] < hard.sums[name] < plain.sums[name]
-    torch.testing.assert_close(weighted.divisor, 2.0 * plain.divisor)
-    assert float(hard.divisor) == float(plain.divisor) / 4
-
-
-def test_an_image_without_a_known_pixel_teaches_nothing() -> None:
-    head = DeepLabV3({"c3.first": FeatureSpec(8, 8), "c5": FeatureSpec(8, 16)}, 3)
-    raw = _raw(head)
-    found = head.loss(raw, LabelTargets(torch.full((2, *SIZE), VOID, dtype=torch.uint8)))
-    assert float(found.divisor) == 0
-    torch.autograd.backward(list(found.sums.values()))
-    for logits in (raw.logits, *raw.auxiliary):
-        assert logits.grad is not None
-        assert bool((logits.grad == 0).all())
+        torch.testing.assert_close(weighted[name].sum, 2 * plain[name].sum)
+        assert 0.25 * plain[name].sum < hard[name].sum < plain[name].sum
+        torch.testing.assert_close(weighted[name].count, 2.0 * plain[name].count)
+        assert float(hard[name].count) == float(plain[name].count) / 4
 
 
 # ------------------------------------------------------------------------------------------ inference
@@ -186,7 +166,7 @@ def test_the_pyramid_keeps_channels_last() -> None:
         raw = predictor(images)
         features = predictor.backbone(images)
         pyramid = predictor.head._pyramid(features["c3"])
-    for tensor in (pyramid, raw.logits, predictor.head.decode(raw).logits):
+    for tensor in (pyramid, raw.logits, predictor.head.decode(raw, SIZE).logits):
         assert tensor.is_contiguous(memory_format=torch.channels_last)
 
 

@@ -7,19 +7,24 @@ import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 
+from detseg.data.augment import BoxSample, Context, SSDAugment
 from detseg.data.box_index import BoxIndex
 from detseg.data.check import check_boxes
-from detseg.data.detection import DetectionDataset, read_boxes
+from detseg.data.detection import DetectionDataset
 from detseg.data.images import read_image
-from detseg.data.transforms import Letterbox, SSDAugment, Stretch
-from detseg.interfaces import Classes, Draw, Pixels, Placement
+from detseg.data.layouts import read_boxes
+from detseg.data.loading import training_batches
+from detseg.interfaces import SampleKey, TrainingBatch
+from detseg.resize import KeepAspect, Letterbox, Placement, Resize, Stretch
+from detseg.structures import BoxTargets, Classes
+from detseg.tasks.detection import Detection
 
 SIZES = {"a.png": (20, 40), "b.png": (30, 10)}
 
@@ -104,33 +109,48 @@ def test_a_folder_without_data_says_what_was_looked_for_and_the_ways_out(tmp_pat
 def test_a_sample_for_evaluation_is_resized_and_placed(small: Path) -> None:
     index = read_boxes(small, "val")
     resize = Stretch((10, 30))
-    dataset = DetectionDataset(index, resize)
-    image, targets, source = dataset[Draw(epoch=0, item=0)]
+    image, source, truth = DetectionDataset(index, resize).evaluation(0)
     assert (image.dtype, image.shape) == (torch.float32, (3, 10, 30))
     np.testing.assert_array_equal(image.permute(1, 2, 0).numpy(), resize.apply(read_image(index.path(0))))
+    assert (source.image_id, source.size) == (7, (20, 40))
+    assert source.placement == Placement(0.5, 0.75, 0.0, 0.0)
+    assert truth is None, "the metric has the index"
+
+
+def test_a_training_sample_without_augmentation_is_resized_and_placed(small: Path) -> None:
+    index = read_boxes(small, "val")
+    resize = Stretch((10, 30))
+    image, targets = DetectionDataset(index, resize).training(SampleKey(epoch=0, item=0))
+    assert (image.dtype, image.shape) == (torch.uint8, (3, 10, 30))
+    np.testing.assert_array_equal(image.permute(1, 2, 0).numpy(), resize.apply_rounded(read_image(index.path(0))))
     assert targets.boxes.dtype == torch.float32
     assert targets.boxes.tolist() == [[3, 1, 9, 6], [22.5, 0, 30, 2.5]]
     assert (targets.labels.dtype, targets.labels.tolist()) == (torch.int64, [1, 0])
     assert (targets.crowd.dtype, targets.crowd.tolist()) == (torch.bool, [False, True])
-    assert (source.image_id, source.size) == (7, (20, 40))
-    assert source.placement == Placement(0.5, 0.75, 0.0, 0.0)
 
 
 def test_a_letterboxs_offset_moves_the_boxes(small: Path) -> None:
-    _, targets, source = DetectionDataset(read_boxes(small, "val"), Letterbox((40, 40)))[Draw(0, 0)]
-    assert source.placement == Placement(1.0, 1.0, 10.0, 0.0)
-    assert targets.boxes.tolist() == [[4, 12, 12, 22], [30, 10, 40, 15]]
+    dataset = DetectionDataset(read_boxes(small, "val"), Letterbox((40, 40)))
+    assert dataset.evaluation(0).source.placement == Placement(1.0, 1.0, 10.0, 0.0)
+    assert dataset.training(SampleKey(0, 0)).targets.boxes.tolist() == [[4, 12, 12, 22], [30, 10, 40, 15]]
 
 
-@pytest.mark.parametrize("training", [False, True])
-def test_an_image_without_objects_has_empty_targets(small: Path, training: bool) -> None:
+def test_images_without_a_common_size_keep_theirs(small: Path) -> None:
+    dataset = DetectionDataset(read_boxes(small, "val"), KeepAspect(10, 100))
+    assert [dataset.training(SampleKey(0, item)).image.shape for item in (0, 1)] == [(3, 10, 20), (3, 30, 10)]
+    assert [dataset.evaluation(item).image.shape for item in (0, 1)] == [(3, 10, 20), (3, 30, 10)]
+    assert dataset.training(SampleKey(0, 0)).targets.boxes.tolist() == [[2, 1, 6, 6], [15, 0, 20, 2.5]]
+
+
+@pytest.mark.parametrize("augmented", [False, True])
+def test_an_image_without_objects_has_empty_targets(small: Path, augmented: bool) -> None:
     resize = Stretch((16, 24))
-    dataset = DetectionDataset(read_boxes(small, "val"), resize, augment=SSDAugment(resize) if training else None)
-    image, targets, source = dataset[Draw(0, 1)]
+    dataset = DetectionDataset(read_boxes(small, "val"), resize, augment=SSDAugment(resize) if augmented else None)
+    image, targets = dataset.training(SampleKey(0, 1))
     assert image.shape == (3, 16, 24)
-    assert [list(values.shape) for values in targets] == [[0, 4], [0], [0]]
-    assert [values.dtype for values in targets] == [torch.float32, torch.int64, torch.bool]
-    assert source.size == (30, 10)
+    assert [list(values.shape) for values in targets[:3]] == [[0, 4], [0], [0]]
+    assert [values.dtype for values in targets[:3]] == [torch.float32, torch.int64, torch.bool]
+    assert dataset.evaluation(1).source.size == (30, 10)
 
 
 def test_classes_and_index_are_public(small: Path) -> None:
@@ -159,67 +179,180 @@ def test_the_original_is_the_file_turned_as_annotated(small: Path) -> None:
 
 
 def test_an_item_outside_is_an_error(small: Path) -> None:
+    dataset = DetectionDataset(read_boxes(small, "val"), Stretch((8, 8)))
     with pytest.raises(IndexError, match="image 2 of a data set of 2"):
-        DetectionDataset(read_boxes(small, "val"), Stretch((8, 8)))[Draw(0, 2)]
+        dataset.training(SampleKey(0, 2))
+    with pytest.raises(IndexError, match="image 2 of a data set of 2"):
+        dataset.evaluation(2)
 
 
 def test_an_image_of_another_size_than_annotated_is_an_error(small: Path) -> None:
     Image.new("RGB", (10, 10)).save(small / "val2017" / "a.png")
-    with pytest.raises(ValueError, match=r"a\.png is 10 x 10 \(height x width\), its annotations say 20 x 40"):
-        DetectionDataset(read_boxes(small, "val"), Stretch((8, 8)))[Draw(0, 0)]
+    dataset = DetectionDataset(read_boxes(small, "val"), Stretch((8, 8)))
+    message = r"a\.png is 10 x 10 \(height x width\), its annotations say 20 x 40"
+    with pytest.raises(ValueError, match=message):
+        dataset.training(SampleKey(0, 0))
+    with pytest.raises(ValueError, match=message):
+        dataset.evaluation(0)
 
 
 @dataclass
 class Recorder:
     """An augmentation that paints its seed and gives back one box of its own."""
 
-    def __call__(
-        self,
-        image: Pixels,
-        boxes: NDArray[np.float32],
-        labels: NDArray[np.int64],
-        crowd: NDArray[np.bool_],
-        *,
-        seed: int,
-    ) -> tuple[Pixels, NDArray[np.float32], NDArray[np.int64], NDArray[np.bool_]]:
+    def __call__(self, sample: BoxSample, context: Context[BoxSample]) -> BoxSample:
+        image, boxes, labels, crowd = sample
         assert image.shape == (20, 40, 3)
         assert image.dtype == np.uint8
         assert boxes.tolist() == [[4, 2, 12, 12], [30, 0, 40, 5]]
         assert (labels.tolist(), crowd.tolist()) == ([1, 0], [False, True])
-        painted = np.frombuffer(seed.to_bytes(8, "little"), np.uint8).reshape(1, 8, 1).repeat(3, axis=2)
-        return painted, boxes[:1], labels[:1], crowd[:1]
+        painted = np.frombuffer(context.seed.to_bytes(8, "little"), np.uint8).reshape(1, 8, 1).repeat(3, axis=2)
+        return BoxSample(painted, boxes[:1], labels[:1], crowd[:1])
 
 
-def seed_given(folder: Path, draw: Draw, *, seed: int) -> tuple[int, ...]:
+class Seeds(NamedTuple):
+    """What a sample's randomness follows from."""
+
+    augment: tuple[int, ...]
+    head: int
+
+
+def seeds_given(folder: Path, key: SampleKey, *, seed: int) -> Seeds:
     dataset = DetectionDataset(read_boxes(folder, "val"), Stretch((1, 8)), augment=Recorder(), seed=seed)
-    image, targets, _ = dataset[draw]
+    image, targets = dataset.training(key)
     assert (image.dtype, image.shape) == (torch.uint8, (3, 1, 8))
     assert targets.boxes.tolist() == [[4, 2, 12, 12]]
-    return tuple(image[0, 0].tolist())
+    assert targets.seed is not None
+    assert (targets.seed.dtype, targets.seed.shape) == (torch.int64, ())
+    return Seeds(tuple(image[0, 0].tolist()), int(targets.seed))
 
 
-def test_the_augmentation_depends_on_seed_and_epoch_and_item_alone(small: Path) -> None:
-    first = seed_given(small, Draw(3, 0), seed=5)
-    assert seed_given(small, Draw(3, 0), seed=5) == first
-    assert len({first, seed_given(small, Draw(4, 0), seed=5), seed_given(small, Draw(3, 0), seed=6)}) == 3
+def test_all_that_is_random_depends_on_seed_and_epoch_and_item_alone(small: Path) -> None:
+    first = seeds_given(small, SampleKey(3, 0), seed=5)
+    assert seeds_given(small, SampleKey(3, 0), seed=5) == first
+    others = [first, seeds_given(small, SampleKey(4, 0), seed=5), seeds_given(small, SampleKey(3, 0), seed=6)]
+    assert len({seeds.augment for seeds in others}) == len({seeds.head for seeds in others}) == 3
+    plain = DetectionDataset(read_boxes(small, "val"), Stretch((8, 8)), seed=5)
+    here, there = (plain.training(SampleKey(3, item)).targets.seed for item in (0, 1))
+    assert here is not None
+    assert there is not None
+    assert int(here) == first.head, "with or without augmentation"
+    assert int(here) != int(there)
 
 
 def test_the_augmentations_size_is_held(small: Path) -> None:
     dataset = DetectionDataset(read_boxes(small, "val"), Stretch((8, 8)), augment=Recorder())
     with pytest.raises(AssertionError, match=r"augmented to \(1, 8, 3\), the network's is \(8, 8\)"):
-        dataset[Draw(0, 0)]
+        dataset.training(SampleKey(0, 0))
 
 
 def test_ssds_augmentation_fits(small: Path) -> None:
     resize = Stretch((16, 24))
     dataset = DetectionDataset(read_boxes(small, "train"), resize, augment=SSDAugment(resize), seed=1)
     for epoch in range(5):
-        image, targets, _ = dataset[Draw(epoch, 0)]
-        again = dataset[Draw(epoch, 0)]
+        image, targets = dataset.training(SampleKey(epoch, 0))
+        again = dataset.training(SampleKey(epoch, 0))
         assert (image.dtype, image.shape) == (torch.uint8, (3, 16, 24))
         assert torch.equal(image, again.image)
         assert torch.equal(targets.boxes, again.targets.boxes)
         assert (targets.boxes[:, 2:] > targets.boxes[:, :2]).all()
+
+
+# ---------------------------------------------------------------------------------------------- mosaics
+
+
+@dataclass(frozen=True)
+class Mosaic:
+    """Half of the picture, and half of another one of the data set: to its right in even epochs, left in odd ones."""
+
+    resize: Resize
+
+    def __call__(self, sample: BoxSample, context: Context[BoxSample]) -> BoxSample:
+        item = int(np.random.default_rng(context.seed).integers(context.num_items))
+        left, right = (self._placed(one) for one in (sample, context.read(item)))
+        if context.epoch % 2 == 1:
+            left, right = right, left
+        middle = self.resize.size[1] // 2
+        image = np.concatenate([left.image[:, :middle], right.image[:, middle:]], axis=1)
+        boxes = np.concatenate([left.boxes.clip(None, (middle, np.inf) * 2), right.boxes.clip((middle, 0) * 2, None)])
+        kept = boxes[:, 0] < boxes[:, 2]
+        labels, crowd = np.append(left.labels, right.labels), np.append(left.crowd, right.crowd)
+        return BoxSample(image, boxes[kept].astype(np.float32), labels[kept], crowd[kept])
+
+    def _placed(self, sample: BoxSample) -> BoxSample:
+        height, width, _ = sample.image.shape
+        boxes = self.resize.place((height, width)).boxes_to_network(sample.boxes).astype(np.float32)
+        return sample._replace(image=self.resize.apply_rounded(sample.image), boxes=boxes)
+
+
+def coloured(folder: Path, *, number: int) -> BoxIndex:
+    """Item i is an image of the colour 30 * i with an object of class i that fills it; no two have the same size."""
+    for i in range(number):
+        Image.new("RGB", (20 + i, 12 + i), (30 * i,) * 3).save(folder / f"{i}.png")
+    sizes = np.array([(12 + i, 20 + i) for i in range(number)], np.int32)
+    return BoxIndex.of(
+        Classes(tuple(f"class {i}" for i in range(number)), tuple(range(number))), folder,
+        image_ids=np.arange(number), sizes=sizes, names=[f"{i}.png" for i in range(number)],
+        image_of_box=np.arange(number), boxes=np.array([(0.0, 0.0, width, height) for height, width in sizes]),
+        labels=np.arange(number, dtype=np.int32), crowd=np.zeros(number, np.bool_), areas=np.full(number, 100.0),
+        annotation_ids=np.arange(number))
+
+
+def mosaics(index: BoxIndex, *, seed: int) -> DetectionDataset:
+    resize = Stretch((8, 12))
+    return DetectionDataset(index, resize, augment=Mosaic(resize), seed=seed)
+
+
+def test_an_augmentation_may_read_other_samples_and_know_the_epoch(tmp_path: Path) -> None:
+    dataset = mosaics(coloured(tmp_path, number=8), seed=3)
+    partners = set[int]()
+    for epoch in (0, 1):
+        for item in range(8):
+            image, (boxes, labels, crowd, _) = dataset.training(SampleKey(epoch, item))
+            assert boxes.tolist() == [[0, 0, 6, 8], [6, 0, 12, 8]]
+            assert (image[:, :, :6] == 30 * labels[0]).all()
+            assert (image[:, :, 6:] == 30 * labels[1]).all()
+            assert labels[epoch] == item
+            assert not crowd.any()
+            partners.add(int(labels[1 - epoch]))
+    assert len(partners) > 3
+
+
+def assert_same(one: TrainingBatch[BoxTargets], other: TrainingBatch[BoxTargets]) -> None:
+    assert torch.equal(one.images, other.images)
+    for values, expected in zip(one.targets, other.targets, strict=True):
+        assert values is not None
+        assert expected is not None
+        assert torch.equal(values, expected)
+
+
+def test_mosaics_are_a_pure_function_of_seed_epoch_and_item_whoever_reads_them(tmp_path: Path) -> None:
+    index = coloured(tmp_path, number=8)
+
+    def read(dataset: DetectionDataset, *, workers: int, first_step: int = 0) -> list[TrainingBatch[BoxTargets]]:
+        return list(training_batches(dataset, Detection(), batch_size=4, seed=1, fill=dataset.resize.fill,
+                                     first_step=first_step, last_step=4, workers=workers))
+
+    here, there = (read(mosaics(index, seed=3), workers=workers) for workers in (0, 2))
+    resumed = read(mosaics(index, seed=3), workers=0, first_step=2)
+    assert len(here) == len(there) == 4
+    for batch, other in zip([*here, *here[2:]], [*there, *resumed], strict=True):
+        assert_same(batch, other)
+
+    keys = [SampleKey(epoch, item) for epoch in range(4) for item in range(8)]
+
+    def drawn(dataset: DetectionDataset, keys: list[SampleKey]) -> list[list[int]]:
+        return [dataset.training(key).targets.labels.tolist() for key in keys]
+
+    dataset = mosaics(index, seed=3)
+    forth = drawn(dataset, keys)
+    assert drawn(dataset, keys[::-1]) == forth[::-1], "what was read before does not matter"
+    assert drawn(mosaics(index, seed=4), keys) != forth
+    # Two epochs later each item lies on the same side, beside another.
+    assert sum(one != other for one, other in zip(forth[:16], forth[16:], strict=True)) > 8
+
+
+# ---------------------------------------------------------------------------------------------- the check
 
 
 def check(*arguments: str, monkeypatch: pytest.MonkeyPatch) -> int:
@@ -303,12 +436,12 @@ def test_real_data_become_samples(shared: Path, name: str) -> None:
     index = read_boxes(shared / "data" / name, "train").select(range(0, 190, 19))
     for dataset in (DetectionDataset(index, resize), DetectionDataset(index, resize, augment=SSDAugment(resize))):
         for item in range(len(dataset)):
-            image, targets, source = dataset[Draw(0, item)]
+            image, targets = dataset.training(SampleKey(0, item))
             assert image.shape == (3, 320, 320)
             assert torch.isfinite(targets.boxes).all()
             assert 0 <= targets.boxes.min() <= targets.boxes.max() <= 320
             assert targets.labels.max() < len(dataset.classes)
-            assert source.size == index.size(item)
+            assert dataset.evaluation(item).source.size == index.size(item)
 
 
 @pytest.mark.real

@@ -14,14 +14,17 @@ import torch
 import torch.distributed
 
 from detseg.data.images import read_image
-from detseg.data.segmentation import SegmentationDataset, read_labels
-from detseg.data.transforms import KeepAspect
-from detseg.evaluate import Evaluation, draw_examples, evaluate
-from detseg.interfaces import ImageLabels, Metric
+from detseg.data.layouts import read_labels
+from detseg.data.segmentation import SegmentationDataset
+from detseg.evaluate import Evaluation, draw_examples, evaluate, suitable_batch
+from detseg.interfaces import Metric
 from detseg.metrics.mean_iou import MeanIoU
 from detseg.model import Predictor
 from detseg.predict import predict_image
-from detseg.tasks import Segmentation
+from detseg.report.pictures import draw
+from detseg.resize import KeepAspect
+from detseg.structures import DenseLogits, ImageLabels, LabelMaps, MetricTable
+from detseg.tasks.segmentation import Segmentation
 from tests import tiny_segmenter
 
 TASK = Segmentation()
@@ -63,7 +66,7 @@ def test_evaluation_is_prediction_of_every_image(folder: Path, make: Any, batch_
     for prediction, wanted in zip(found.predictions, expected, strict=True):
         assert np.mean(prediction.labels != wanted.labels) < 0.002, "batches may differ in the last digit"
     by_hand = MeanIoU(dataset.index, per_class=True)
-    by_hand.update(found.predictions)
+    by_hand.update(found.predictions, [dataset.evaluation(item).truth for item in range(5)])
     assert found.numbers == pytest.approx(by_hand.compute(), abs=0, nan_ok=True)
     assert heard[-1] == 5
     assert len(heard) == (5 if batch_size == 1 or make is of_any_size else 2)
@@ -72,9 +75,10 @@ def test_evaluation_is_prediction_of_every_image(folder: Path, make: Any, batch_
 def test_predictions_are_kept_only_when_asked_for(folder: Path) -> None:
     model = tiny_segmenter.untrained()
     dataset = dataset_of(folder, model)
-    found = evaluate(model, TASK, dataset, batch_size=2, workers=0)
-    assert found.predictions == []
-    assert found.numbers == evaluate(model, TASK, dataset, batch_size=2, workers=0, keep_predictions=True).numbers
+    found, kept = (evaluate(model, TASK, dataset, metric=MeanIoU(dataset.index), batch_size=2, workers=0,
+                            keep_predictions=keep) for keep in (False, True))
+    assert (len(found.predictions), len(kept.predictions)) == (0, 5)
+    assert found.numbers == kept.numbers
     assert model.training, "the network given is left as it was"
 
 
@@ -87,7 +91,8 @@ class Watching(Metric[ImageLabels]):
         self.seen: list[weakref.ref[Any]] = []
         self.most = 0
 
-    def update(self, predictions: Sequence[ImageLabels]) -> None:
+    def update(self, predictions: Sequence[ImageLabels], truths: Sequence[Any]) -> None:
+        assert len(predictions) == len(truths)
         self.seen += [weakref.ref(prediction.labels) for prediction in predictions]
         self.most = max(self.most, sum(reference() is not None for reference in self.seen))
 
@@ -100,8 +105,8 @@ class Watching(Metric[ImageLabels]):
     def compute(self) -> dict[str, float]:
         return {"most": self.most, "all": len(self.seen)}
 
-    def table(self, numbers: Mapping[str, float]) -> str:
-        return str(numbers)
+    def table(self, numbers: Mapping[str, float]) -> MetricTable:
+        return MetricTable(("measure", "value"), tuple(numbers.items()))
 
 
 def test_label_maps_do_not_pile_up(folder: Path) -> None:
@@ -153,7 +158,8 @@ def test_several_processes_get_the_numbers_of_one(
     dataset = dataset_of(folder, model)
 
     def whole() -> Evaluation:
-        return evaluate(model, TASK, dataset, batch_size=1, workers=0, keep_predictions=True)
+        return evaluate(model, TASK, dataset, metric=MeanIoU(dataset.index), batch_size=1, workers=0,
+                        keep_predictions=True)
 
     alone = whole()
     for found in Processes(number, monkeypatch).run(whole):
@@ -170,4 +176,26 @@ def test_examples_are_drawn_on_the_original_images(folder: Path) -> None:
     for item, picture in zip((0, 2, 4), pictures, strict=True):
         original = dataset.original(item)
         prediction = one_by_one(model, dataset)[item]
-        assert np.array_equal(picture, TASK.draw(original, prediction, model.classes, threshold=0.4))
+        assert np.array_equal(picture, draw(prediction, original, model.classes, threshold=0.4))
+
+
+def test_a_batch_nobody_has_chosen_fits_the_images() -> None:
+    assert suitable_batch((320, 320), most=16) == 16
+    assert suitable_batch((320, 320), most=192) == 20
+    assert suitable_batch((1024, 2048), most=16) == 1
+    assert suitable_batch((4000, 4000), most=16) == 1
+
+
+def test_evaluation_can_be_that_of_what_is_exported(folder: Path) -> None:
+    """`static` reaches decoding and post-processing."""
+    model = tiny_segmenter.untrained()
+    dataset, asked = dataset_of(folder, model), list[bool]()
+
+    class Asked(Segmentation):
+        def postprocess(self, dense: DenseLogits, *, static: bool = False) -> LabelMaps:
+            asked.append(static)
+            return super().postprocess(dense)
+
+    for static in (True, False):
+        evaluate(model, Asked(), dataset, metric=MeanIoU(dataset.index), batch_size=5, workers=0, static=static)
+    assert asked == [True, False]

@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import importlib
 import importlib.util
-import re
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -20,29 +19,20 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from detseg.anchors import SSDAnchors
 from detseg.backbones.mobilenet_v2 import mobilenet_v2
+from detseg.benchmark.synthetic import calibrate
 from detseg.data.images import read_image
 from detseg.data.sample import draw_scene
-from detseg.data.transforms import Stretch
 from detseg.export.onnx import write_onnx
 from detseg.export.program import ExportedPrediction, Until, export_program, output_names
-from detseg.fused import fold
-from detseg.interfaces import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    Backbone,
-    DenseBoxes,
-    DenseLogits,
-    Head,
-    LabelMaps,
-    Pixels,
-    Size,
-    Task,
-)
-from detseg.lifelike import settle
+from detseg.inference import fold
+from detseg.interfaces import Backbone, Head, Task
 from detseg.model import Predictor
-from detseg.tasks import Detection, Segmentation
+from detseg.ops.anchors import SSDAnchors
+from detseg.resize import Stretch
+from detseg.structures import IMAGENET_MEAN, IMAGENET_STD, DenseBoxes, DenseLogits, LabelMaps, Pixels, Size
+from detseg.tasks.detection import Detection
+from detseg.tasks.segmentation import Segmentation
 from heads.fcn import FCN
 from heads.lraspp import LRASPP
 from heads.ssd import SSD
@@ -61,16 +51,6 @@ ROUNDING = 4.0
 an output by more than a quarter of its tolerance, ONNX Runtime may move it by four times as much."""
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
-
-
-def _first_of_each_head() -> set[str]:
-    """The first config of every head, by what the files import."""
-    of_heads = {}
-    for name, path in reversed(CONFIGS.items()):
-        found = re.search(r"^from heads\.(\w+) import", path.read_text(), re.MULTILINE)
-        assert found, f"{path} builds no head"
-        of_heads[found[1]] = name
-    return set(of_heads.values())
 
 
 def _slow(names: Any, quick: set[str]) -> list[Any]:
@@ -92,15 +72,15 @@ def _inputs(pictures: list[Pixels], size: Size) -> Tensor:
 
 def _use(network: nn.Module, size: Size) -> None:
     """With BatchNorm's first statistics activations vanish and all is equal."""
-    settle(network, _inputs(_scenes(32, seed=0), size).chunk(2))
+    calibrate(network, _inputs(_scenes(32, seed=0), size).chunk(2))
 
 
 @torch.no_grad()
-def _spread_scores(head: Head[Any, Any, Any], raw: Callable[[], Any]) -> None:
+def _spread_scores(head: Head[Any, Any, Any], decode: Callable[[], Any]) -> None:
     """As in a trained network: larger class layers, until scores differ from anchor to anchor; or other biases, so that
     no class is ahead in all pixels."""
     layers = [layer for layer, num_rows in head.class_layers.items() if num_rows == 1]
-    dense = head.decode(raw())
+    dense = decode()
     if isinstance(dense, DenseLogits):
         head.get_parameter(f"{layers[0]}.bias").sub_(dense.logits.mean((0, 2, 3)))
         return
@@ -109,7 +89,7 @@ def _spread_scores(head: Head[Any, Any, Any], raw: Callable[[], Any]) -> None:
             return
         for layer in layers:
             head.get_parameter(f"{layer}.weight").mul_(1.5)
-        dense = head.decode(raw())
+        dense = decode()
 
 
 def _used_predictor(name: str) -> tuple[Predictor, Task[Any, Any, Any, Any], Size]:
@@ -119,7 +99,7 @@ def _used_predictor(name: str) -> tuple[Predictor, Task[Any, Any, Any, Any], Siz
     height, width = predictor.resize.size
     size = (height, width + 32)
     _use(predictor, size)
-    _spread_scores(predictor.head, lambda: predictor(_inputs(_scenes(2, seed=2), size)))
+    _spread_scores(predictor.head, lambda: predictor.decode(_inputs(_scenes(2, seed=2), size)))
     return predictor, small.experiment.task, size
 
 
@@ -177,8 +157,8 @@ class _Both(nn.Module):
         self.predictor, self.task = predictor, task
 
     def forward(self, images: Tensor) -> tuple[Any, Any]:
-        dense = self.predictor.head.decode(self.predictor(images))
-        return dense, self.task.finish(dense)
+        dense = self.predictor.decode(images, static=True)
+        return dense, self.task.postprocess(dense, static=True)
 
 
 class _Exported(NamedTuple):
@@ -211,7 +191,8 @@ def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
         _Both(predictor, task), eager, _session(eager, size, tmp_path_factory.mktemp("onnx") / "both.onnx"), size)
 
 
-every_config = pytest.mark.parametrize("exported", _slow(CONFIGS, _first_of_each_head()), indirect=True)
+every_config = pytest.mark.parametrize(
+    "exported", _slow(CONFIGS, set(discovery.one_config_a_head().values())), indirect=True)
 
 
 def _assert_onnx_runtime_agrees(exported: _Exported, pictures: list[Pixels]) -> None:
@@ -225,7 +206,8 @@ def _assert_onnx_runtime_agrees(exported: _Exported, pictures: list[Pixels]) -> 
         outputs = exported.run(images)
         found = type(dense)(*outputs[: len(dense)])
         _assert_same_dense(found, dense, tolerance)
-        _assert_same_finished(type(finished)(*outputs[len(dense) :]), exported.eager.task.finish(found))
+        expected = exported.eager.task.postprocess(found, static=True)
+        _assert_same_finished(type(finished)(*outputs[len(dense) :]), expected)
         classes |= set(finished.labels.flatten().tolist()) - {-1}
     assert len(classes) > 1, "one class everywhere proves nothing"
 
@@ -235,8 +217,9 @@ def test_onnx_runtime_gives_the_same_on_generated_pictures(exported: _Exported) 
     _assert_onnx_runtime_agrees(exported, _scenes(3, seed=1))
 
 
-@every_config
+@pytest.mark.slow
 @pytest.mark.real
+@every_config
 def test_onnx_runtime_gives_the_same_on_photographs(exported: _Exported, shared: Path) -> None:
     files = sorted((shared / "data" / "coco_mini" / "val2017").glob("*.jpg"))[:6]
     _assert_onnx_runtime_agrees(exported, [read_image(file) for file in files])
@@ -255,13 +238,10 @@ class _TwoHeads(nn.Module):
         self.detect = SSDLite({tap: specs[tap] for tap in ("c4", "c5")}, 3, anchors=SSDAnchors(), width=0.1)
         self.segment = LRASPP({tap: specs[tap] for tap in ("c3", "c5")}, 3, filters=16)
 
-    def raw(self, images: Tensor) -> tuple[Any, Any]:
-        features, size = self.backbone(images / 255), (images.shape[2], images.shape[3])
-        return self.detect(features, size), self.segment(features, size)
-
     def forward(self, images: Tensor) -> tuple[DenseBoxes, DenseLogits]:
-        detected, segmented = self.raw(images)
-        return self.detect.decode(detected), self.segment.decode(segmented)
+        features, size = self.backbone(images / 255), (images.shape[2], images.shape[3])
+        return (self.detect.decode(self.detect(features), size, static=True),
+                self.segment.decode(self.segment(features), size, static=True))
 
 
 @pytest.mark.slow
@@ -270,7 +250,7 @@ def test_every_backbone_under_two_heads(name: str, tmp_path: Path) -> None:
     size = (96, 128)
     network = _TwoHeads(discovery.backbones()[name])
     _use(network, size)
-    _spread_scores(network.detect, lambda: network.raw(_inputs(_scenes(2, seed=2), size))[0])
+    _spread_scores(network.detect, lambda: network(_inputs(_scenes(2, seed=2), size))[0])
     run = _session(network, size, tmp_path / "two.onnx")
     folded = copy.deepcopy(network)
     fold(folded)
@@ -292,20 +272,21 @@ def _tiny(kind: str) -> tuple[Predictor, Task[Any, Any, Any, Any]]:
     head: Head[Any, Any, Any] = FCN(backbone.specs, 3)
     task: Task[Any, Any, Any, Any] = Segmentation()
     if kind == "detector":
-        head, task = SSD(backbone.specs, 3, anchors=SSDAnchors(num_maps=3), extra_channels=(16,)), Detection()
+        head, task = SSD(backbone.specs, 3, anchors=SSDAnchors(num_maps=3), extra_channels=(16,)), Detection(
+            max_detections=20, candidates=30)
     size = (32, 48)
     predictor = Predictor(
         backbone, head, classes=discovery.OWN, resize=Stretch(size), mean=IMAGENET_MEAN, std=IMAGENET_STD)
     _use(predictor, size)
-    _spread_scores(head, lambda: predictor(_inputs(_scenes(2, seed=2), size)))
+    _spread_scores(head, lambda: predictor.decode(_inputs(_scenes(2, seed=2), size)))
     return predictor, task
 
 
 @pytest.mark.parametrize(("kind", "until", "shapes"), [
     ("detector", "decode", {"boxes": (1, 756, 4), "scores": (1, 756, 3)}),
-    ("detector", "finish", {"boxes": (1, 300, 4), "scores": (1, 300), "labels": (1, 300), "num_valid": (1,)}),
+    ("detector", "postprocess", {"boxes": (1, 20, 4), "scores": (1, 20), "labels": (1, 20), "num_valid": (1,)}),
     ("segmenter", "decode", {"logits": (1, 3, 32, 48)}),
-    ("segmenter", "finish", {"labels": (1, 32, 48)}),
+    ("segmenter", "postprocess", {"labels": (1, 32, 48)}),
 ])
 def test_a_program_and_its_file_name_what_they_take_and_give(
     kind: str, until: Until, shapes: dict[str, tuple[int, ...]], tmp_path: Path
@@ -334,6 +315,6 @@ def test_a_program_and_its_file_name_what_they_take_and_give(
 def test_a_program_can_be_of_another_size() -> None:
     predictor, task = _tiny("segmenter")
     predictor.train()
-    program = export_program(predictor, task, until="finish", size=(64, 32))
+    program = export_program(predictor, task, until="postprocess", size=(64, 32))
     assert program.module()(torch.zeros(1, 3, 64, 32))["labels"].shape == (1, 64, 32)
     assert predictor.training, "the network itself is left as it is"

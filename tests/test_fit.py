@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +21,18 @@ from lightning.fabric import Fabric
 from rich.console import Console
 
 from detseg import train
+from detseg.atomic import write_text
 from detseg.checkpoint import Checkpoint, load
-from detseg.config import Data
+from detseg.config import head_loss
 from detseg.config import load as load_config
+from detseg.data.loading import collate_training
 from detseg.evaluate import draw_examples, evaluate
-from detseg.interfaces import Classes, Draw
-from detseg.report.command import write_whole
+from detseg.interfaces import Losses, SampleKey, Term, TrainingBatch
+from detseg.model import Predictor
 from detseg.report.console import Reporter
+from detseg.structures import Classes
 from detseg.train import Result, fit
+from detseg.training_step import TrainingStep
 from detseg.weights.load import load_weights
 from tests import tiny
 
@@ -98,7 +103,9 @@ def test_a_run_learns_and_leaves_everything(capsys: pytest.CaptureFixture[str]) 
     assert "20 images to train on, 7 to validate on, 2 classes; 90 steps (3 an epoch)" in said
     assert "epoch 30: accuracy 1.000 (best 1.000)" in said
     assert "predictions: run/predictions.jpg" in said
-    assert "validation after 90 steps\naccuracy is 1.000\nabsent is nan\nbest: run/best.pt" in said
+    words = said[said.index("validation after 90 steps"):].replace("│", " ").split()
+    assert words[4:].index("accuracy") < words[4:].index("1.000") < words[4:].index("absent") < words[4:].index("-")
+    assert "best: run/best.pt" in said
 
 
 def test_best_is_the_first_of_equals_and_evaluates_alike() -> None:
@@ -114,7 +121,8 @@ def test_best_is_the_first_of_equals_and_evaluates_alike() -> None:
     dataset = tiny.Pictures(index, model.resize, augment=None, seed=0)
     for batch_size in (1, 7):
         numbers, predictions = evaluate(
-            model, config.experiment.task, dataset, batch_size=batch_size, workers=0, keep_predictions=True)
+            model, config.experiment.task, dataset, metric=tiny.Accuracy(index), batch_size=batch_size, workers=0,
+            keep_predictions=True)
         assert numbers["accuracy"] == result.best["value"]
         assert [prediction.image_id for prediction in predictions] == list(range(100, 107))
 
@@ -177,8 +185,7 @@ def test_killed_and_resumed_is_bit_identical() -> None:
     assert timeless(log_of(resumed)) == timeless(log_of(undisturbed))
 
 
-@pytest.mark.slow
-def test_two_processes_train_like_one() -> None:
+def test_two_processes_train_and_evaluate_like_one(capsys: pytest.CaptureFixture[str]) -> None:
     overrides = ["model.batch_norm=false", "model.dropout=0", "schedule.epochs=6"]
     weights = str(run(*overrides[:2], out="before").run.last)
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", str(ROOT / "tools" / "train.py"),
@@ -192,6 +199,10 @@ def test_two_processes_train_like_one() -> None:
     assert two.numbers["accuracy"] == one.numbers["accuracy"]
     for name, value in one.weights.items():
         torch.testing.assert_close(two.weights[name], value, rtol=1e-4, atol=1e-5)
+    test = [str(ROOT / "tools" / "test.py"), "two", "--per-class", "--json"]
+    subprocess.run([*command[:5], *test, "two.json"], env=environment, check=True, capture_output=True)
+    assert main("test", [*test[1:], "one.json"], capsys)[0] == 0
+    assert Path("two.json").read_bytes() == Path("one.json").read_bytes(), "7 images, of which one process has 4"
 
 
 def test_lines_logged_after_the_checkpoint_are_cut(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -224,6 +235,92 @@ def test_the_seed_changes_the_run() -> None:
     assert not torch.equal(one.model["head.linear.weight"], other.model["head.linear.weight"])
 
 
+def halved(model: Predictor) -> Predictor:
+    """As fake quantisation would: a layer is replaced by one that holds it."""
+    model.head.linear = torch.nn.Sequential(model.head.get_submodule("linear"), torch.nn.Dropout(0.1))
+    model.head.class_layers = {"linear.0": 1}
+    return model
+
+
+def test_a_network_is_prepared_before_a_fresh_start_and_before_resume_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And after weights are loaded, so that these fit."""
+    weights = str(run(out="before").run.last)
+    text = tiny.CONFIG.replace("    log_every=1,", "    log_every=1,\n    prepare=test_fit.halved,").replace(
+        "from tests import tiny", "from tests import test_fit, tiny")
+    tiny.write_config(Path(), text=text)
+
+    def initialise(model: Predictor) -> str:
+        return str(load_weights(model, weights))
+
+    undisturbed = run(out="undisturbed", initialise=initialise)
+    assert "head.linear.0.weight" in load(undisturbed.run.last).model
+    monkeypatch.setattr(tiny.BrightnessHead, "calls", 0)
+    monkeypatch.setattr(tiny.BrightnessHead, "interrupt_at", 4)
+    with pytest.raises(KeyboardInterrupt):
+        run(initialise=initialise)
+    monkeypatch.setattr(tiny.BrightnessHead, "interrupt_at", None)
+    assert_same_state(load(run(resume=True).run.last), load(undisturbed.run.last))
+
+
+def taught(network: torch.nn.Module, model: Predictor, batch: TrainingBatch[Any], /) -> Losses:
+    """Distillation in miniature: the head's own loss, and features as large as a teacher's."""
+    logits, features = network(batch.images, with_features=True)
+    distance = (features["c1"] - 1.0).square()
+    count = torch.tensor(float(distance.numel()))
+    return model.head.loss(logits, batch.targets, tiny.SIZE) | {"feature": Term(distance.sum(), count)}
+
+
+def test_a_config_may_bring_its_own_objective() -> None:
+    text = tiny.CONFIG.replace("    log_every=1,", "    log_every=1,\n    objective=test_fit.taught,").replace(
+        "from tests import tiny", "from tests import test_fit, tiny")
+    tiny.write_config(Path(), text=text)
+    result = run("accumulate=2", "optimizer.lr=0.1", "schedule.epochs=12")
+    learned = [line["loss/feature"] for line in log_of(result) if line["kind"] == "train"]
+    assert learned[-1] < 0.8 * learned[0]
+    assert "taught" in load_config(Path("brightness.py")).describe()
+
+
+@pytest.mark.parametrize(("overrides", "seen"), [(["accumulate=2"], 3), (["accumulate=6"], 1), ([], None)])
+def test_few_images_for_batch_norm_are_pointed_out(
+    overrides: list[str], seen: int | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(*overrides, "schedule.epochs=1")
+    said = capsys.readouterr().out
+    assert (f"note: BatchNorm sees {seen} image{'s' if seen == 3 else ''} at a time" in said) is (seen is not None)
+    assert ("BatchNorm sees" in said) is (seen is not None)
+    run(*overrides, "schedule.epochs=1", "model.batch_norm=false", out="without")
+    assert "BatchNorm sees" not in capsys.readouterr().out
+
+
+def test_mixed_precision_trains_and_resumes(monkeypatch: pytest.MonkeyPatch) -> None:
+    undisturbed = run("precision=bf16-mixed", out="undisturbed")
+    assert load(undisturbed.run.last).model["head.linear.weight"].dtype == torch.float32
+    monkeypatch.setattr(tiny.BrightnessHead, "calls", 0)
+    monkeypatch.setattr(tiny.BrightnessHead, "interrupt_at", 4)
+    with pytest.raises(KeyboardInterrupt):
+        run("precision=bf16-mixed")
+    monkeypatch.setattr(tiny.BrightnessHead, "interrupt_at", None)
+    resumed = run("precision=bf16-mixed", resume=True)
+    assert_same_state(load(resumed.run.last), load(undisturbed.run.last))
+    assert not torch.equal(load(run(out="full").run.last).model["head.linear.weight"],
+                           load(resumed.run.last).model["head.linear.weight"])
+
+
+def test_synchronised_batch_norm_changes_nothing_in_one_process() -> None:
+    one = run("sync_batch_norm=true", "ema=none", out="one")
+    assert_same_state(load(one.run.last), load(run("ema=none", out="other").run.last))
+
+
+@pytest.mark.slow
+def test_synchronised_batch_norm_is_refused_on_several_cpus() -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", str(ROOT / "tools" / "train.py"),
+               "brightness.py", "--data", "data", "--set", "sync_batch_norm=true"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, check=False, capture_output=True, text=True)
+    assert done.returncode != 0
+    assert "sync_batch_norm works on GPUs only" in done.stderr
+
+
 def test_no_averaging_and_no_augmentation() -> None:
     text = tiny.CONFIG.replace("augment=tiny.noise", "augment=None")
     tiny.write_config(Path(), text=text)
@@ -232,37 +329,66 @@ def test_no_averaging_and_no_augmentation() -> None:
     assert load(result.run.best).weights.keys() == load(result.run.best).model.keys()
 
 
-def gradients(*, parts: int) -> tuple[dict[str, float], list[torch.Tensor]]:
+def example_batch(model: Predictor) -> TrainingBatch[tiny.Labels]:
+    dataset = tiny.Pictures(tiny.read(Path("data"), "train").relabel(tiny.CLASSES), model.resize, augment=9.0, seed=0)
+    return collate_training([dataset.training(SampleKey(0, item)) for item in (0, 2, 4, 1, 6, 8, 10, 3)],
+                            task=tiny.Brightness(), fill=model.resize.fill)
+
+
+def gradients(*, parts: int, **changes: Any) -> tuple[dict[str, float], list[torch.Tensor]]:
     torch.manual_seed(0)
     model = tiny.model(tiny.CLASSES, batch_norm=False, dropout=0.0)
-    fabric = Fabric(accelerator="cpu", devices=1)
-    network, _ = fabric.setup(model, torch.optim.SGD(model.parameters(), lr=0.1))
-    dataset = tiny.Pictures(tiny.read(Path("data"), "train").relabel(tiny.CLASSES), model.resize, augment=9.0, seed=0)
-    batch = tiny.Brightness().collate([dataset[Draw(0, item)] for item in (0, 2, 4, 1, 6, 8, 10, 3)])
-    losses = train._backward(fabric, network, model, batch=batch, parts=parts)
+    experiment = replace(load_config(Path("brightness.py")).experiment, batch_size=8, accumulate=parts, **changes)
+    step = TrainingStep(model, experiment, fabric=Fabric(accelerator="cpu", devices=1))
+    losses = step.gradient(example_batch(model))
     return losses, [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
 
 
-def test_two_parts_of_four_give_the_gradient_of_eight() -> None:
-    (whole_losses, whole), (half_losses, half) = gradients(parts=1), gradients(parts=2)
-    assert whole_losses == pytest.approx(half_losses, rel=1e-6)
-    assert len(whole) == len(half) == 4
-    for one, other in zip(whole, half, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-7)
-    assert whole_losses["loss"] == pytest.approx(whole_losses["loss/entropy"] + whole_losses["loss/size"])
+def two_counts(network: torch.nn.Module, model: Predictor, batch: TrainingBatch[Any], /) -> Losses:
+    """The second term is normalised by a number that the network gives."""
+    logits = network(batch.images)
+    sure = Term(logits.square().sum(), (logits.detach().softmax(1) > 0.4).sum())
+    return model.head.loss(logits, batch.targets, tiny.SIZE) | {"sure": sure}
 
 
-def test_the_gradient_is_divided_by_the_divisor() -> None:
-    model = tiny.model(tiny.CLASSES, batch_norm=False, dropout=0.0)
+@pytest.mark.parametrize("changes", [{}, {"objective": two_counts}])
+@pytest.mark.parametrize("parts", [2, 4, 8])
+def test_parts_give_the_gradient_of_the_whole(parts: int, changes: dict[str, Any]) -> None:
+    (whole_losses, whole), (part_losses, partly) = gradients(parts=1, **changes), gradients(parts=parts, **changes)
+    assert whole_losses == pytest.approx(part_losses, rel=1e-6)
+    assert len(whole) == len(partly) == 4
+    for one, other in zip(whole, partly, strict=True):
+        assert float((one - other).norm() / one.norm()) < 1e-6
+    assert whole_losses["loss"] == pytest.approx(
+        sum(value for name, value in whole_losses.items() if name.startswith("loss/")))
+
+
+def test_each_term_is_divided_by_its_count() -> None:
     torch.manual_seed(0)
     model = tiny.model(tiny.CLASSES, batch_norm=False, dropout=0.0)
-    dataset = tiny.Pictures(tiny.read(Path("data"), "train").relabel(tiny.CLASSES), model.resize, augment=9.0, seed=0)
-    batch = tiny.Brightness().collate([dataset[Draw(0, item)] for item in (0, 2, 4, 1, 6, 8, 10, 3)])
-    losses = model.head.loss(model(batch.images), batch.targets)
-    assert float(losses.divisor) == 6 * 2 + 2
-    torch.autograd.backward(sum(losses.sums.values(), torch.zeros(())) / 14)
-    for parameter, gradient in zip(model.parameters(), gradients(parts=1)[1], strict=True):
+    losses = two_counts(model, model, example_batch(model))
+    assert float(losses["entropy"].count) == 6 * 2 + 2
+    assert 0 < float(losses["sure"].count) < 24
+    torch.autograd.backward(sum((term.sum / term.count for term in losses.values()), torch.zeros(())))
+    for parameter, gradient in zip(model.parameters(), gradients(parts=1, objective=two_counts)[1], strict=True):
         torch.testing.assert_close(parameter.grad, gradient)
+
+
+def test_counting_ahead_leaves_batch_norm_and_random_numbers_alone() -> None:
+    """Where counts have to be known before the first gradient, the parts are looked at twice; nobody sees it."""
+    left = []
+    for objective in (head_loss, two_counts):
+        torch.manual_seed(0)
+        model = tiny.model(tiny.CLASSES, batch_norm=True, dropout=0.3)
+        experiment = replace(
+            load_config(Path("brightness.py")).experiment, batch_size=8, accumulate=4, objective=objective)
+        step = TrainingStep(model, experiment, fabric=Fabric(accelerator="cpu", devices=1))
+        torch.manual_seed(1)
+        step.gradient(example_batch(model))
+        left.append([*(value.clone() for name, value in model.state_dict().items() if "norm" in name), torch.rand(3)])
+    assert len(left[0]) == 6
+    for one, other in zip(*left, strict=True):
+        assert torch.equal(one, other)
 
 
 def test_a_loss_that_is_not_a_number_stops_before_the_weights_are_touched() -> None:
@@ -295,13 +421,65 @@ def test_resume_without_a_run_is_an_error() -> None:
 
 def test_resume_with_other_settings_or_data_is_an_error() -> None:
     run()
-    with pytest.raises(ValueError, match=r"was started with other settings; .*\n  batch_size: 6 in the run, 5 now$"):
+    with pytest.raises(ValueError, match=r"was started with another config or other settings; .* insist with "
+                                         r"--config-changed:\n  batch_size: 6 in the run, 5 now$"):
         run("batch_size=5", resume=True)
     Path("data/size.txt").write_text("30")
-    with pytest.raises(ValueError, match="run was to have 9 steps, with these data they would be 15"):
+    with pytest.raises(ValueError, match="  steps: 9 in the run, with these data they are 15; resume with the data"):
         run(resume=True)
     Path("data/size.txt").write_text("20")
-    run("workers=1", "log_every=2", "save_minutes=1", resume=True)
+    run("workers=1", "log_every=2", "save_minutes=1", "eval_batch_size=2", resume=True)
+
+
+def test_resume_with_another_config_is_refused_and_can_be_insisted_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tiny.BrightnessHead, "interrupt_at", 4)
+    with pytest.raises(KeyboardInterrupt):
+        run()
+    monkeypatch.setattr(tiny.BrightnessHead, "interrupt_at", None)
+    before = Path("run/last.pt").read_bytes()
+    text = tiny.CONFIG.replace("    return tiny.model(", "    # a remark\n    return tiny.model(")
+    tiny.write_config(Path(), text=text)
+    config = load_config(Path("brightness.py"))
+    changed = text.replace("lr=0.1, weight", "lr=0.1, momentum=0.8, weight")
+    tiny.write_config(Path(), text=changed)
+    with pytest.raises(ValueError, match="insist with --config-changed") as refused:
+        run(resume=True)
+    message = str(refused.value)
+    assert "optimizer.momentum: 0.9 in the run, 0.8 now" in message
+    assert "-    optimizer=SGD(lr=0.1, weight_decay=1e-4)," in message
+    assert "+    optimizer=SGD(lr=0.1, momentum=0.8, weight_decay=1e-4)," in message
+    assert Path("run/last.pt").read_bytes() == before
+
+    insisted = run(resume=True, config_changed=True)
+    (note,) = [line for line in log_of(insisted) if line["kind"] == "config"]
+    assert note["step"] == 4
+    assert "optimizer.momentum: 0.9 in the run, 0.8 now" in note["changes"]
+    assert Path("run/brightness.py").read_text() == changed
+    assert load(insisted.run.last).step == 9
+    assert load(insisted.run.last).config_text == changed
+    assert config.text == text, "a comment alone is another text and refuses nothing:"
+    tiny.write_config(Path(), text=changed.replace("# a remark", "# another remark"))
+    run(resume=True)
+
+
+def test_a_run_of_an_older_version_goes_on_and_says_what_was_not_compared(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    undisturbed = run(out="undisturbed")
+    monkeypatch.setattr(tiny.BrightnessHead, "calls", 0)
+    monkeypatch.setattr(tiny.BrightnessHead, "interrupt_at", 4)
+    with pytest.raises(KeyboardInterrupt):
+        run()
+    monkeypatch.setattr(tiny.BrightnessHead, "interrupt_at", None)
+    content = torch.load("run/last.pt", weights_only=True)
+    for name in ("config_text", "fingerprint"):
+        del content[name]
+    for name in ("eval_batch_size", "sync_batch_norm"):
+        del content["settings"][name]
+    torch.save(content | {"format": 1}, "run/last.pt")
+    resumed = run(resume=True)
+    assert "run/last.pt was written by an older detseg and carries no fingerprint" in capsys.readouterr().out
+    assert_same_state(load(resumed.run.last), load(undisturbed.run.last))
 
 
 def test_data_with_other_classes_bring_them(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -317,7 +495,7 @@ def test_splits_with_different_classes_are_refused(monkeypatch: pytest.MonkeyPat
         monkeypatch.setattr(tiny, "FILE_CLASSES", Classes(names=(split, "x"), source_ids=(1, 2)))
         return original(folder, split)
 
-    monkeypatch.setattr(tiny, "DATA", Data(read=read, dataset=tiny.Pictures, generate=tiny.generate))
+    monkeypatch.setattr(tiny, "DATA", replace(tiny.DATA, read=read))
     with pytest.raises(ValueError, match=r"in data, training and validation list different classes:\n  id 1: 'train'"):
         run()
 
@@ -349,22 +527,52 @@ def test_examples_are_the_original_images_with_predictions() -> None:
     assert len(draw_examples(model, tiny.Brightness(), dataset, number=12, threshold=0.5)) == 7
 
 
-def test_a_full_disk_while_saving_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    undisturbed = run(out="undisturbed")
-    original = os.fsync
-    calls: list[int] = []
+@pytest.mark.skipif(sys.platform != "linux", reason="files are limited by the kernel")
+def test_a_disk_that_takes_no_more_while_saving_loses_nothing() -> None:
+    undisturbed = run("validate_every=3", out="undisturbed")
+    later = run("schedule.epochs=1", out="later").run.last.stat().st_size
+    with pytest.raises(FloatingPointError):
+        run("model.not_a_number=true", out="first")
+    size = (Path("first/last.pt").stat().st_size + later) // 2
+    command = [sys.executable, str(ROOT / "tools" / "train.py"), "brightness.py", "--data", "data", "--out", "run",
+               "--set", "validate_every=3"]
 
-    def fsync(descriptor: int) -> None:
-        calls.append(descriptor)
-        if len(calls) == 4:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        original(descriptor)
+    def limit() -> None:
+        import resource
 
-    monkeypatch.setattr(os, "fsync", fsync)
-    with pytest.raises(OSError, match=r"the checkpoint was not written \(No space left on device\); the one from"):
-        run()
-    assert sorted(path.name for path in Path("run").glob("*.unfinished")) == []
-    assert_same_state(load(run(resume=True).run.last), load(undisturbed.run.last))
+        # The first checkpoint has no optimiser state and fits, the next does not.
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+
+    done = subprocess.run(command, preexec_fn=limit, capture_output=True, text=True, check=False,
+                          env=os.environ | {"PYTHONPATH": str(ROOT)})
+    assert done.returncode == 1, done.stderr
+    assert "error: run/last.pt: the checkpoint was not written (File too large); the one from before is" in done.stderr
+    assert sorted(path.name for path in Path("run").glob(".*")) == []
+    assert load(Path("run/last.pt")).step == 0
+    assert_same_state(load(run("validate_every=3", resume=True).run.last), load(undisturbed.run.last))
+
+
+def test_sigterm_saves_like_ctrl_c() -> None:
+    overrides = ["schedule.epochs=100", "validate_every=10"]
+    command = [sys.executable, str(ROOT / "tools" / "train.py"), "brightness.py", "--data", "data", "--out", "run",
+               "--set", *overrides]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True,
+                          env=os.environ | {"PYTHONPATH": str(ROOT)}) as process:
+        deadline = time.monotonic() + 120
+        log = Path("run/log.jsonl")
+        while not log.exists() or log.read_text().count("train") < 20:
+            assert process.poll() is None, "the run ended before it could be stopped"
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        process.send_signal(signal.SIGTERM)
+        said, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    step = load(Path("run/last.pt")).step
+    assert f"stopped after step {step} of 300, which is saved" in " ".join(said.split())
+    assert step >= 20
+    assert [line["step"] for line in map(json.loads, log.read_text().splitlines())][-1] in (step, step - 1)
+    resumed, undisturbed = run(*overrides, resume=True), run(*overrides, out="undisturbed")
+    assert_same_state(load(resumed.run.last), load(undisturbed.run.last))
 
 
 def main(name: str, arguments: Sequence[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
@@ -384,14 +592,18 @@ def test_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
     assert code == 0
     assert Path("data/sample/size.txt").is_file()
     assert "10 steps (5 an epoch)" in out
-    code, out, _ = main("test", ["brightness.py", "run/best.pt", "--data", "data", "--json", "out/n.json", "--results",
-                                 "out/r.json", "--per-class", "--reference"], capsys)
-    assert code == 0
-    assert "run/best.pt, after" in out
-    numbers = json.loads(Path("out/n.json").read_text())
-    assert numbers == {"accuracy": load(Path("run/best.pt")).best["value"], "absent": None, "accuracy/bright": 0.5,
-                       "reference": 1.0}
-    assert [record["image_id"] for record in json.loads(Path("out/r.json").read_text())] == list(range(100, 107))
+    everything = ["--per-class", "--reference", "--json", "out/n.json", "--results", "out/r.json"]
+    expected = {"accuracy": load(Path("run/best.pt")).best["value"], "absent": None, "accuracy/bright": 0.5,
+                "reference": 1.0}
+    for arguments in (["brightness.py", "run/best.pt", "--data", "data"], ["run"], ["run", "--data", "data"],
+                      ["run", "--static", "--batch-size", "2"]):
+        code, out, errors = main("test", [*arguments, *everything], capsys)
+        assert code == 0, errors
+        assert "run/best.pt, after" in out
+        assert ("static" in out) is ("--static" in arguments)
+        assert json.loads(Path("out/n.json").read_text()) == expected
+        records = json.loads(Path("out/r.json").read_text())
+        assert [record["image_id"] for record in records] == list(range(100, 107))
 
 
 def test_show_trains_nothing(capsys: pytest.CaptureFixture[str]) -> None:
@@ -412,6 +624,8 @@ def test_show_trains_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     ("train", ["brightness.py", "--data", "data", "--out", "brightness.py/run"], 1, "error: brightness.py/run: Not a"),
     ("train", ["brightness.py", "--data", "data", "--set", "model.not_a_number=true"], 1, "error: training diverged"),
     ("test", ["brightness.py", "no.pt"], 2, "error: there is no checkpoint no.pt"),
+    ("test", ["data"], 2, "error: data holds no run: it has neither best.pt nor last.pt"),
+    ("test", ["nowhere"], 2, "error: nowhere is no run folder; name one, or a config and a checkpoint"),
     ("test", ["brightness.py", "brightness.py"], 2, "error: brightness.py"),
 ])
 def test_what_a_user_does_wrong(
@@ -437,7 +651,11 @@ def test_a_checkpoint_of_another_network_is_refused(capsys: pytest.CaptureFixtur
     run()
     text = tiny.CONFIG.replace("channels=channels", "channels=channels + 1")
     tiny.write_config(Path(), text=text)
-    code, _, errors = main("test", ["brightness.py", "run/last.pt", "--data", "data"], capsys)
+    command = ["brightness.py", "run/last.pt", "--data", "data"]
+    code, _, errors = main("test", command, capsys)
+    assert code == 2
+    assert "run/last.pt was trained with another config" in errors
+    code, _, errors = main("test", [*command, "--config-changed"], capsys)
     assert code == 2
     assert "run/last.pt does not fit this model" in errors
     assert "head.linear.weight: 3x4 there, 3x5 here" in errors
@@ -445,14 +663,14 @@ def test_a_checkpoint_of_another_network_is_refused(capsys: pytest.CaptureFixtur
 
 def test_files_of_commands_are_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "deep" / "numbers.json"
-    write_whole(path, "old")
+    write_text(path, "old")
 
     def full(self: Path, target: Path) -> Path:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(Path, "replace", full)
     with pytest.raises(OSError, match=r"not written \(No space left on device\); the one .*numbers.json'"):
-        write_whole(path, "new")
+        write_text(path, "new")
     assert {other.name: other.read_text() for other in path.parent.iterdir()} == {"numbers.json": "old"}
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
 
-from detseg.anchors import GridAnchors
+from detseg.ops.anchors import GridAnchors
 
 CPU = torch.device("cpu")
 RETINANET = tuple((x, int(x * 2 ** (1 / 3)), int(x * 2 ** (2 / 3))) for x in (32, 64, 128, 256, 512))

@@ -1,4 +1,4 @@
-"""Reading image files: every colour model, depth, orientation, and every way to be broken."""
+"""Reading image files and Pillow images: every colour model, depth, orientation, and every way to be broken."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import functools
 import http.server
 import io
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,8 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from detseg.data.images import read_image
-from detseg.interfaces import Pixels
+from detseg.data.images import read_image, to_rgb
+from detseg.structures import Pixels
 
 
 def picture(height: int = 40, width: int = 56) -> Pixels:
@@ -188,6 +189,64 @@ def test_an_address_is_read_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         server.shutdown()
         thread.join()
     np.testing.assert_array_equal(image, picture())
+
+
+# ---------------------------------------------------------------------------------------------- Pillow images
+
+
+def see_through() -> Image.Image:
+    """With every degree of transparency, full colour also where nothing is seen."""
+    image = Image.fromarray(picture())
+    image.putalpha(Image.fromarray(picture()[..., 0]))
+    return image
+
+
+def sixteen_bits() -> Image.Image:
+    return Image.fromarray(picture()[..., 0].astype(np.uint16) * 256 + picture()[..., 1])
+
+
+MODES: dict[str, Callable[[], Image.Image]] = {
+    "RGB": lambda: Image.fromarray(picture()),
+    "L": lambda: Image.fromarray(picture()).convert("L"),
+    "P": lambda: Image.fromarray(picture()).quantize(32),
+    "RGBA": see_through,
+    "CMYK": lambda: Image.fromarray(picture()).convert("CMYK"),
+    "I;16": sixteen_bits,
+}
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("orientation", [None, 1, 3, 6, 8, 5])
+def test_a_pillow_image_is_read_as_its_file(tmp_path: Path, mode: str, orientation: int | None) -> None:
+    image = MODES[mode]()
+    assert image.mode == mode
+    if orientation is not None:
+        image.getexif()[0x0112] = orientation
+    # PNG has no CMYK. Compressed, because Pillow 13 garbles raw CMYK files that are turned.
+    options = {"kind": "TIFF", "compression": "tiff_lzw"} if mode == "CMYK" else {"kind": "PNG"}
+    path = written(tmp_path, encoded(image, **options, exif=image.getexif()), f"image.{options['kind'].lower()}")
+    expected = read_image(path)
+    assert expected.shape == ((56, 40, 3) if orientation in (6, 8, 5) else (40, 56, 3))
+    with Image.open(path) as opened:
+        for pixels in (to_rgb(image), to_rgb(opened)):
+            assert pixels.dtype == np.uint8
+            assert pixels.flags["C_CONTIGUOUS"]
+            np.testing.assert_array_equal(pixels, expected)
+
+
+def test_a_pillow_image_is_left_as_it_is() -> None:
+    image = Image.fromarray(picture())
+    image.getexif()[0x0112] = 6
+    pixels = to_rgb(image)
+    assert pixels.flags.writeable
+    pixels[:] = 0
+    np.testing.assert_array_equal(np.asarray(image), picture())
+    assert image.getexif()[0x0112] == 6
+
+
+def test_a_pillow_image_of_a_damaged_file_is_an_error() -> None:
+    with pytest.raises(ValueError, match=r"cannot read the Pillow image: .*truncated"):
+        to_rgb(Image.open(io.BytesIO(jpeg()[:-40])))
 
 
 @pytest.mark.real

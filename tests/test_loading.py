@@ -1,8 +1,10 @@
 """Batching: which items come when, the same for any number of workers, and errors that arrive as they were raised."""
 
+from __future__ import annotations
+
 import multiprocessing
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import cv2
@@ -13,26 +15,34 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from detseg.data.loading import evaluation_batches, steps_per_epoch, training_batches
+from detseg.data.loading import (
+    collate_evaluation,
+    collate_training,
+    evaluation_batches,
+    steps_per_epoch,
+    training_batches,
+)
 from detseg.interfaces import (
-    Batch,
-    Classes,
     Dataset,
-    Draw,
-    Metric,
-    Pixels,
-    Placement,
-    Sample,
-    Size,
+    EvaluationBatch,
+    EvaluationSample,
+    SampleKey,
     Source,
     Task,
+    TrainingBatch,
+    TrainingSample,
 )
+from detseg.resize import RGB, Placement
+from detseg.structures import Classes, Pixels, Size
+
+FILL: RGB = (7, 80, 200)
 
 
 class Marks(NamedTuple):
-    """A target bundle: what the sample says of itself."""
+    """A target bundle: what the sample says of itself, and of a batch the size of its images."""
 
     marks: Tensor
+    size: Size | None = None
 
 
 class CountingDataset(Dataset[Marks]):
@@ -46,46 +56,34 @@ class CountingDataset(Dataset[Marks]):
     def __len__(self) -> int:
         return self.num_items
 
-    def __getitem__(self, draw: Draw) -> Sample[Marks]:
-        if draw.item in self.broken:
-            raise self.broken[draw.item]()
-        image = torch.full((3, 2, 5), draw.item, dtype=torch.uint8)
-        marks = torch.tensor([draw.epoch, draw.item, cv2.getNumThreads(), torch.get_num_threads()])
-        return Sample(image, Marks(marks), Source(draw.item, (20, 50), Placement(0.1, 0.1, 0.0, 0.0)))
+    def training(self, key: SampleKey) -> TrainingSample[Marks]:
+        return TrainingSample(self._image(key.item), Marks(torch.tensor([key.epoch, key.item])))
+
+    def evaluation(self, item: int) -> EvaluationSample:
+        source = Source(item, (20, 50), Placement(0.1, 0.1, 0.0, 0.0))
+        threads = torch.tensor([cv2.getNumThreads(), torch.get_num_threads()])
+        return EvaluationSample(self._image(item).float() / 2, source, threads)
 
     def original(self, item: int) -> Pixels:
-        raise NotImplementedError
+        raise NotImplementedError("nobody looks at the originals")
+
+    def _image(self, item: int) -> Tensor:
+        if item in self.broken:
+            raise self.broken[item]()
+        return torch.full((3, 2, 5), item, dtype=torch.uint8)
 
 
 class StackingTask(Task[Marks, None, None, None]):
     scored = False
 
-    def collate(self, samples: Sequence[Sample[Marks]]) -> Batch[Marks]:
-        marks = Marks(torch.stack([sample.targets.marks for sample in samples]))
-        return Batch(torch.stack([s.image for s in samples]), marks, tuple(s.source for s in samples))
+    def collate_targets(self, targets: Sequence[Marks], size: Size) -> Marks:
+        return Marks(torch.stack([one.marks for one in targets]), size)
 
-    def made_up(self, size: Size, num_classes: int, *, seed: int) -> Marks:
-        raise NotImplementedError
+    def postprocess(self, dense: None, *, static: bool = False) -> None:
+        raise NotImplementedError("nothing is predicted")
 
-    def finish(self, dense: None) -> None:
-        raise NotImplementedError
-
-    def restore(self, finished: None, sources: Sequence[Source]) -> list[None]:
-        raise NotImplementedError
-
-    def metric(
-        self, dataset: Dataset[Marks], *, per_class: bool = False, reference: bool = False
-    ) -> Metric[None]:
-        raise NotImplementedError
-
-    def draw(self, image: Pixels, prediction: None, classes: Classes, *, threshold: float) -> Pixels:
-        raise NotImplementedError
-
-    def summary(self, prediction: None, classes: Classes, *, threshold: float) -> str:
-        raise NotImplementedError
-
-    def records(self, prediction: None, classes: Classes) -> list[Mapping[str, Any]]:
-        raise NotImplementedError
+    def to_original(self, finished: None, sources: Sequence[Source]) -> list[None]:
+        raise NotImplementedError("nothing is predicted")
 
 
 TASK = StackingTask()
@@ -98,17 +96,22 @@ class AwkwardError(Exception):
         super().__init__(f"{path}:{line} is awkward")
 
 
-def items(batch: Batch[Marks]) -> list[int]:
+def items(batch: EvaluationBatch) -> list[int]:
     return [source.image_id for source in batch.sources]
 
 
-def drawn(batch: Batch[Marks]) -> list[tuple[int, int]]:
-    return [(int(epoch), int(item)) for epoch, item in batch.targets.marks[:, :2]]
+def keys(batch: TrainingBatch[Marks]) -> list[tuple[int, int]]:
+    return [(int(epoch), int(item)) for epoch, item in batch.targets.marks]
 
 
 def train(num_items: int, **arguments: Any) -> list[list[tuple[int, int]]]:
-    options: dict[str, Any] = {"batch_size": 2, "seed": 5, "last_step": 6, "workers": 0} | arguments
-    return [drawn(batch) for batch in training_batches(CountingDataset(num_items), TASK, **options)]
+    options: dict[str, Any] = {"batch_size": 2, "seed": 5, "fill": FILL, "last_step": 6, "workers": 0} | arguments
+    return [keys(batch) for batch in training_batches(CountingDataset(num_items), TASK, **options)]
+
+
+def evaluation(dataset: CountingDataset, **arguments: Any) -> Iterator[EvaluationBatch]:
+    options: dict[str, Any] = {"batch_size": 2, "fill": FILL, "workers": 0} | arguments
+    return evaluation_batches(dataset, **options)
 
 
 # ---------------------------------------------------------------------------------------------- the schedule
@@ -150,11 +153,56 @@ def test_ranks_share_a_step_so_that_two_by_two_is_one_by_four() -> None:
         assert (whole[0::2], whole[1::2]) == (first, second)
 
 
-def test_a_batch_is_what_the_task_collates() -> None:
-    (batch,) = training_batches(CountingDataset(4), TASK, batch_size=3, seed=0, last_step=1, workers=1)
-    assert batch.images.shape == (3, 3, 2, 5)
-    assert batch.images[:, 0, 0, 0].tolist() == items(batch)
-    assert batch.sources[0] == Source(items(batch)[0], (20, 50), Placement(0.1, 0.1, 0.0, 0.0))
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_training_batch_is_images_and_what_the_task_makes_of_targets(workers: int) -> None:
+    batches = training_batches(CountingDataset(4), TASK, batch_size=3, seed=0, fill=FILL, last_step=1, workers=workers)
+    ((images, (marks, size)),) = batches
+    assert (images.dtype, images.shape) == (torch.uint8, (3, 3, 2, 5))
+    assert images[:, 0, 0, 0].tolist() == marks[:, 1].tolist()
+    assert size == (2, 5)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_evaluation_batch_is_images_and_where_they_come_from_and_the_truth(workers: int) -> None:
+    ((images, sources, truths),) = evaluation(CountingDataset(3), batch_size=3, workers=workers)
+    assert (images.dtype, images.shape) == (torch.float32, (3, 3, 2, 5))
+    assert images[:, 0, 0, 0].tolist() == [0, 0.5, 1]
+    assert sources == tuple(Source(i, (20, 50), Placement(0.1, 0.1, 0.0, 0.0)) for i in range(3))
+    assert [truth.shape for truth in truths] == [(2,)] * 3
+
+
+# ---------------------------------------------------------------------------------------------- padding
+
+
+def images_of(sizes: Sequence[Size], dtype: torch.dtype) -> list[Tensor]:
+    return [(torch.rand(3, *size) * 255).to(dtype) for size in sizes]
+
+
+def assert_padded(batch: Tensor, images: Sequence[Tensor]) -> None:
+    """To the largest height and width, at the end, with the fill colour."""
+    assert batch.dtype == images[0].dtype
+    for padded, image in zip(batch, images, strict=True):
+        height, width = image.shape[1:]
+        assert torch.equal(padded[:, :height, :width], image)
+        around = torch.ones(batch.shape[2:], dtype=torch.bool)
+        around[:height, :width] = False
+        assert bool((padded[:, around] == torch.tensor(FILL)[:, None]).all())
+
+
+@pytest.mark.parametrize("sizes", [[(24, 40), (32, 20)], [(32, 40), (8, 8), (5, 40)], [(24, 40)] * 2])
+def test_smaller_images_are_padded_with_the_fill_colour(sizes: list[Size]) -> None:
+    size = max(height for height, _ in sizes), max(width for _, width in sizes)
+    rounded, exact = images_of(sizes, torch.uint8), images_of(sizes, torch.float32)
+    samples = [TrainingSample(image, Marks(torch.tensor(i))) for i, image in enumerate(rounded)]
+    training = collate_training(samples, task=TASK, fill=FILL)
+    assert_padded(training.images, rounded)
+    assert training.images.shape[2:] == size
+    assert training.targets.size == size, "the task pads its targets alike"
+    source = Source(3, (20, 50), Placement(0.1, 0.1, 0.0, 0.0))
+    evaluated = collate_evaluation([EvaluationSample(image, source, i) for i, image in enumerate(exact)], fill=FILL)
+    assert_padded(evaluated.images, exact)
+    assert evaluated.sources == (source,) * len(sizes)
+    assert evaluated.truths == tuple(range(len(sizes)))
 
 
 # ---------------------------------------------------------------------------------------------- workers
@@ -165,8 +213,8 @@ def test_any_number_of_workers_gives_the_same_batches() -> None:
 
 
 def test_workers_use_one_thread_each() -> None:
-    (batch,) = evaluation_batches(CountingDataset(2), TASK, batch_size=2, workers=1)
-    assert batch.targets.marks[:, 2:].tolist() == [[1, 1], [1, 1]]
+    (batch,) = evaluation(CountingDataset(2), workers=1)
+    assert [truth.tolist() for truth in batch.truths] == [[1, 1], [1, 1]]
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -179,7 +227,7 @@ def test_the_training_s_own_random_numbers_are_left_alone(workers: int) -> None:
 
 
 def test_workers_end_when_the_iteration_is_given_up() -> None:
-    batches = training_batches(CountingDataset(50), TASK, batch_size=2, seed=0, last_step=1000, workers=2)
+    batches = training_batches(CountingDataset(50), TASK, batch_size=2, seed=0, fill=FILL, last_step=1000, workers=2)
     next(batches)
     assert len(multiprocessing.active_children()) == 2
     del batches
@@ -195,16 +243,14 @@ def test_workers_end_when_the_iteration_is_given_up() -> None:
 def test_evaluation_reads_every_item_once_over_all_ranks(num_items: int, batch_size: int, world_size: int) -> None:
     seen = []
     for rank in range(world_size):
-        for batch in evaluation_batches(
-            CountingDataset(num_items), TASK, batch_size=batch_size, workers=0, rank=rank, world_size=world_size
-        ):
+        for batch in evaluation(CountingDataset(num_items), batch_size=batch_size, rank=rank, world_size=world_size):
             assert 1 <= len(batch.sources) <= batch_size
-            seen += drawn(batch)
-    assert sorted(seen) == [(0, item) for item in range(num_items)]
+            seen += items(batch)
+    assert sorted(seen) == list(range(num_items))
 
 
 def test_evaluation_keeps_the_order() -> None:
-    batches = evaluation_batches(CountingDataset(5), TASK, batch_size=2, workers=2)
+    batches = evaluation(CountingDataset(5), workers=2)
     assert [items(batch) for batch in batches] == [[0, 1], [2, 3], [4]]
 
 
@@ -215,20 +261,20 @@ def test_evaluation_keeps_the_order() -> None:
 @pytest.mark.parametrize("error", [ValueError("7.jpg ends early"), KeyError("width"), FileNotFoundError(2, "gone")])
 def test_an_error_while_reading_keeps_its_type_and_message(error: Exception, workers: int) -> None:
     dataset = CountingDataset(5, broken={3: lambda: error})
-    batches = evaluation_batches(dataset, TASK, batch_size=2, workers=workers)
+    batches = evaluation(dataset, workers=workers)
     assert items(next(batches)) == [0, 1]
     with pytest.raises(type(error)) as raised:
         next(batches)
     assert str(raised.value) == str(error)
     assert not multiprocessing.active_children(), "workers outlived the error"
     if workers:
-        assert "__getitem__" in raised.value.__notes__[0]
+        assert "in evaluation" in raised.value.__notes__[0], "the place"
 
 
 def test_an_error_that_cannot_travel_still_says_what_it_is() -> None:
     dataset = CountingDataset(2, broken={0: lambda: AwkwardError("labels.txt", 3)})
     with pytest.raises(RuntimeError, match=r"^AwkwardError: labels\.txt:3 is awkward\nIn a data loading worker"):
-        next(evaluation_batches(dataset, TASK, batch_size=2, workers=1))
+        next(evaluation(dataset, workers=1))
 
 
 @pytest.mark.parametrize(
@@ -246,7 +292,7 @@ def test_an_error_that_cannot_travel_still_says_what_it_is() -> None:
     ],
 )
 def test_impossible_arguments_are_refused_at_once(num_items: int, arguments: dict[str, int], message: str) -> None:
-    options: dict[str, Any] = {"batch_size": 2, "seed": 5, "last_step": 6, "workers": 0} | arguments
+    options: dict[str, Any] = {"batch_size": 2, "seed": 5, "fill": FILL, "last_step": 6, "workers": 0} | arguments
     with pytest.raises(ValueError, match=message):
         training_batches(CountingDataset(num_items), TASK, **options)
 
@@ -255,7 +301,12 @@ def test_impossible_arguments_are_refused_at_once(num_items: int, arguments: dic
 def test_pinned_batches_keep_their_types() -> None:
     if not torch.cuda.is_available():
         pytest.skip("needs a GPU")
-    (batch,) = evaluation_batches(CountingDataset(2), TASK, batch_size=2, workers=1, pin_memory=True)
+    (batch,) = evaluation(CountingDataset(2), workers=1, pin_memory=True)
     assert batch.images.is_pinned()
-    assert batch.targets.marks.is_pinned()
+    assert all(truth.is_pinned() for truth in batch.truths)
     assert batch.sources == tuple(Source(i, (20, 50), Placement(0.1, 0.1, 0.0, 0.0)) for i in (0, 1))
+    (trained,) = training_batches(CountingDataset(2), TASK, batch_size=2, seed=0, fill=FILL, last_step=1, workers=1,
+                                  pin_memory=True)
+    assert trained.images.is_pinned()
+    assert trained.targets.marks.is_pinned()
+    assert trained.targets.size == (2, 5)

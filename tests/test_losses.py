@@ -1,4 +1,4 @@
-"""Losses: against torchvision, against plain Python, and what must teach nothing or break nothing."""
+"""Losses: against torchvision, against plain Python, and what they must ignore or survive."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from torchvision.models.detection._utils import BoxCoder
 from torchvision.models.detection.ssd import SSD
 from torchvision.ops import box_iou
 
-from detseg import boxes
-from detseg.interfaces import BoxTargets
-from detseg.losses import box_loss, focal_loss, hard_negative_cross_entropy
-from detseg.matching import IGNORED, NEGATIVE
+from detseg.ops import boxes
+from detseg.ops.losses import box_loss, focal_loss, hard_negative_cross_entropy
+from detseg.ops.matching import IGNORED, NEGATIVE
+from detseg.structures import BoxTargets
 
 WEIGHTS = (10.0, 10.0, 5.0, 5.0)
 Kind = Literal["smooth_l1", "ciou"]
@@ -74,13 +74,13 @@ def test_a_batch_is_the_sum_of_its_images() -> None:
     torch.testing.assert_close(whole, torch.stack(single).sum())
 
 
-def _peer_losses(
+def _torchvision_losses(
     logits: Tensor, deltas: Tensor, anchors: Tensor, *, images: list[tuple[Tensor, Tensor]], matched: Tensor
 ) -> dict[str, Tensor]:
     """torchvision's SSD.compute_loss, which wants labels from 1 and divides by the number of matched anchors."""
-    peer = SimpleNamespace(box_coder=BoxCoder(WEIGHTS), neg_to_pos_ratio=3.0)
+    reference = SimpleNamespace(box_coder=BoxCoder(WEIGHTS), neg_to_pos_ratio=3.0)
     found: dict[str, Tensor] = SSD.compute_loss(
-        peer, [{"boxes": image_boxes, "labels": labels + 1} for image_boxes, labels in images],
+        reference, [{"boxes": image_boxes, "labels": labels + 1} for image_boxes, labels in images],
         {"bbox_regression": deltas, "cls_logits": logits}, [anchors] * len(images), list(matched))
     return found
 
@@ -97,7 +97,7 @@ def test_both_losses_equal_torchvision(seed: int) -> None:
         padded.boxes[row, : len(labels)] = image_boxes
         padded.labels[row, : len(labels)] = labels
     logits, deltas = torch.randn(2, 200, 6), torch.randn(2, 200, 4) * 3
-    theirs = _peer_losses(logits, deltas, anchors, images=images, matched=matched)
+    theirs = _torchvision_losses(logits, deltas, anchors, images=images, matched=matched)
     outputs = torch.where(matched >= 0, padded.labels.gather(1, matched.clamp(min=0)) + 1, 0)
     found = hard_negative_cross_entropy(logits, outputs, negatives_per_positive=3.0, min_negatives=0)
     located = box_loss(deltas, anchors, padded, matched, weights=WEIGHTS, kind="smooth_l1")
@@ -127,7 +127,7 @@ def test_focal_loss_without_focus_is_half_of_cross_entropy() -> None:
     torch.testing.assert_close(focal_loss(logits, targets, alpha=0.5, gamma=0.0), wanted / 2)
 
 
-def test_ignored_anchors_teach_nothing() -> None:
+def test_ignored_anchors_get_no_gradient() -> None:
     targets = _labels()
     ignored = targets == IGNORED
     for loud in (1.0, 1e4):  # an ignored anchor's loss may be the largest of all
@@ -212,7 +212,7 @@ def test_gradients_are_finite_for_absurd_boxes(kind: Kind, sign: tuple[int, ...]
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_unmatched_anchors_neither_learn_nor_poison(kind: Kind) -> None:
+def test_unmatched_anchors_get_no_gradient_and_change_no_other(kind: Kind) -> None:
     deltas = torch.zeros(6, 4)
     quiet_loss, quiet = _located(kind, deltas)
     deltas[[1, 4, 5]] = torch.tensor([[1e9, -1e9, -1e9, 1e9], [torch.inf] * 4, [-1e30] * 4])

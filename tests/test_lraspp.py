@@ -1,4 +1,4 @@
-"""LR-ASPP: the paper's costs, torchvision's outputs, what it learns from and what not, and that windows export."""
+"""LR-ASPP: the paper's costs, torchvision's outputs, what it computes, that it learns, and that windows export."""
 
 from __future__ import annotations
 
@@ -18,18 +18,10 @@ from torchvision.models.segmentation import lraspp_mobilenet_v3_large
 from detseg.backbones.mobilenet_v2 import mobilenet_v2
 from detseg.backbones.mobilenet_v3 import mobilenet_v3_large, mobilenet_v3_small
 from detseg.cost import count_macs, count_parameters
-from detseg.data.transforms import Stretch
-from detseg.interfaces import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    VOID,
-    Backbone,
-    Classes,
-    Features,
-    FeatureSpec,
-    LabelTargets,
-)
+from detseg.interfaces import Backbone, Features, FeatureSpec
 from detseg.model import Predictor
+from detseg.resize import Stretch
+from detseg.structures import IMAGENET_MEAN, IMAGENET_STD, VOID, Classes, LabelTargets
 from detseg.weights.torchvision import mobilenet_names
 from heads.lraspp import LRASPP, LRASPPRaw
 
@@ -63,7 +55,7 @@ def _small(**options: Any) -> Backbone:
     return mobilenet_v3_small(taps=("c3.depthwise", "c5"), reduced_tail="segmentation", **options)
 
 
-def _whole(backbone: Backbone, *, num_classes: int = 19, **options: Any) -> Predictor:
+def _predictor(backbone: Backbone, *, num_classes: int = 19, **options: Any) -> Predictor:
     classes = Classes(names=tuple(map(str, range(num_classes))), source_ids=tuple(range(num_classes)))
     head = LRASPP(backbone.specs, num_classes, **options)
     return Predictor(backbone, head, classes=classes, resize=Stretch((64, 64)), mean=IMAGENET_MEAN, std=IMAGENET_STD)
@@ -87,7 +79,7 @@ def _macs(predictor: Predictor, size: tuple[int, int]) -> int:
 def test_table_7_of_the_v3_paper(
     backbone: Callable[..., Backbone], width: float, row: Row, tail: int, exact: tuple[int, int, int] | None
 ) -> None:
-    predictor = _whole(backbone(width=width, output_stride=16), filters=row.filters)
+    predictor = _predictor(backbone(width=width, output_stride=16), filters=row.filters)
     parameters, macs = count_parameters(predictor), _macs(predictor, FULL)
     # Row 3 has 1,030,950: the paper cuts what it should round.
     assert parameters / 1e6 == pytest.approx(row.parameters, abs=0.0111)
@@ -99,7 +91,7 @@ def test_table_7_of_the_v3_paper(
 
 def test_table_8_of_the_v3_paper_at_stride_32() -> None:
     """Windows of 25 x 25 in steps of 4 x 5: 3 x 9 of them on 33 x 65 cells, 1 x 2 on 17 x 33."""
-    large, small = (_whole(build(output_stride=32)) for build in (_large, _small))
+    large, small = (_predictor(build(output_stride=32)) for build in (_large, _small))
     assert _macs(large, FULL) == 7_581_284_064 + (3 * 9 - 1) * 480 * 128
     assert _macs(large, HALF) == 1_930_006_752 + (1 * 2 - 1) * 480 * 128
     for predictor, size, printed, less in ((large, FULL, 7.74, 2.1), (large, HALF, 1.98, 2.6), (small, FULL, 2.06, 4.7),
@@ -109,7 +101,7 @@ def test_table_8_of_the_v3_paper_at_stride_32() -> None:
 
 def test_torchvisions_cost_is_exact() -> None:
     backbone = mobilenet_v3_large(taps=("c3.first", "c5"), output_stride=16, dilate_first=True)
-    predictor = _whole(backbone, num_classes=21, **_TORCHVISION)
+    predictor = _predictor(backbone, num_classes=21, **_TORCHVISION)
     assert count_parameters(predictor) == 3_221_538
     assert _macs(predictor, (520, 520)) == 2_086_219_688
 
@@ -134,18 +126,18 @@ def _our_name(theirs: dict[str, Tensor]) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("size", [(96, 160), (129, 97)])
 def test_outputs_equal_torchvisions(size: tuple[int, int]) -> None:
-    peer = lraspp_mobilenet_v3_large(weights=None, weights_backbone=None, num_classes=7)
-    _with_statistics(peer, size)
+    reference = lraspp_mobilenet_v3_large(weights=None, weights_backbone=None, num_classes=7)
+    _with_statistics(reference, size)
     backbone = mobilenet_v3_large(taps=("c3.first", "c5"), output_stride=16, dilate_first=True)
-    predictor = _whole(backbone, num_classes=7, **_TORCHVISION).eval()
+    predictor = _predictor(backbone, num_classes=7, **_TORCHVISION).eval()
     own = predictor.state_dict()
-    predictor.load_state_dict({"scale": own["scale"], "shift": own["shift"]} | _our_name(peer.state_dict()))
+    predictor.load_state_dict({"scale": own["scale"], "shift": own["shift"]} | _our_name(reference.state_dict()))
     images = torch.rand(2, 3, *size) * 255
     mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
     with torch.inference_mode():
-        wanted = peer((images / 255 - mean) / std)["out"]
+        wanted = reference((images / 255 - mean) / std)["out"]
         for model in (predictor, predictor.folded()):
-            found = model.head.decode(model(images)).logits
+            found = model.head.decode(model(images), size).logits
             torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4 * float(wanted.abs().max()))
     assert float(wanted.std()) > 0.01, "outputs that do not depend on the image prove nothing"
 
@@ -180,7 +172,7 @@ def test_the_gate_looks_through_windows(rows: int, columns: int, grid: tuple[int
     head = LRASPP(SPECS, 4, filters=5).eval()
     features = _features(rows, columns)
     with torch.inference_mode():
-        raw = head(features, (16 * rows - 15, 16 * columns - 15))
+        raw = head(features)
         high = features["c5"]
         side = min(rows, 49), min(columns, 49)
         means = torch.stack([torch.stack([
@@ -192,14 +184,13 @@ def test_the_gate_looks_through_windows(rows: int, columns: int, grid: tuple[int
                           align_corners=True)
         wanted = head.high(x) + head.low(features["c3.depthwise"])
     torch.testing.assert_close(raw.logits, wanted, rtol=1e-4, atol=1e-5)
-    assert raw.size == (16 * rows - 15, 16 * columns - 15)
 
 
 def test_decoded_scores_have_the_images_size() -> None:
     """Corner to corner: the scores at the corners are those of the corner cells."""
     head = LRASPP(SPECS, 4)
-    raw = LRASPPRaw(torch.randn(2, 4, 5, 9), (33, 65))
-    logits = head.decode(raw).logits
+    raw = LRASPPRaw(torch.randn(2, 4, 5, 9))
+    logits = head.decode(raw, (33, 65)).logits
     assert logits.shape == (2, 4, 33, 65)
     torch.testing.assert_close(logits[:, :, ::8, ::8], raw.logits, rtol=1e-5, atol=1e-5)
     assert head.num_outputs == 4
@@ -220,25 +211,25 @@ def test_it_learns() -> None:
     optimizer = torch.optim.SGD(predictor.parameters(), lr=0.02, momentum=0.9)
     history = []
     for _ in range(15):
-        losses = predictor.head.loss(predictor(images), LabelTargets(labels))
-        loss = losses.sums["pixel"] / losses.divisor
+        pixel = predictor.head.loss(predictor(images), LabelTargets(labels), SIZE)["pixel"]
+        loss = pixel.sum / pixel.count
         optimizer.zero_grad()
         torch.autograd.backward(loss)
         optimizer.step()
         history.append(float(loss.detach()))
-    assert int(losses.divisor) == 2 * 92 * 161
+    assert int(pixel.count) == 2 * 92 * 161
     assert history[-1] < 0.5 * history[0], history
 
 
 def test_the_loss_takes_weights_and_hard_examples() -> None:
-    raw = LRASPPRaw(torch.randn(2, 3, 4, 6), (32, 48))
-    labels = torch.randint(0, 3, (2, 32, 48), dtype=torch.uint8)
-    weighted = LRASPP(SPECS, 3, class_weights=(1.0, 2.0, 3.0)).loss(raw, LabelTargets(labels))
-    assert int(weighted.divisor) == sum((k + 1) * int((labels == k).sum()) for k in range(3))
-    hard = LRASPP(SPECS, 3, hardest=0.25).loss(raw, LabelTargets(labels))
-    assert int(hard.divisor) == 2 * 32 * 48 // 4
-    empty = LRASPP(SPECS, 3).loss(raw, LabelTargets(torch.full_like(labels, VOID)))
-    assert int(empty.divisor) == float(empty.sums["pixel"]) == 0
+    raw, size = LRASPPRaw(torch.randn(2, 3, 4, 6)), (32, 48)
+    labels = torch.randint(0, 3, (2, *size), dtype=torch.uint8)
+    weighted = LRASPP(SPECS, 3, class_weights=(1.0, 2.0, 3.0)).loss(raw, LabelTargets(labels), size)["pixel"]
+    assert int(weighted.count) == sum((k + 1) * int((labels == k).sum()) for k in range(3))
+    hard = LRASPP(SPECS, 3, hardest=0.25).loss(raw, LabelTargets(labels), size)["pixel"]
+    assert int(hard.count) == 2 * 32 * 48 // 4
+    empty = LRASPP(SPECS, 3).loss(raw, LabelTargets(torch.full_like(labels, VOID)), size)["pixel"]
+    assert int(empty.count) == float(empty.sum) == 0
 
 
 @pytest.mark.parametrize(("specs", "message"), [
@@ -262,7 +253,7 @@ class Windowed(nn.Module):
         self.head = LRASPP(SPECS, 3, filters=8)
 
     def forward(self, low: Tensor, high: Tensor) -> Tensor:
-        return self.head.decode(self.head({"c3.depthwise": low, "c5": high}, (1025, 257))).logits
+        return self.head.decode(self.head({"c3.depthwise": low, "c5": high}), (1025, 257), static=True).logits
 
 
 def _onnx(program: torch.export.ExportedProgram, given: tuple[Tensor, ...], folder: Path) -> list[Tensor]:

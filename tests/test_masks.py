@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike
 from PIL import Image
 
 from detseg.data.masks import CAMVID, CAMVID_VOID, class_file, read_classes, read_masks, write_classes
-from detseg.interfaces import VOID, Classes
+from detseg.structures import VOID, Classes
 
 TWO = Classes(("ground", "cat"), (0, 9))
 

@@ -1,4 +1,4 @@
-"""Matching: by hand, against torchvision's matcher, and what must never be matched."""
+"""Matching: by hand, against torchvision's matcher, and what must never be matched; which anchors are sampled."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from torch import Tensor
 from torchvision.models.detection._utils import Matcher, SSDMatcher
 from torchvision.ops import box_iou
 
-from detseg.anchors import SSDAnchors
-from detseg.interfaces import BoxTargets
-from detseg.matching import IGNORED, NEGATIVE, gather_targets, match, sample, wanted_outputs
+from detseg.ops.anchors import SSDAnchors
+from detseg.ops.boxes import clip
+from detseg.ops.matching import IGNORED, NEGATIVE, _uniform, gather_targets, match, subsample, wanted_outputs
+from detseg.structures import BoxTargets
 
-LIMITS = torch.tensor([320.0, 192.0, 320.0, 192.0])
+SIZE = (192, 320)
 ANCHORS = SSDAnchors()(
-    [(12, 20), (6, 10), (3, 5), (2, 3), (1, 2), (1, 1)], (192, 320), device=torch.device("cpu"))
+    [(12, 20), (6, 10), (3, 5), (2, 3), (1, 2), (1, 1)], SIZE, device=torch.device("cpu"))
 
 # Four anchors in a row, 10 x 10 each, of which neighbours share half, and one far away.
 ROW = torch.tensor([[0.0, 0, 10, 10], [5, 0, 15, 10], [10, 0, 20, 10], [15, 0, 25, 10], [100, 100, 110, 110]])
@@ -39,8 +40,7 @@ def _match(
     keep_ties: bool = False,
 ) -> list[list[int]]:
     found: list[list[int]] = match(
-        ROW, targets, limits=LIMITS, positive=positive, negative=negative, keep_best=keep_best,
-        keep_ties=keep_ties).tolist()
+        ROW, targets, SIZE, positive=positive, negative=negative, keep_best=keep_best, keep_ties=keep_ties).tolist()
     return found
 
 
@@ -94,7 +94,7 @@ def test_padding_is_never_matched() -> None:
 
 def test_no_boxes_at_all() -> None:
     targets = BoxTargets(torch.zeros(3, 0, 4), torch.zeros(3, 0).long(), torch.zeros(3, 0).bool())
-    matched = match(ANCHORS, targets, limits=LIMITS, positive=0.5, negative=0.4, keep_best=True)
+    matched = match(ANCHORS, targets, SIZE, positive=0.5, negative=0.4, keep_best=True)
     assert matched.shape == (3, len(ANCHORS))
     assert matched.dtype == torch.int64
     assert bool((matched == NEGATIVE).all())
@@ -114,7 +114,7 @@ def test_crowds_are_ignored_and_never_matched() -> None:
     # A true box inside the crowd keeps its anchor.
     both = _targets([crowd, (10, 0, 20, 10)], crowd=((0, 0),))
     assert _match(both) == [[-1, IGNORED, 1, IGNORED, -1]]
-    matched = match(ROW, both, limits=LIMITS, positive=0.5, negative=0.5, keep_best=True, crowd_coverage=0.9)
+    matched = match(ROW, both, SIZE, positive=0.5, negative=0.5, keep_best=True, crowd_coverage=0.9)
     assert matched.tolist() == [[-1, -1, 1, IGNORED, -1]]
     # A crowd in one image is nothing to the other.
     assert _match(_targets([crowd], [], crowd=((0, 0),)))[1] == [-1] * 5
@@ -123,13 +123,13 @@ def test_crowds_are_ignored_and_never_matched() -> None:
 def test_a_crowd_that_fills_the_image_ignores_every_anchor() -> None:
     """Also those at the border, of which more lies outside the image than inside."""
     targets = _targets([(0, 0, 320, 192)], crowd=((0, 0),))
-    matched = match(ANCHORS, targets, limits=LIMITS, positive=0.5, negative=0.5, keep_best=True)
+    matched = match(ANCHORS, targets, SIZE, positive=0.5, negative=0.5, keep_best=True)
     assert bool((matched == IGNORED).all())
 
 
 def _random_targets(number: int) -> Tensor:
     corner = torch.rand(number, 2) * torch.tensor([280.0, 160.0])
-    return torch.cat((corner, torch.minimum(corner + 4 + torch.rand(number, 2) * 150, LIMITS[:2])), -1)
+    return clip(torch.cat((corner, corner + 4 + torch.rand(number, 2) * 150), -1), SIZE)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -137,8 +137,8 @@ def test_matches_equal_torchvision(seed: int) -> None:
     torch.manual_seed(seed)
     images = [_random_targets(number) for number in (1, 12, 5, 30)]
     targets = _targets(*[[(b[0], b[1], b[2], b[3]) for b in image.tolist()] for image in images])
-    with_best = match(ANCHORS, targets, limits=LIMITS, positive=0.5, negative=0.5, keep_best=True)
-    without = match(ANCHORS, targets, limits=LIMITS, positive=0.5, negative=0.3, keep_best=False)
+    with_best = match(ANCHORS, targets, SIZE, positive=0.5, negative=0.5, keep_best=True)
+    without = match(ANCHORS, targets, SIZE, positive=0.5, negative=0.3, keep_best=False)
     for row, image in enumerate(images):
         quality = box_iou(image, ANCHORS)
         assert torch.equal(with_best[row], SSDMatcher(0.5)(quality.clone()))
@@ -182,7 +182,7 @@ def test_with_ties_it_equals_torchvision(seed: int) -> None:
     true = torch.cat((corner, corner + 8 + torch.rand(2, 9, 2) * 90), -1).round()
     targets = BoxTargets(true, torch.zeros(2, 9, dtype=torch.int64), torch.zeros(2, 9, dtype=torch.bool))
     anchors = ANCHORS.round().repeat(2, 1)  # every anchor twice: there are ties
-    found = match(anchors, targets, limits=LIMITS, positive=0.7, negative=0.3, keep_best=False, keep_ties=True)
+    found = match(anchors, targets, SIZE, positive=0.7, negative=0.3, keep_best=False, keep_ties=True)
     matcher = Matcher(0.7, 0.3, allow_low_quality_matches=True)
     for row in range(2):
         assert torch.equal(found[row], matcher(box_iou(true[row], anchors)))
@@ -191,27 +191,33 @@ def test_with_ties_it_equals_torchvision(seed: int) -> None:
 def test_each_image_may_have_its_own_anchors() -> None:
     targets = _targets([(0, 0, 10, 10)], [(15, 0, 25, 10), (0, 0, 40, 40)], crowd=((1, 1),))
     own = torch.stack((ROW, ROW.flip(0)))
-    found = match(own, targets, limits=LIMITS, positive=0.5, negative=0.5, keep_best=False)
+    found = match(own, targets, SIZE, positive=0.5, negative=0.5, keep_best=False)
     assert found.tolist() == [[0, -1, -1, -1, -1], [-1, 0, IGNORED, IGNORED, IGNORED]]
-    empty = match(own, _targets([], []), limits=LIMITS, positive=0.5, negative=0.5, keep_best=False)
+    empty = match(own, _targets([], []), SIZE, positive=0.5, negative=0.5, keep_best=False)
     assert empty.tolist() == [[-1] * 5] * 2
 
 
-def test_samples_are_random_and_of_the_kinds_asked_for() -> None:
+# ------------------------------------------------------------------------------------------ sampling
+
+
+@pytest.mark.parametrize("seeded", [False, True])
+def test_samples_are_random_and_of_the_kinds_asked_for(seeded: bool) -> None:
     matched = torch.full((3, 100), NEGATIVE)
     matched[0, :30], matched[0, 30:40] = 2, IGNORED
     matched[1, 50:53] = 0
     matched[2] = IGNORED
     matched[2, 7] = 1
     seen = torch.zeros(3, 100)
-    for _ in range(300):
-        rows, counted = sample(matched, 20, positive_share=0.25)
+    for drawing in range(300):
+        seed_B = torch.arange(3) + 3 * drawing if seeded else None
+        rows, counted = subsample(matched, 20, positive_share=0.25, seed_B=seed_B, stream=0)
         assert rows.shape == counted.shape == (3, 20)
         assert counted.sum(1).tolist() == [20, 20, 1]
         kinds = matched.gather(1, rows)
         assert ((kinds >= 0) & counted).sum(1).tolist() == [5, 3, 1]
         assert bool((kinds[counted] != IGNORED).all())
         assert bool((counted.long().diff(dim=1) <= 0).all()), "those that count come first"
+        assert all(len(set(row[keep].tolist())) == int(keep.sum()) for row, keep in zip(rows, counted, strict=True))
         seen.scatter_add_(1, rows, counted.float())
     # Each of 30 is drawn 5 times in 30, each of 60 others 15 times in 60; of 300 drawings 50 and 75 are expected.
     assert 25 < float(seen[0, :30].min()) < float(seen[0, :30].max()) < 80
@@ -219,8 +225,87 @@ def test_samples_are_random_and_of_the_kinds_asked_for() -> None:
     assert seen[1, 50:53].tolist() == [300] * 3
 
 
-def test_fewer_anchors_than_samples() -> None:
-    rows, counted = sample(torch.tensor([[0, NEGATIVE, IGNORED], [0, 0, 0]]), 512, positive_share=0.25)
+@pytest.mark.parametrize("seed_B", [None, torch.tensor([4, 9])])
+def test_fewer_anchors_than_samples(seed_B: Tensor | None) -> None:
+    matched = torch.tensor([[0, NEGATIVE, IGNORED], [0, 0, 0]])
+    rows, counted = subsample(matched, 512, positive_share=0.25, seed_B=seed_B, stream=0)
     assert counted.sum(1).tolist() == [2, 3]
     assert set(rows[0, :2].tolist()) == {0, 1}
-    assert sample(torch.tensor([[0, 0, 0]]), 4, positive_share=0.5)[1].sum() == 2
+    counted = subsample(matched, 4, positive_share=0.5, seed_B=seed_B, stream=0)[1]
+    assert counted.sum(1).tolist() == [2, 2]
+
+
+def _some_matched(images: int = 6, anchors: int = 400) -> Tensor:
+    """Objects, background and ignored anchors in a different mixture in each image."""
+    kind = torch.rand(images, anchors) + torch.linspace(-0.2, 0.2, images)[:, None]
+    return torch.where(kind < 0.2, 1, torch.where(kind < 0.8, NEGATIVE, IGNORED))
+
+
+def _choice(matched: Tensor, *, seeds: list[int] | None, stream: int = 0) -> list[list[int]]:
+    """Which anchors of each image are sampled."""
+    seed_B = None if seeds is None else torch.tensor(seeds)
+    rows, counted = subsample(matched, 40, positive_share=0.25, seed_B=seed_B, stream=stream)
+    return [sorted(row[keep].tolist()) for row, keep in zip(rows, counted, strict=True)]
+
+
+def test_an_images_choice_does_not_depend_on_the_others_in_its_batch() -> None:
+    matched, seeds = _some_matched(), [5, 6, 2**32 - 1, 0, 2**40, 7]
+    whole = _choice(matched, seeds=seeds)
+    assert [len(choice) for choice in whole] == [40] * 6
+    for row, seed in enumerate(seeds):
+        assert _choice(matched[row : row + 1], seeds=[seed]) == [whole[row]]
+    order = [3, 0, 5, 1]
+    assert _choice(matched[order], seeds=[seeds[row] for row in order]) == [whole[row] for row in order]
+    # The true boxes among the regions are padded to the fullest image.
+    padded = torch.cat((matched, torch.full((6, 13), IGNORED)), 1)
+    assert _choice(padded, seeds=seeds) == whole
+
+
+def test_choices_follow_the_seeds_and_not_torchs_random_state() -> None:
+    matched = _some_matched()
+    state = torch.get_rng_state()
+    first = _choice(matched, seeds=[1, 2, 3, 4, 5, 6])
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(99)
+    assert _choice(matched, seeds=[1, 2, 3, 4, 5, 6]) == first
+
+    found = []
+    for seed in (7, 8, 7):
+        torch.manual_seed(seed)
+        found.append(_choice(matched, seeds=None))
+    assert found[0] == found[2] != found[1]
+
+
+def test_choices_differ_between_seeds_streams_and_images() -> None:
+    matched = _some_matched(1).expand(6, -1)
+    choices = [choice for stream in range(3) for choice in _choice(matched, seeds=[0, 1, 2, 3, 4, 5], stream=stream)]
+    assert len({tuple(choice) for choice in choices}) == 18
+    # Of 240 and of 80 anchors about 30 and 10 are drawn; two independent choices have about 5 of 40 in common.
+    common = [len(set(one) & set(other)) for i, one in enumerate(choices) for other in choices[:i]]
+    assert max(common) < 20
+    assert len({tuple(choice) for choice in _choice(matched, seeds=[3] * 6)}) == 1
+
+
+def test_random_numbers_are_those_of_splitmix64() -> None:
+    published = [0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4, 0x06C45D188009454F]  # the generator's first, for the seed 0
+    assert _uniform(torch.tensor([0]), 3, stream=0)[0].tolist() == [(x >> 11) / 2**53 for x in published]
+
+
+def test_random_numbers_are_uniform_and_independent() -> None:
+    numbers = torch.stack([_uniform(torch.arange(100) + 1000, 4000, stream=stream) for stream in range(3)])
+    assert numbers.dtype == torch.float64
+    assert bool(((numbers >= 0) & (numbers < 1)).all())
+    assert bool((numbers.flatten().sort()[0].diff() > 0).all()), "no seed and no stream repeats numbers of another"
+    # Pearson's statistic of 256 equal bins has a mean of 255 and a std of 22.6; five of them are allowed.
+    for part in (*numbers, numbers[:, :, :100], numbers[:, :, 1::2]):
+        counts = torch.histc(part.flatten(), 256, 0, 1)
+        expected = part.numel() / 256
+        assert 142 < float(((counts - expected) ** 2 / expected).sum()) < 368
+    # Neighbouring numbers, seeds and streams are uncorrelated: the coefficient of n pairs has a std of 1 / sqrt(n).
+    x = (numbers - 0.5) * 12**0.5
+    for one, other in ((x[..., 1:], x[..., :-1]), (x[:, 1:], x[:, :-1]), (x[1:], x[:-1])):
+        products = one * other
+        assert abs(float(products.mean())) < 5 / products.numel() ** 0.5
+    # Every position, over all seeds and streams, and every seed, over all positions.
+    assert float(x.mean((0, 1)).abs().max()) < 5 / 300**0.5
+    assert float(x.mean((0, 2)).abs().max()) < 5 / 12000**0.5

@@ -11,19 +11,21 @@ from typing import Any, Self
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import ArrayLike, NDArray
-from pycocotools import mask
 from rich.console import Console
+from torch import Tensor
 
 from detseg.data.cityscapes import CITYSCAPES, read_cityscapes
 from detseg.data.label_index import LabelIndex
-from detseg.interfaces import VOID, Classes, ImageLabels, LabelPixels, Size
-from detseg.metrics.mean_iou import MeanIoU, class_iou, confusion_matrix, records
+from detseg.metrics.mean_iou import MeanIoU, class_iou, confusion_matrix
 from detseg.predict import label_paths
+from detseg.report.console import render
 from detseg.report.pictures import write_labels
-from detseg.tasks import Segmentation
+from detseg.report.results import label_image
+from detseg.structures import VOID, Classes, ImageLabels, LabelPixels, Size
 
 THREE = Classes(names=("road", "car", "sky"), source_ids=(7, 26, 23))
 
@@ -51,9 +53,11 @@ class Maps(LabelIndex):
         return height, width
 
     def labels(self, i: int, size: Size) -> LabelPixels:
-        if size != self.size(i):
-            raise ValueError(f"the label map of image {self.image_ids[i]} is {self.size(i)}, not {size}")
-        return self.by_id[int(self.image_ids[i])]
+        raise NotImplementedError("the truth comes with the predictions")
+
+    def truths(self, found: Sequence[ImageLabels]) -> list[Tensor]:
+        """What comes with the samples of these images."""
+        return [torch.from_numpy(self.by_id[one.image_id]) for one in found]
 
     def relabel(self, classes: Classes, /) -> Self:
         return replace(self, classes=classes)
@@ -70,7 +74,8 @@ def maps(*truths: ArrayLike, classes: Classes = THREE) -> Maps:
 
 def numbers(index: Maps, *found: ArrayLike) -> dict[str, float]:
     metric = MeanIoU(index, per_class=True)
-    metric.update([ImageLabels(i, pixels(labels)) for i, labels in enumerate(found, 1)])
+    predictions = [ImageLabels(i, pixels(labels)) for i, labels in enumerate(found, 1)]
+    metric.update(predictions, index.truths(predictions))
     return metric.compute()
 
 
@@ -84,8 +89,9 @@ def test_two_classes_by_hand() -> None:
 def test_three_classes_and_void_over_two_images_by_hand() -> None:
     index = maps([[0, 0, 1, VOID], [2, 2, VOID, 0]], [[1], [1], [2]])
     metric = MeanIoU(index, per_class=True)
-    metric.update([ImageLabels(2, pixels([[1], [0], [2]]))])
-    metric.update([ImageLabels(1, pixels([[0, 1, 1, 2], [2, 0, 0, 0]]))])
+    first, second = ImageLabels(1, pixels([[0, 1, 1, 2], [2, 0, 0, 0]])), ImageLabels(2, pixels([[1], [0], [2]]))
+    for prediction in (second, first):
+        metric.update([prediction], index.truths([prediction]))
     assert metric.confusion.tolist() == [[2, 1, 0], [1, 2, 0], [1, 0, 2]]
     assert metric.confusion.dtype == np.int64
     # road: 2 of 2 + 1 + 2; car: 2 of 2 + 1 + 1; sky: 2 of 2 + 1. Nine of the eleven pixels are known.
@@ -129,10 +135,12 @@ def test_without_a_known_pixel_nothing_exists() -> None:
 
 
 def test_without_per_class_there_are_three_numbers() -> None:
-    metric = MeanIoU(maps([[0, 1]]))
-    metric.update([ImageLabels(1, pixels([[0, 1]]))])
-    assert metric.compute() == {"mIoU": 1.0, "mIoU_present": 1.0, "pixel_accuracy": 1.0}
-    assert metric.main == "mIoU"
+    index, found = maps([[0, 1]]), [ImageLabels(1, pixels([[0, 1]]))]
+    for reference in (False, True):
+        metric = MeanIoU(index, reference=reference)
+        metric.update(found, index.truths(found))
+        assert metric.compute() == {"mIoU": 1.0, "mIoU_present": 1.0, "pixel_accuracy": 1.0}
+    assert MeanIoU.main == "mIoU"
 
 
 def test_counts_are_whole_numbers_beyond_what_floats_hold() -> None:
@@ -163,20 +171,20 @@ def case(seed: int, *, num_images: int) -> tuple[Maps, list[ImageLabels]]:
 def test_processes_together_know_what_one_does(seed: int, num_processes: int) -> None:
     index, found = case(seed, num_images=9)
     alone = MeanIoU(index, per_class=True)
-    alone.update(found)
+    alone.update(found, index.truths(found))
     shares = []
     for rank in range(num_processes):
         metric = MeanIoU(index, per_class=True)
-        metric.update(found[rank::num_processes])
+        metric.update(found[rank::num_processes], index.truths(found[rank::num_processes]))
         shares.append(metric.collected())
     merged = MeanIoU(index, per_class=True)
-    merged.update(found[:2])
+    merged.update(found[:2], index.truths(found[:2]))
     merged.merge(shares)
     assert np.array_equal(merged.confusion, alone.confusion)
     assert merged.compute() == pytest.approx(alone.compute(), abs=0, nan_ok=True)
     assert merged.collected().image_ids == alone.collected().image_ids
     with pytest.raises(ValueError, match="was given twice"):
-        merged.update(found[:1])
+        merged.update(found[:1], index.truths(found[:1]))
     with pytest.raises(AssertionError, match="two processes had the same image"):
         merged.merge([*shares, shares[0]])
 
@@ -184,7 +192,7 @@ def test_processes_together_know_what_one_does(seed: int, num_processes: int) ->
 def test_a_process_without_images_is_fine() -> None:
     index, found = case(0, num_images=2)
     metric, idle = MeanIoU(index), MeanIoU(index)
-    metric.update(found)
+    metric.update(found, index.truths(found))
     expected = metric.compute()
     metric.merge([metric.collected(), idle.collected()])
     assert metric.compute() == expected
@@ -193,17 +201,24 @@ def test_a_process_without_images_is_fine() -> None:
 def test_what_it_refuses() -> None:
     index = maps([[0, 1]], [[0], [1]], [[2]])
     metric = MeanIoU(index)
-    metric.update([ImageLabels(2, pixels([[0], [1]]))])
+
+    def update(*found: tuple[int, ArrayLike], truths: Sequence[int]) -> None:
+        metric.update([ImageLabels(image_id, pixels(labels)) for image_id, labels in found],
+                      [torch.from_numpy(index.by_id[image_id]) for image_id in truths])
+
+    update((2, [[0], [1]]), truths=[2])
     with pytest.raises(ValueError, match="image 2 was given twice; give each image once"):
-        metric.update([ImageLabels(2, pixels([[0], [1]]))])
+        update((2, [[0], [1]]), truths=[2])
     with pytest.raises(ValueError, match="image 4 is not one of the 3 images with label maps; evaluate on the"):
-        metric.update([ImageLabels(4, pixels([[0]]))])
-    with pytest.raises(ValueError, match=r"the label map of image 1 is \(1, 2\), not \(2, 1\)"):
-        metric.update([ImageLabels(1, pixels([[0], [1]]))])
+        update((4, [[0]]), truths=[3])
+    with pytest.raises(ValueError, match=r"of image 1 is 2 x 1 \(height x width\), the true one is 1 x 2$"):
+        update((1, [[0], [1]]), truths=[1])
     with pytest.raises(ValueError, match="2 of 3 images have no prediction, image 1 is the first; mIoU needs all"):
         metric.compute()
-    metric.update([ImageLabels(1, pixels([[0, 1]])), ImageLabels(3, pixels([[2]]))])
+    update((1, [[0, 1]]), (3, [[2]]), truths=[1, 3])
     assert metric.compute()["mIoU"] == 1.0, "what was refused has left no trace"
+    with pytest.raises(ValueError, match="shorter"):
+        MeanIoU(index).update([ImageLabels(1, pixels([[0, 1]]))], [])
 
 
 @pytest.mark.parametrize("wrong", [3, VOID])
@@ -216,9 +231,11 @@ def test_labels_beyond_the_classes_are_our_mistake(wrong: int) -> None:
 
 def printed(index: Maps, found: Sequence[ImageLabels], *, per_class: bool) -> list[list[str]]:
     metric = MeanIoU(index, per_class=per_class)
-    metric.update(found)
+    metric.update(found, index.truths(found))
+    table = metric.table(metric.compute())
+    assert {type(cell) for row in table.rows for cell in row} == {str, float}, "plain values"
     console = Console(width=110, record=True, file=io.StringIO())
-    console.print(metric.table(metric.compute()))
+    console.print(render(table))
     lines = console.export_text().replace("│", "|").replace("┃", "|").splitlines()
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
 
@@ -243,23 +260,10 @@ def test_the_table_of_numbers_alone() -> None:
     """A resumed run that is at its end shows the numbers of its checkpoint."""
     index = maps([[0, 1]])
     console = Console(width=80, record=True, file=io.StringIO())
-    console.print(MeanIoU(index).table({"mIoU": 0.25, "mIoU_present": 0.5, "pixel_accuracy": 0.75}))
+    console.print(render(MeanIoU(index).table({"mIoU": 0.25, "mIoU_present": 0.5, "pixel_accuracy": 0.75})))
     text = console.export_text()
     assert "0.250" in text
     assert "label maps" not in text, "nobody has looked at them"
-
-
-@pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")  # pycocotools
-def test_records_are_run_lengths_that_pycocotools_reads() -> None:
-    classes = Classes(("road", "unused", "sky"), (7, 8, 23))
-    labels = pixels(np.random.default_rng(0).choice(3, size=(31, 17)))
-    found = records(ImageLabels(5, labels), classes)
-    assert [(record["image_id"], record["category_id"]) for record in found] == [(5, 7), (5, 23)]
-    for record, k in zip(found, (0, 2), strict=True):
-        assert record["segmentation"]["size"] == [31, 17]
-        assert type(record["segmentation"]["counts"]) is str
-        assert np.array_equal(mask.decode(record["segmentation"]), labels == k)
-    assert [record["category_id"] for record in records(ImageLabels(5, pixels([[2, 2]])), classes)] == [23]
 
 
 def as_cityscapesscripts(pairs: Sequence[tuple[LabelPixels, LabelPixels]], classes: Classes) -> dict[str, float]:
@@ -285,7 +289,7 @@ def as_cityscapesscripts(pairs: Sequence[tuple[LabelPixels, LabelPixels]], class
 def test_it_is_what_cityscapesscripts_computes(seed: int) -> None:
     index, found = case(seed, num_images=5)
     metric = MeanIoU(index, per_class=True)
-    metric.update(found)
+    metric.update(found, index.truths(found))
     expected = as_cityscapesscripts([(index.by_id[one.image_id], one.labels) for one in found], index.classes)
     got = metric.compute()
     assert {name: got[name] for name in expected} == pytest.approx(expected, abs=1e-12, nan_ok=True)
@@ -309,16 +313,15 @@ def test_real_label_maps_against_cityscapesscripts(shared: Path, tmp_path: Path)
         "cityscapesscripts.evaluation.evalPixelLevelSemanticLabeling",
         reason="the original evaluation is not installed: pip install --no-deps cityscapesscripts pyquaternion")
     index = read_cityscapes(shared / "data" / "cityscapes_mini", "val")
-    rng, task = np.random.default_rng(0), Segmentation()
+    rng = np.random.default_rng(0)
     metric = MeanIoU(index, per_class=True)
     positions = range(len(index))
     files = label_paths([index.path(i) for i in positions], tmp_path)
     for i in positions:
-        prediction = ImageLabels(int(index.image_ids[i]), perturbed(index.labels(i, index.size(i)), rng))
-        metric.update([prediction])
-        labels = task.label_image(prediction, index.classes)
-        assert labels is not None
-        write_labels(files[i], labels)
+        truth = index.labels(i, index.size(i))
+        prediction = ImageLabels(int(index.image_ids[i]), perturbed(truth, rng))
+        metric.update([prediction], [torch.from_numpy(truth)])
+        write_labels(files[i], label_image(prediction, index.classes))
 
     arguments = official.args
     arguments.evalInstLevelScore, arguments.JSONOutput, arguments.quiet = False, False, True

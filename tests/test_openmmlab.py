@@ -15,10 +15,12 @@ from torch import Tensor, nn
 from torchvision.models import mobilenet_v2
 
 import detseg.openmmlab
-from detseg.anchors import SSDAnchors
-from detseg.interfaces import VOID, BoxTargets, LabelTargets, Placement, Source
+from detseg.interfaces import Source
+from detseg.ops.anchors import SSDAnchors
 from detseg.predict import predict_image
-from detseg.tasks import Segmentation
+from detseg.resize import Placement
+from detseg.structures import VOID, BoxTargets, LabelTargets
+from detseg.tasks.segmentation import Segmentation
 
 from . import discovery
 from .conftest import ROOT
@@ -27,7 +29,7 @@ DETECTOR = {"type": "detseg.Detector", "config": str(ROOT / "configs" / "ssdlite
             "settings": ["model.width=0.35", "model.size=96"], "classes": ["cat", "dog"]}
 SEGMENTOR = {"type": "detseg.Segmentor", "config": str(ROOT / "configs" / "lraspp_v2.py"),
              "settings": ["model.width=0.35", "model.size=64"], "classes": ["sky", "road", "car"]}
-ANCHORS = {"type": "detseg.anchors.SSDAnchors", "num_maps": 4, "three_on_first": True}
+ANCHORS = {"type": "detseg.ops.anchors.SSDAnchors", "num_maps": 4, "three_on_first": True}
 
 
 def _build(**described: Any) -> Any:
@@ -143,16 +145,17 @@ def test_a_decode_head_learns_and_predicts() -> None:
     labels = torch.randint(0, 3, (2, 50, 70))
     labels[0, :10] = VOID
     losses = head.loss(maps, [_segmentation(one) for one in labels], {})
-    raw = head.head({"map0": maps[1], "map1": maps[2]}, (50, 70))
-    wanted = head.head.loss(raw, LabelTargets(labels))
+    raw = head.head({"map0": maps[1], "map1": maps[2]})
+    wanted = head.head.loss(raw, LabelTargets(labels), (50, 70))
     assert set(losses) == {"loss_pixel"}
-    torch.testing.assert_close(losses["loss_pixel"], wanted.sums["pixel"] / (2 * 50 * 70 - 10 * 70))
+    torch.testing.assert_close(losses["loss_pixel"], wanted["pixel"].sum / (2 * 50 * 70 - 10 * 70))
     losses["loss_pixel"].backward()
     assert all(parameter.grad is not None for parameter in head.parameters())
     head.eval()
     logits = head.predict(maps, [{"img_shape": (50, 70), "pad_shape": (50, 70)}] * 2, {})
     assert logits.shape == (2, 3, 50, 70)
-    torch.testing.assert_close(logits, head.head.decode(head.head({"map0": maps[1], "map1": maps[2]}, (50, 70))).logits)
+    raw = head.head({"map0": maps[1], "map1": maps[2]})
+    torch.testing.assert_close(logits, head.head.decode(raw, (50, 70)).logits)
 
 
 @pytest.mark.parametrize(("meta", "size"), [
@@ -185,16 +188,16 @@ def test_a_box_head_learns_and_predicts() -> None:
     assert set(losses) == {"loss_class", "loss_box"}
     boxes = torch.tensor([[[1.0, 2, 41, 32], [11, 12, 51, 42], [21, 22, 61, 52]], [[0.0] * 4] * 3])
     targets = BoxTargets(boxes, torch.tensor([[0, 1, 0], [-1] * 3]), torch.tensor([[False, False, True], [False] * 3]))
-    raw = head.head({"map0": maps[0], "map1": maps[1]}, (96, 128))
-    wanted = head.head.loss(raw, targets)
-    assert float(wanted.divisor) > 1
-    torch.testing.assert_close(losses["loss_box"], wanted.sums["box"] / wanted.divisor)
-    torch.testing.assert_close(losses["loss_class"], wanted.sums["class"] / wanted.divisor)
+    raw = head.head({"map0": maps[0], "map1": maps[1]})
+    wanted = head.head.loss(raw, targets, (96, 128))
+    for name, term in wanted.items():
+        assert float(term.count) > 1
+        torch.testing.assert_close(losses[f"loss_{name}"], term.sum / term.count)
 
     head.eval()
     with torch.inference_mode():
         raw = head(maps)
-        finished = head.task.finish(head.head.decode(raw))
+        finished = head.task.postprocess(head.head.decode(raw, (96, 128)))
         found, unscaled = head.predict(maps, samples), head.predict(maps, samples, rescale=False)
     for k in range(2):
         assert len(found[k]) == len(unscaled[k]) == 7
@@ -244,9 +247,9 @@ def test_a_detector_predicts_what_detseg_predicts() -> None:
     sample = _detection(1, img_shape=(96, 96), ori_shape=(48, 192), scale_factor=(0.5, 2.0))
     with torch.inference_mode():
         (given,) = model.test_step({"inputs": [image.flip(0)], "data_samples": [sample]})
-        dense = model.network.head.decode(model.network(image[None]))
-        (wanted,) = model.task.restore(
-            model.task.finish(dense), [Source(0, (48, 192), Placement(2.0, 0.5, 0.0, 0.0))])
+        dense = model.network.decode(image[None])
+        (wanted,) = model.task.to_original(
+            model.task.postprocess(dense), [Source(0, (48, 192), Placement(2.0, 0.5, 0.0, 0.0))])
         (square,) = model.forward(image[None].float(), None, "predict")
     assert len(wanted.scores) > 10
     torch.testing.assert_close(given.pred_instances.bboxes, wanted.boxes)
@@ -263,12 +266,12 @@ def test_a_segmentor_predicts_what_detseg_predicts() -> None:
     sample = _segmentation(torch.zeros(64, 128), img_shape=(64, 128), ori_shape=(32, 64), scale_factor=(2.0, 2.0))
     with torch.inference_mode():
         (given,) = model.test_step({"inputs": [image.flip(0)], "data_samples": [sample]})
-        labels = model.task.finish(model.network.head.decode(model.network(image[None]))).labels
+        labels = model.task.postprocess(model.network.decode(image[None])).labels
     assert given.pred_sem_seg.data.shape == (1, 32, 64)
-    assert torch.equal(given.pred_sem_seg.data[0], labels[0, 1::2, 1::2])
+    assert torch.equal(given.pred_sem_seg.data[0], labels[0, 1::2, 1::2].long())
 
 
-def test_smaller_images_are_padded_and_teach_nothing_there() -> None:
+def test_smaller_images_are_padded_and_the_padding_is_ignored() -> None:
     model = _build(**SEGMENTOR)
     images = [torch.randint(0, 256, (3, *size), dtype=torch.uint8) for size in ((64, 96), (48, 128))]
     samples = [_segmentation(torch.ones(image.shape[1:], dtype=torch.long)) for image in images]
@@ -283,7 +286,8 @@ def test_smaller_images_are_padded_and_teach_nothing_there() -> None:
 
 def test_raw_predictions_and_wrong_modes() -> None:
     model, images = _build(**DETECTOR), torch.rand(2, 3, 96, 96) * 255
-    assert model(images).logits.shape == (2, 3 * 6 * 6 + 6 * (3 * 3 + 2 * 2 + 1 + 1 + 1), 3)
+    logits, _ = model(images).rows(3)
+    assert logits.shape == (2, 3 * 6 * 6 + 6 * (3 * 3 + 2 * 2 + 1 + 1 + 1), 3)
     with pytest.raises(ValueError, match='mode must be "tensor", "loss" or "predict", got \'train\''):
         model(images, [], mode="train")
     with pytest.raises(ValueError, match='mode "loss" needs data_samples'):

@@ -23,8 +23,10 @@ from detseg.backbones.mobilenet_v3 import mobilenet_v3_small
 from detseg.cost import count_parameters
 from detseg.data.cityscapes import CITYSCAPES
 from detseg.data.coco import COCO_80
-from detseg.interfaces import IMAGENET_MEAN, IMAGENET_STD, VOID, Classes, FeatureSpec, LabelTargets
+from detseg.interfaces import FeatureSpec
 from detseg.model import Predictor
+from detseg.ops.anchors import to_rows
+from detseg.structures import IMAGENET_MEAN, IMAGENET_STD, VOID, Classes, LabelTargets
 from detseg.weights.load import load_weights
 from detseg.weights.openmmlab import metadata_left_out
 from heads.lraspp_openmmlab import NORM, OpenMMLabLRASPP, OpenMMLabLRASPPRaw
@@ -221,7 +223,7 @@ def test_lraspp_equals_mmsegmentations(arch: str, size: tuple[int, int], tmp_pat
         for model in (predictor, predictor.folded()) if arch == "small" else (predictor,):
             raw = model(images)
             torch.testing.assert_close(raw.logits, theirs, rtol=1e-4, atol=1e-4 * float(theirs.abs().max()))
-        assert predictor.head.decode(raw).logits.shape == (1, 19, *size)
+        assert predictor.head.decode(raw, size).logits.shape == (1, 19, *size)
     assert len(torch.unique(theirs.argmax(1))) > 3, "too much the same to compare anything"
 
 
@@ -238,13 +240,14 @@ def test_ssdlite_equals_mmdetections(detector: State, tmp_path: Path) -> None:
         scores, deltas = _ssdlite(net, _normalised(images.double()))
         assert net.state.keys() == detector.keys()
         predictor = predictor.double()
-        raw = predictor.head(predictor.backbone(_normalised(images.double())), (320, 320))
-        torch.testing.assert_close(raw.deltas, deltas, rtol=0, atol=1e-9)
-        torch.testing.assert_close(raw.logits, scores.roll(1, -1), rtol=0, atol=1e-9)
-        # Mean and deviation are kept in single precision, and decoding is in it.
-        found = predictor.head.decode(predictor(images)).scores
+        raw = predictor.head(predictor.backbone(_normalised(images.double())))
+        torch.testing.assert_close(to_rows(raw.deltas, columns=4), deltas, rtol=0, atol=1e-9)
+        logits = to_rows(raw.logits, columns=81)
+        torch.testing.assert_close(logits, scores.roll(1, -1), rtol=0, atol=1e-9)
+        # Mean and std are kept in single precision, and decoding is in it.
+        found = predictor.decode(images).scores
         torch.testing.assert_close(found, scores.softmax(-1)[..., :80].float(), rtol=0, atol=1e-4)
-    assert raw.logits.shape == (2, 3234, 81)
+    assert logits.shape == (2, 3234, 81)
 
 
 def test_the_costs_are_those_of_openmmlabs_networks() -> None:
@@ -373,31 +376,31 @@ def _features(size: tuple[int, int]) -> dict[str, Tensor]:
 @pytest.mark.parametrize("size", [(40, 56), (33, 47), (8, 8), (400, 200)])
 def test_logits_have_the_first_maps_cells(size: tuple[int, int]) -> None:
     head = _head().eval()
-    raw = head(_features(size), size)
+    raw = head(_features(size))
     assert raw.logits.shape == (2, 3, -(-size[0] // 2), -(-size[1] // 2))
-    assert head.decode(raw).logits.shape == (2, 3, *size)
+    assert head.decode(raw, size).logits.shape == (2, 3, *size)
 
 
-def test_void_teaches_nothing() -> None:
+def test_void_is_ignored_by_the_loss() -> None:
     head = _head(dropout=0.0)
     labels = torch.randint(0, 3, (2, 40, 56), dtype=torch.uint8)
     labels[1] = VOID
-    raw = head(_features((40, 56)), (40, 56))
+    raw = head(_features((40, 56)))
     assert isinstance(raw, OpenMMLabLRASPPRaw)
-    losses = head.loss(raw, LabelTargets(labels))
+    term = head.loss(raw, LabelTargets(labels), (40, 56))["pixel"]
     enlarged = F.interpolate(raw.logits[:1], (40, 56), mode="bilinear", align_corners=False)
-    assert float(losses.divisor) == 40 * 56
-    torch.testing.assert_close(losses.sums["pixel"], F.cross_entropy(enlarged, labels[:1].long(), reduction="sum"))
-    nothing = head.loss(raw, LabelTargets(torch.full_like(labels, VOID)))
-    assert (float(nothing.sums["pixel"].detach()), float(nothing.divisor)) == (0.0, 0.0)
+    assert float(term.count) == 40 * 56
+    torch.testing.assert_close(term.sum, F.cross_entropy(enlarged, labels[:1].long(), reduction="sum"))
+    nothing = head.loss(raw, LabelTargets(torch.full_like(labels, VOID)), (40, 56))["pixel"]
+    assert (float(nothing.sum.detach()), float(nothing.count)) == (0.0, 0.0)
 
 
 def test_class_weights_and_the_hardest_pixels_reach_the_loss() -> None:
     labels, features = LabelTargets(torch.zeros(2, 40, 56, dtype=torch.uint8)), _features((40, 56))
     head = _head(dropout=0.0, class_weights=(2.0, 1.0, 1.0))
-    assert float(head.loss(head(features, (40, 56)), labels).divisor) == 2 * 2 * 40 * 56
+    assert float(head.loss(head(features), labels, (40, 56))["pixel"].count) == 2 * 2 * 40 * 56
     head = _head(dropout=0.0, hardest=0.25)
-    assert float(head.loss(head(features, (40, 56)), labels).divisor) == 2 * 40 * 56 / 4
+    assert float(head.loss(head(features), labels, (40, 56))["pixel"].count) == 2 * 40 * 56 / 4
 
 
 @pytest.mark.parametrize(("specs", "message"), [

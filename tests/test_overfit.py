@@ -20,8 +20,10 @@ import importlib.util
 from dataclasses import replace
 
 from detseg.config import Data
-from detseg.data.detection import DetectionDataset, read_boxes
+from detseg.data.detection import DetectionDataset
+from detseg.data.layouts import read_boxes
 from detseg.data.sample import generate_sample
+from detseg.metrics.coco_ap import CocoAP
 from detseg.optim import EMA, SGD, Cosine
 
 spec = importlib.util.spec_from_file_location("base", {base!r})
@@ -36,7 +38,7 @@ def read(folder, split):
 
 experiment = replace(
     base.experiment,
-    data=Data(read=read, dataset=DetectionDataset, generate=generate_sample),
+    data=Data(read=read, dataset=DetectionDataset, metric=CocoAP, generate=generate_sample),
     augment=None,
     optimizer=SGD(lr=0.05, momentum=0.9),
     schedule=Cosine(epochs=150, warmup_steps=10),

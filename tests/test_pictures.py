@@ -5,8 +5,9 @@ from __future__ import annotations
 import errno
 import json
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -14,9 +15,10 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
-from detseg.interfaces import VOID, Classes, ImageDetections, LabelPixels, Pixels
-from detseg.report.pictures import contact_sheet, draw_boxes, draw_labels, write_labels, write_picture
+from detseg.report.pictures import contact_sheet, draw, draw_boxes, draw_labels, write_labels, write_picture
+from detseg.structures import VOID, Classes, ImageDetections, ImageLabels, LabelPixels, Pixels, Size
 
 RED, BLUE = (250, 30, 20), (20, 40, 240)
 CLASSES = Classes(("cat", "a class with quite a long name"), (1, 18), (RED, BLUE))
@@ -96,34 +98,47 @@ def test_lines_and_letters_grow_with_the_image() -> None:
     assert coloured(4) == pytest.approx(coloured(12), rel=0.35)
 
 
-@settings(max_examples=40, deadline=None)
-@given(height=st.integers(16, 200), width=st.integers(16, 200), left=st.floats(-300, 300), top=st.floats(-300, 300),
-       box_width=st.floats(0, 300), box_height=st.floats(0, 300), label=st.integers(0, 1))
+def letters(picture: Pixels, colour: tuple[int, int, int]) -> tuple[NDArray[np.bool_], Pixels]:
+    """The words of a label of `colour`, which are white, on a black picture: which pixels they have within the
+    rectangle that they fill, and that rectangle with the pixels next to it."""
+    darkest = int(np.argmin(colour))
+    bright = picture[..., darkest] > colour[darkest] + 30
+    rows, columns = np.flatnonzero(bright.any(axis=1)), np.flatnonzero(bright.any(axis=0))
+    top, bottom, left, right = rows[0], rows[-1] + 1, columns[0], columns[-1] + 1
+    assert 0 < top < bottom < len(picture), "letters at the edge"
+    assert 0 < left < right < picture.shape[1], "letters at the edge"
+    return bright[top:bottom, left:right], picture[top - 1 : bottom + 1, left - 1 : right + 1]
+
+
+@settings(max_examples=60, deadline=None)
+@given(height=st.integers(16, 200), width=st.integers(64, 200), left=st.floats(-300, 300), top=st.floats(-300, 300),
+       box_width=st.floats(0, 300), box_height=st.floats(0, 300), name=st.sampled_from(["cat", "a longer name"]))
 def test_every_label_is_complete_inside_the_image(
-    height: int, width: int, left: float, top: float, box_width: float, box_height: float, label: int
+    height: int, width: int, left: float, top: float, box_width: float, box_height: float, name: str
 ) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        filled: list[tuple[int, int, int, int]] = []
-        written: list[tuple[int, int]] = []
-        rectangle, put_text = cv2.rectangle, cv2.putText
+    """Wherever the box is, the same words are seen, on the colour of the class and not at the image's edge."""
+    classes = Classes((name,), (1,), (RED,))
 
-        def watched(image: Pixels, start: tuple[int, int], stop: tuple[int, int], *rest: Any) -> None:
-            if rest[1] == cv2.FILLED:
-                filled.append((*start, *stop))
-            rectangle(image, start, stop, *rest)
+    def shape(box: tuple[float, float, float, float]) -> NDArray[np.bool_]:
+        picture = draw_boxes(plain(height, width, 0), detections((*box, 0.9, 0)), classes, threshold=0.5)
+        found, around = letters(picture, RED)
+        assert (around[..., 0] >= RED[0]).all(), "words beyond their label"
+        return found
 
-        def watched_text(image: Pixels, text: str, origin: tuple[int, int], *rest: Any) -> None:
-            written.append(origin)
-            put_text(image, text, origin, *rest)
+    somewhere = shape((left, top, left + box_width, top + box_height))
+    np.testing.assert_array_equal(somewhere, shape((0.3 * width, 0.5 * height, 0.6 * width, height)))
 
-        patch.setattr(cv2, "rectangle", watched)
-        patch.setattr(cv2, "putText", watched_text)
-        box = (left, top, left + box_width, top + box_height)
-        draw_boxes(plain(height, width), detections((*box, 0.9, label)), CLASSES, threshold=0.5)
 
-    [(x1, y1, x2, y2)], [(x, y)] = filled, written
-    assert 0 <= x1 < x < x2 < width
-    assert 0 <= y1 < y <= y2 < height
+def test_a_label_says_class_and_score() -> None:
+    def words(name: str, score: float) -> bytes:
+        classes = Classes((name,), (1,), (RED,))
+        shape, _ = letters(draw_boxes(plain(240, 320, 0), detections((100, 80, 220, 160, score, 0)), classes,
+                                      threshold=0.0), RED)
+        return shape.tobytes()
+
+    assert words("cat", 0.9) == words("cat", 0.9)
+    assert words("cat", 0.899) == words("cat", 0.9), "two digits"
+    assert len({words("cat", 0.9), words("cow", 0.9), words("cat", 0.8), words("cat", 0.91)}) == 4
 
 
 def test_a_label_hides_no_other_where_there_is_room() -> None:
@@ -135,7 +150,9 @@ def test_a_label_hides_no_other_where_there_is_room() -> None:
         assert (inside == 127).all(), "an object is hidden behind a label"
 
 
-MANY = Classes(tuple(f"class number {k}" for k in range(30)), tuple(range(30)))
+MANY = Classes(tuple(f"class number {k}" for k in range(30)), tuple(range(30)),
+               tuple((200 + k, 255 - 3 * k, 120) for k in range(30)))
+"""Of bright colours, so that their names are dark and only what is left out stands on white."""
 
 
 def halves(height: int, width: int, *, left: int, right: int) -> LabelPixels:
@@ -144,33 +161,54 @@ def halves(height: int, width: int, *, left: int, right: int) -> LabelPixels:
     return labels
 
 
-class Legend:
-    """What is filled and written while it is watched: names, their rectangles (x1, y1, x2, y2), base lines, colours."""
+class Tile(NamedTuple):
+    """The rectangle of a name in a legend, the last pixels included."""
 
-    def __init__(self, patch: pytest.MonkeyPatch) -> None:
-        self.words: list[str] = []
-        self.places: list[tuple[int, int, int, int]] = []
-        self.base_lines: list[int] = []
-        self.colours: list[tuple[int, int, int]] = []
-        rectangle, put_text = cv2.rectangle, cv2.putText
+    left: int
+    top: int
+    right: int
+    bottom: int
 
-        def watched(image: Pixels, start: tuple[int, int], stop: tuple[int, int], *rest: Any) -> None:
-            self.places.append((*start, *stop))
-            self.colours.append(rest[0])
-            rectangle(image, start, stop, *rest)
-
-        def watched_text(image: Pixels, text: str, origin: tuple[int, int], *rest: Any) -> None:
-            self.words.append(text)
-            self.base_lines.append(origin[1])
-            put_text(image, text, origin, *rest)
-
-        patch.setattr(cv2, "rectangle", watched)
-        patch.setattr(cv2, "putText", watched_text)
+    def of(self, picture: Pixels) -> Pixels:
+        return picture[self.top : self.bottom + 1, self.left : self.right + 1]
 
 
-@pytest.fixture
-def legend(monkeypatch: pytest.MonkeyPatch) -> Legend:
-    return Legend(monkeypatch)
+WHITE = (255, 255, 255)
+
+
+def tile(picture: Pixels, colour: tuple[int, int, int]) -> Tile | None:
+    """Where the legend has a name on this colour; None where it has not. Beside the legend all colours are mixed."""
+    pure = (picture == np.array(colour, dtype=np.uint8)).all(axis=2)
+    rows, columns = np.flatnonzero(pure.any(axis=1)), np.flatnonzero(pure.any(axis=0))
+    return Tile(int(columns[0]), int(rows[0]), int(columns[-1]), int(rows[-1])) if len(rows) else None
+
+
+def words(picture: Pixels, colour: tuple[int, int, int]) -> Pixels:
+    """What is written on this colour of the legend, without its margin."""
+    found = tile(picture, colour)
+    assert found is not None, f"nothing stands on {colour}"
+    shown = found.of(picture)
+    ink = (shown != np.array(colour, dtype=np.uint8)).any(axis=2)
+    rows, columns = np.flatnonzero(ink.any(axis=1)), np.flatnonzero(ink.any(axis=0))
+    return shown[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+
+
+def alone(text: str, colour: tuple[int, int, int], size: Size) -> Pixels:
+    """How the legend of an image of this size writes the only name there is."""
+    return words(draw_labels(plain(*size), np.zeros(size, dtype=np.uint8), Classes((text,), (0,), (colour,))), colour)
+
+
+def assert_says(picture: Pixels, text: str, colour: tuple[int, int, int]) -> Tile:
+    """The legend has the text on this colour, and nothing else on it."""
+    np.testing.assert_array_equal(words(picture, colour), alone(text, colour, (picture.shape[0], picture.shape[1])))
+    found = tile(picture, colour)
+    assert found is not None
+    return found
+
+
+def assert_name(picture: Pixels, classes: Classes, k: int) -> Tile:
+    """The legend has the name of class k, on its colour."""
+    return assert_says(picture, classes.names[k], classes.colours[k])
 
 
 def test_classes_lie_over_the_image_with_a_line_between_them_and_void_stays() -> None:
@@ -195,34 +233,41 @@ def test_the_labelled_image_is_not_modified_even_if_it_is_a_view() -> None:
     draw_labels(image[:, ::-1], halves(90, 120, left=0, right=1), CLASSES)
 
 
-def test_the_legend_names_the_classes_of_the_picture_largest_first(legend: Legend) -> None:
+def test_words_are_told_apart() -> None:
+    """What the tests of the legend rely on."""
+    texts = ["class number 7", "class number 2", "class number 27", "+7", "+2"]
+    assert len({alone(text, RED, (240, 320)).tobytes() for text in texts}) == len(texts)
+
+
+def test_the_legend_names_the_classes_of_the_picture_largest_first() -> None:
     labels = halves(240, 320, left=7, right=2)
     labels[:, 200:] = 11
-    draw_labels(plain(240, 320), labels, MANY)
-    assert legend.words == ["class number 7", "class number 11", "class number 2"]
-    assert legend.colours == [MANY.colours[k] for k in (7, 11, 2)]
-    assert len(set(legend.base_lines)) == 1
-    assert [place[0] for place in legend.places[1:]] == [place[2] + 1 for place in legend.places[:-1]], "no gaps"
-    assert {place[3] for place in legend.places} == {239}, "at the lower edge"
+    picture = draw_labels(plain(240, 320), labels, MANY)
+    tiles = [assert_name(picture, MANY, k) for k in (7, 11, 2)]
+    assert [one.left for one in tiles] == [0, *(one.right + 1 for one in tiles[:-1])], "no gaps"
+    assert {one.bottom for one in tiles} == {239}, "at the lower edge"
+    assert len({one.top for one in tiles}) == 1
+    assert [k for k, colour in enumerate(MANY.colours) if has(picture, colour)] == [2, 7, 11]
 
 
-def test_the_legend_goes_where_it_hides_fewer_borders(legend: Legend) -> None:
+def test_the_legend_goes_where_it_hides_fewer_borders() -> None:
     labels = np.zeros((240, 320), dtype=np.uint8)
     labels[200:, ::9] = 1
-    draw_labels(plain(240, 320), labels, CLASSES)
-    assert legend.words == list(CLASSES.names)
-    assert {place[1] for place in legend.places} == {0}, "at the upper edge"
+    picture = draw_labels(plain(240, 320), labels, CLASSES)
+    assert {assert_name(picture, CLASSES, k).top for k in (0, 1)} == {0}, "at the upper edge"
 
 
-def test_a_legend_that_would_hide_too_much_tells_how_many_are_left_out(legend: Legend) -> None:
+def test_a_legend_that_would_hide_too_much_tells_how_many_are_left_out() -> None:
     labels = (np.arange(240 * 320).reshape(240, 320) % 30).astype(np.uint8)
-    draw_labels(plain(240, 320), labels, MANY)
-    named = len(legend.words) - 1
-    assert legend.words == [*(f"class number {k}" for k in range(named)), f"+{30 - named}"]
-    assert legend.colours[-1] == (255, 255, 255)
-    assert 3 < named < 30
-    top, bottom = min(place[1] for place in legend.places), max(place[3] for place in legend.places)
-    assert bottom - top < 240 / 3
+    picture = draw_labels(plain(240, 320), labels, MANY)
+    named = [k for k, colour in enumerate(MANY.colours) if has(picture, colour)]
+    assert named == list(range(len(named)))
+    assert 3 < len(named) < 30
+    tiles = [assert_name(picture, MANY, k) for k in named]
+    tiles.append(assert_says(picture, f"+{30 - len(named)}", WHITE))
+    assert max(one.bottom for one in tiles) - min(one.top for one in tiles) + 1 <= 240 / 3
+    assert tiles[-1].bottom == tiles[-2].bottom, "the last of the last line"
+    assert tiles[-1].left == tiles[-2].right + 1
 
 
 @settings(max_examples=40, deadline=None)
@@ -230,15 +275,20 @@ def test_a_legend_that_would_hide_too_much_tells_how_many_are_left_out(legend: L
 @example(height=11, width=65, seed=0)  # a size of letters that was a pixel too wide, and stayed so
 def test_the_legend_is_complete_inside_the_image(height: int, width: int, seed: int) -> None:
     labels = np.random.default_rng(seed).choice(np.array([1, 4, 29, VOID], dtype=np.uint8), size=(height, width))
-    with pytest.MonkeyPatch.context() as patch:
-        legend = Legend(patch)
-        draw_labels(plain(height, width), labels, MANY)
-    assert legend.words
-    for (x1, y1, x2, y2), base_line in zip(legend.places, legend.base_lines, strict=True):
-        assert 0 <= x1 < x2 < width
-        assert 0 <= y1 < base_line <= y2 < height
-    for (_, y1, x2, _), (x1, other, *_) in zip(legend.places, legend.places[1:], strict=False):
-        assert (x1 == x2 + 1 and other == y1) or (x1 == 0 and other > y1)
+    picture = draw_labels(plain(height, width), labels, MANY)
+    largest_first = sorted((1, 4, 29), key=lambda k: (-int((labels == k).sum()), k))
+    colours = [*(MANY.colours[k] for k in largest_first), WHITE]
+    tiles = [one for colour in colours if (one := tile(picture, colour)) is not None]
+    assert tiles
+    for one in tiles:
+        shown = one.of(picture)
+        colour = shown[-1, 0]
+        # The words have a margin all around, so nothing of them is cut off. Nobody reads letters of three pixels.
+        for edge in (shown[0], shown[-1], shown[:, 0], shown[:, -1]):
+            assert (edge == colour).all() or len(shown) < 7
+    for before, after in pairwise(tiles):
+        assert (after.left == before.right + 1 and after.top == before.top) or (
+            after.left == 0 and after.top == before.bottom + 1)
 
 
 def test_lines_between_classes_grow_with_the_image() -> None:
@@ -248,6 +298,20 @@ def test_lines_between_classes_grow_with_the_image() -> None:
         return int((picture[180 * scale] == 16).all(axis=1).sum())
 
     assert (thickness(1), thickness(4)) == (1, 3)
+
+
+def test_every_prediction_is_drawn_as_its_kind_is() -> None:
+    image, boxes = plain(120, 160), detections((20, 30, 120, 90, 0.9, 0), (20, 40, 120, 100, 0.4, 1))
+    drawn = draw(boxes, image, CLASSES, threshold=0.5)
+    assert np.array_equal(drawn, draw_boxes(image, boxes, CLASSES, threshold=0.5))
+    assert has(drawn, RED)
+    assert not has(drawn, BLUE), "below the threshold"
+    labels = halves(120, 160, left=0, right=1)
+    drawn = draw(ImageLabels(1, labels), image, CLASSES, threshold=1.0)
+    assert np.array_equal(drawn, draw_labels(image, labels, CLASSES)), "label maps have no scores"
+    assert not np.array_equal(drawn, image)
+    with pytest.raises(TypeError, match="nobody knows how to draw a dict"):
+        draw({}, image, CLASSES, threshold=0.5)
 
 
 def test_written_labels_read_back_as_they_are(tmp_path: Path) -> None:

@@ -18,13 +18,15 @@ from pycocotools.coco import COCO
 from torchvision.models.detection import ssdlite320_mobilenet_v3_large
 
 from detseg import checkpoint
+from detseg.api import Model, load_model
 from detseg.config import load as load_config
 from detseg.data.coco import COCO_80
-from detseg.interfaces import ImageDetections, Pixels
+from detseg.fingerprint import fingerprint
 from detseg.predict import find_images, label_paths, picture_paths, predict_files, predict_image
 from detseg.report.pictures import write_picture
-from detseg.tasks import Detection
-from detseg.trained import Trained, load_trained
+from detseg.report.results import summary
+from detseg.structures import ImageDetections, Pixels
+from detseg.tasks.detection import Detection
 from tests.conftest import ROOT
 
 CONFIG = ROOT / "configs" / "ssdlite_v2.py"
@@ -33,7 +35,7 @@ DOG = COCO_80.names.index("dog")
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Model:
     """An untrained network that takes everything for a dog, with a score of about 0.65; in the file of its title."""
     torch.manual_seed(0)
     config = load_config(CONFIG, SMALL)
@@ -44,8 +46,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     path = tmp_path_factory.mktemp("run") / "last.pt"
     checkpoint.save(path, checkpoint.Checkpoint(
         step=1, total_steps=2, model=state, ema=None, optimizer={}, validated=0, numbers={}, best={}, classes=COCO_80,
-        settings=config.settings(), versions={}))
-    return load_trained(load_config(CONFIG), path)
+        settings=config.settings(), versions={}, config_text=config.text,
+        fingerprint=fingerprint(model, config.experiment.task)))
+    return load_model(CONFIG, path)
 
 
 @pytest.fixture
@@ -62,7 +65,7 @@ def noise(size: tuple[int, int], *, seed: int) -> Pixels:
 
 
 def run(
-    trained: Trained, images: Sequence[str], *options: str, capsys: pytest.CaptureFixture[str]
+    trained: Model, images: Sequence[str], *options: str, capsys: pytest.CaptureFixture[str]
 ) -> tuple[int, str, str]:
     """The command's exit code, output and errors."""
     file = trained.title.partition(",")[0]
@@ -73,7 +76,7 @@ def run(
 
 
 def test_the_command_leaves_pictures_and_files_that_pycocotools_reads(
-    trained: Trained, photos: Path, capsys: pytest.CaptureFixture[str]
+    trained: Model, photos: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     code, out, errors = run(trained, ["photos"], "--threshold", "0.3", capsys=capsys)
     assert (code, errors) == (0, "")
@@ -110,7 +113,7 @@ def test_the_command_leaves_pictures_and_files_that_pycocotools_reads(
 
 
 def test_the_threshold_is_for_people_only(
-    trained: Trained, photos: Path, capsys: pytest.CaptureFixture[str]
+    trained: Model, photos: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     written = []
     for threshold in ("0", "1"):
@@ -124,7 +127,7 @@ def test_the_threshold_is_for_people_only(
 
 
 def test_an_unreadable_image_is_named_and_the_others_go_on(
-    trained: Trained, photos: Path, capsys: pytest.CaptureFixture[str]
+    trained: Model, photos: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (photos / "aa.jpg").write_text("no picture")
     code, out, errors = run(trained, ["photos", "photos/b.PNG"], "--out", "found", capsys=capsys)
@@ -141,7 +144,7 @@ def test_an_unreadable_image_is_named_and_the_others_go_on(
 
 
 def test_no_readable_image_leaves_empty_lists(
-    trained: Trained, photos: Path, capsys: pytest.CaptureFixture[str]
+    trained: Model, photos: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (photos / "empty.jpg").touch()
     code, _, errors = run(trained, ["photos/empty.jpg"], capsys=capsys)
@@ -161,7 +164,7 @@ def test_no_readable_image_leaves_empty_lists(
     (["photos"], ["--out", "photos/a.jpg"], 1, "error: photos/a.jpg/predictions.json: the results were not written ("),
 ])
 def test_what_a_user_does_wrong(
-    images: list[str], options: list[str], code: int, message: str, trained: Trained, photos: Path,
+    images: list[str], options: list[str], code: int, message: str, trained: Model, photos: Path,
     capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = {path: path.read_bytes() for path in photos.iterdir()}
@@ -195,7 +198,7 @@ def test_published_weights_predict_too(tmp_path: Path, photos: Path, capsys: pyt
     assert categories <= COCO_80.used.keys()
 
 
-def test_without_a_listener_an_unreadable_file_is_an_error(trained: Trained, photos: Path) -> None:
+def test_without_a_listener_an_unreadable_file_is_an_error(trained: Model, photos: Path) -> None:
     (photos / "aa.jpg").touch()
     paths = [photos / "a.jpg", photos / "aa.jpg"]
     found = predict_files(trained.predictor, Detection(), paths)
@@ -258,7 +261,7 @@ def test_a_label_map_never_replaces_an_image(photos: Path) -> None:
         label_paths([photos / "a.png"], photos)
 
 
-def test_boxes_are_no_label_maps(trained: Trained, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_boxes_are_no_label_maps(trained: Model, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, _, errors = run(trained, ["photos"], "--labels", "labels", capsys=capsys)
     assert code == 2
     assert errors == f"error: {CONFIG} predicts no label maps; leave --labels out\n"
@@ -267,7 +270,7 @@ def test_boxes_are_no_label_maps(trained: Trained, photos: Path, capsys: pytest.
 
 
 def test_a_full_disk_names_the_file_that_did_not_fit(
-    trained: Trained, photos: Path, capsys: pytest.CaptureFixture[str]
+    trained: Model, photos: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (Path("predictions") / "b.PNG").mkdir(parents=True)
     code, _, errors = run(trained, ["photos"], capsys=capsys)
@@ -279,5 +282,5 @@ def test_a_full_disk_names_the_file_that_did_not_fit(
 def test_the_summary_counts_what_is_drawn() -> None:
     prediction = ImageDetections(0, torch.zeros(5, 4), torch.tensor([0.9, 0.8, 0.75, 0.5, 0.4]),
                                  torch.tensor([0, DOG, DOG, 0, 0]))
-    counted = [Detection().summary(prediction, COCO_80, threshold=threshold) for threshold in (0.0, 0.75, 0.95)]
+    counted = [summary(prediction, COCO_80, threshold=threshold) for threshold in (0.0, 0.75, 0.95)]
     assert counted == ["3 person, 2 dog", "2 dog, 1 person", "nothing"]

@@ -1,7 +1,8 @@
-"""R-ASPP: both papers' costs, what it computes, what it learns from, and what not."""
+"""R-ASPP: both papers' costs, what it computes, that it learns, and what its loss counts."""
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -13,17 +14,10 @@ import torch.nn.functional as F
 from detseg.backbones.mobilenet_v2 import mobilenet_v2
 from detseg.backbones.mobilenet_v3 import mobilenet_v3_large
 from detseg.cost import count_macs, count_parameters
-from detseg.data.transforms import Stretch
-from detseg.interfaces import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    VOID,
-    Backbone,
-    Classes,
-    FeatureSpec,
-    LabelTargets,
-)
+from detseg.interfaces import Backbone, FeatureSpec
 from detseg.model import Predictor
+from detseg.resize import Stretch
+from detseg.structures import IMAGENET_MEAN, IMAGENET_STD, VOID, Classes, LabelTargets
 from heads.raspp import RASPP, RASPPRaw
 
 SIZE = (97, 161)
@@ -49,7 +43,7 @@ def _large(**options: Any) -> Backbone:
     return mobilenet_v3_large(taps=("c5",), output_stride=16, **options)
 
 
-def _whole(backbone: Backbone, *, num_classes: int) -> Predictor:
+def _predictor(backbone: Backbone, *, num_classes: int) -> Predictor:
     classes = Classes(names=tuple(map(str, range(num_classes))), source_ids=tuple(range(num_classes)))
     return Predictor(backbone, RASPP(backbone.specs, num_classes), classes=classes, resize=Stretch((64, 64)),
                      mean=IMAGENET_MEAN, std=IMAGENET_STD)
@@ -66,7 +60,7 @@ def _macs(predictor: Predictor, size: tuple[int, int]) -> int:
     (_large, True, Row(1.76, 11.24, (1.4, 2.2), (1_762_435, 11_031_499_128))),
 ], ids=["1", "2", "5", "6"])
 def test_table_7_of_the_v3_paper(backbone: Callable[..., Backbone], reduced: bool, row: Row) -> None:
-    predictor = _whole(backbone(reduced_tail="segmentation" if reduced else "none"), num_classes=19)
+    predictor = _predictor(backbone(reduced_tail="segmentation" if reduced else "none"), num_classes=19)
     parameters, macs = count_parameters(predictor), _macs(predictor, (1025, 2049))
     assert parameters / 1e6 == pytest.approx(row.parameters, abs=0.01)
     low, high = row.less
@@ -77,7 +71,7 @@ def test_table_7_of_the_v3_paper(backbone: Callable[..., Backbone], reduced: boo
 
 def test_table_7_of_the_v2_paper() -> None:
     """The bold row, without ASPP: 2.11 M and 2.75 B."""
-    predictor = _whole(_v2(), num_classes=21)
+    predictor = _predictor(_v2(), num_classes=21)
     assert count_parameters(predictor) == 2_113_557
     assert _macs(predictor, (513, 513)) == 2_740_709_056
 
@@ -92,22 +86,21 @@ def test_what_it_computes() -> None:
     head = RASPP(SPECS, 4, filters=6).eval()
     x = torch.randn(2, 10, 5, 9)
     with torch.inference_mode():
-        raw = head({"c5": x}, (33, 65))
+        raw = head({"c5": x})
         everywhere = head.pool(x.mean((2, 3), keepdim=True)) * torch.ones(1, 1, 5, 9)
         wanted = head.classify(head.project(torch.cat((everywhere, head.reduce(x)), 1)))
         torch.testing.assert_close(raw.logits, wanted)
-        logits = head.decode(raw).logits
+        logits = head.decode(raw, (33, 65)).logits
     assert logits.shape == (2, 4, 33, 65)
-    assert raw.size == (33, 65)
     torch.testing.assert_close(logits[:, :, ::8, ::8], raw.logits, rtol=1e-5, atol=1e-5)
 
 
 def test_dropout_is_for_training_only() -> None:
     head = RASPP(SPECS, 4, filters=6, dropout=0.5)
     x = {"c5": torch.randn(2, 10, 5, 9)}
-    assert not torch.equal(head(x, SIZE).logits, head(x, SIZE).logits)
+    assert not torch.equal(head(x).logits, head(x).logits)
     head.eval()
-    assert torch.equal(head(x, SIZE).logits, head(x, SIZE).logits)
+    assert torch.equal(head(x).logits, head(x).logits)
 
 
 def _small_predictor() -> Predictor:
@@ -125,28 +118,29 @@ def test_it_learns() -> None:
     optimizer = torch.optim.SGD(predictor.parameters(), lr=0.02, momentum=0.9)
     history = []
     for _ in range(15):
-        losses = predictor.head.loss(predictor(images), LabelTargets(labels))
-        loss = losses.sums["pixel"] / losses.divisor
+        pixel = predictor.head.loss(predictor(images), LabelTargets(labels), SIZE)["pixel"]
+        loss = pixel.sum / pixel.count
         optimizer.zero_grad()
         torch.autograd.backward(loss)
         optimizer.step()
         history.append(float(loss.detach()))
-    assert int(losses.divisor) == 2 * 92 * 161
+    assert int(pixel.count) == 2 * 92 * 161
     assert history[-1] < 0.5 * history[0], history
 
 
 def test_the_loss_takes_weights_and_hard_examples() -> None:
-    raw = RASPPRaw(torch.randn(2, 3, 3, 4), (33, 49))
-    labels = torch.randint(0, 3, (2, 33, 49), dtype=torch.uint8)
-    plain = RASPP(SPECS, 3).loss(raw, LabelTargets(labels))
-    enlarged = F.interpolate(raw.logits, (33, 49), mode="bilinear", align_corners=True)
-    torch.testing.assert_close(plain.sums["pixel"] / plain.divisor, F.cross_entropy(enlarged, labels.long()))
-    weighted = RASPP(SPECS, 3, class_weights=(1.0, 2.0, 3.0)).loss(raw, LabelTargets(labels))
-    assert int(weighted.divisor) == sum((k + 1) * int((labels == k).sum()) for k in range(3))
-    hard = RASPP(SPECS, 3, hardest=0.5).loss(raw, LabelTargets(labels))
-    assert int(hard.divisor) == 33 * 49
-    empty = RASPP(SPECS, 3).loss(raw, LabelTargets(torch.full_like(labels, VOID)))
-    assert int(empty.divisor) == float(empty.sums["pixel"]) == 0
+    raw = RASPPRaw(torch.randn(2, 3, 3, 4))
+    size = (33, 49)
+    labels = torch.randint(0, 3, (2, *size), dtype=torch.uint8)
+    plain = RASPP(SPECS, 3).loss(raw, LabelTargets(labels), size)["pixel"]
+    enlarged = F.interpolate(raw.logits, size, mode="bilinear", align_corners=True)
+    torch.testing.assert_close(plain.sum / plain.count, F.cross_entropy(enlarged, labels.long()))
+    weighted = RASPP(SPECS, 3, class_weights=(1.0, 2.0, 3.0)).loss(raw, LabelTargets(labels), size)["pixel"]
+    assert int(weighted.count) == sum((k + 1) * int((labels == k).sum()) for k in range(3))
+    hard = RASPP(SPECS, 3, hardest=0.5).loss(raw, LabelTargets(labels), size)["pixel"]
+    assert int(hard.count) == 2 * math.ceil(33 * 49 / 2)
+    empty = RASPP(SPECS, 3).loss(raw, LabelTargets(torch.full_like(labels, VOID)), size)["pixel"]
+    assert int(empty.count) == float(empty.sum) == 0
 
 
 def test_bad_arguments_are_explained() -> None:

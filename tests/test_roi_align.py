@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import MultiScaleRoIAlign
 
-from detseg.roi_align import _by_kernel, _by_matrix_products, _levels, roi_align
+from detseg.ops.roi_align import _by_kernel, _by_matrix_products, _levels, roi_align
 
 SIZE = (192, 320)
 Way = Callable[..., Tensor]
@@ -68,7 +68,8 @@ def test_equals_torchvision(way: Way, strides: tuple[int, ...], outside: float) 
     found = way(maps, regions, strides=strides[:num_levels], size=7)
     # Neighbouring float32 numbers around 80 cells are 8e-6 apart, and values differ by up to 8 from cell to cell.
     torch.testing.assert_close(found, _torchvision(maps, regions), rtol=0, atol=6e-5)
-    torch.testing.assert_close(roi_align(maps, regions, strides=strides), found, rtol=0, atol=6e-5)
+    for static in (False, True):
+        torch.testing.assert_close(roi_align(maps, regions, strides=strides, static=static), found, rtol=0, atol=6e-5)
 
 
 def test_regions_without_area_are_pooled_from_the_finest_map() -> None:
@@ -93,19 +94,23 @@ def test_gradients_are_equal() -> None:
 class Pooled(nn.Module):
     """RoIAlign as a module, which is what torch exports."""
 
+    def __init__(self, *, static: bool) -> None:
+        super().__init__()
+        self.static = static
+
     def forward(self, fine: Tensor, coarse: Tensor, regions: Tensor) -> Tensor:
-        return roi_align((fine, coarse), regions, strides=(16, 32))
+        return roi_align((fine, coarse), regions, strides=(16, 32), static=self.static)
 
 
 def test_exported_strictly_it_gives_the_same_without_torchvisions_kernel() -> None:
     given = (*_maps((16, 32), images=1), _regions(9, images=1))
-    exported = torch.export.export(Pooled(), given, strict=True)
+    exported = torch.export.export(Pooled(static=True), given, strict=True)
     assert "torchvision" not in str(exported.graph)
     other = (*_maps((16, 32), images=1), _regions(9, images=1, outside=0.2))
     for values in (given, other):
-        torch.testing.assert_close(exported.module()(*values), Pooled()(*values), rtol=0, atol=2e-5)
+        torch.testing.assert_close(exported.module()(*values), Pooled(static=False)(*values), rtol=0, atol=2e-5)
 
 
-def test_maps_that_are_no_pyramid_are_our_mistake() -> None:
+def test_maps_that_are_no_pyramid_fail_an_assertion() -> None:
     with pytest.raises(AssertionError, match=r"\(8, 32\)"):
         roi_align(_maps((8, 32)), _regions(3), strides=(8, 32))

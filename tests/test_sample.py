@@ -1,4 +1,4 @@
-"""The generated data set: what COCO's own reader makes of it, that it repeats, and that it appears whole or not."""
+"""The generated data set: what COCO's own reader makes of it, that it repeats, and that it appears complete or not."""
 
 import contextlib
 import hashlib
@@ -19,9 +19,9 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
 from detseg.data import sample
+from detseg.data.layouts import read_labels
 from detseg.data.sample import CATEGORIES, LABELS, Mask, Thing, draw_scene, generate_sample
-from detseg.data.segmentation import read_labels
-from detseg.interfaces import Pixels
+from detseg.structures import Pixels
 
 # pycocotools' decode is older than numpy 2.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")

@@ -17,18 +17,19 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+import torch
 from pycocotools import mask
 from pycocotools.coco import COCO
 
+from detseg.api import load_model
 from detseg.checkpoint import load
 from detseg.config import load as load_config
 from detseg.data.images import read_image
-from detseg.data.segmentation import read_labels
-from detseg.interfaces import ImageLabels
+from detseg.data.layouts import read_labels
 from detseg.metrics.mean_iou import MeanIoU
 from detseg.predict import predict_image
+from detseg.structures import ImageLabels
 from detseg.train import fit
-from detseg.trained import load_trained
 from tests import tiny_segmenter
 from tests.conftest import ROOT
 
@@ -103,8 +104,9 @@ def test_evaluation_shows_and_writes_everything(place: Path, capsys: pytest.Capt
     for record in json.loads(Path("results.json").read_text()):
         k = tiny_segmenter.CLASSES.source_ids.index(record["category_id"])
         labels[record["image_id"]][decoded(record["segmentation"])] = k
-    metric = MeanIoU(index.relabel(tiny_segmenter.CLASSES))
-    metric.update([ImageLabels(*item) for item in labels.items()])
+    index = index.relabel(tiny_segmenter.CLASSES)
+    metric, truths = MeanIoU(index), [torch.from_numpy(index.labels(i, index.size(i))) for i in range(len(index))]
+    metric.update([ImageLabels(*item) for item in labels.items()], truths)
     assert metric.compute() == reference
 
 
@@ -130,7 +132,7 @@ def test_prediction_leaves_pictures_run_lengths_and_label_maps(
     assert re.search(rf"^photos/{name}: \d+% (dark|bright), \d+% (dark|bright)$", out, re.MULTILINE)
     assert out.rstrip().endswith("images.json are in predictions, label maps in labels")
 
-    model = load_trained(load_config(Path("shades.py")), Path("run/best.pt")).predictor.ready()
+    model = load_model(Path("shades.py"), Path("run/best.pt")).network
     images = COCO("predictions/images.json")
     results = json.loads(Path("predictions/predictions.json").read_text())
     for image in images.loadImgs(images.getImgIds()):
@@ -191,10 +193,10 @@ def test_two_processes_count_every_pixel_once(place: Path) -> None:
     one = fit(load_config(Path("shades.py"), overrides), Path("data/shades"), out=Path("one"))
     two = load(Path("two/last.pt"))
     assert two.numbers == pytest.approx(one.numbers, abs=2e-3), "the weights differ in their last digits"
-    trained = load_trained(load_config(Path("shades.py")), Path("two/last.pt"))
+    trained = load_model(Path("shades.py"), Path("two/last.pt"))
     index = read_labels(Path("data/shades"), "val")
-    metric = MeanIoU(index)
-    network, task = trained.predictor.ready(), trained.config.experiment.task
+    metric, task = MeanIoU(index), trained.config.experiment.task
     for i, image_id in enumerate(index.image_ids.tolist()):
-        metric.update([predict_image(network, task, read_image(index.path(i)), image_id=image_id)])
+        found = predict_image(trained.network, task, read_image(index.path(i)), image_id=image_id)
+        metric.update([found], [torch.from_numpy(index.labels(i, index.size(i)))])
     assert metric.compute() == pytest.approx(two.numbers, abs=1e-3)

@@ -1,4 +1,4 @@
-"""SSD: the paper's exact cost, torchvision's SSD gives the same, and what a crowd and an empty image teach."""
+"""SSD: the paper's exact cost, torchvision's SSD gives the same, and what is learnt from a crowd and an empty image."""
 
 from __future__ import annotations
 
@@ -15,19 +15,21 @@ from torchvision.models.detection.anchor_utils import DefaultBoxGenerator
 from torchvision.ops import box_iou
 
 from detseg import config
-from detseg.anchors import AnchorRaw, SSDAnchors
 from detseg.backbones.mobilenet_v2 import mobilenet_v2
 from detseg.cost import count_macs, count_parameters
 from detseg.data.coco import COCO_80
-from detseg.data.transforms import Stretch
-from detseg.interfaces import BoxTargets, Classes, FeatureSpec, Placement, Sample, Source
+from detseg.interfaces import FeatureSpec
 from detseg.model import Predictor
-from detseg.tasks import Detection
+from detseg.ops.anchors import AnchorRaw, SSDAnchors
+from detseg.resize import Stretch
+from detseg.structures import BoxTargets, Classes
+from detseg.tasks.detection import Detection
 from heads.ssd import SSD
 
 from .conftest import ROOT
 
 SIZE = (96, 160)
+MAPS = [(6, 10), (3, 5), (2, 3), (1, 2), (1, 1), (1, 1)]
 CLASSES = Classes(names=("cat", "dog", "cow"), source_ids=(3, 5, 9))
 EVERYWHERE = (0.0, 0.0, 160.0, 96.0)
 
@@ -36,7 +38,7 @@ def test_the_head_alone_costs_what_table_5_of_the_v2_paper_says() -> None:
     backbone = mobilenet_v2(taps=("c4.expansion", "c5"))
     head = SSD(backbone.specs, 80, anchors=SSDAnchors(three_on_first=True))
     features = {"c4.expansion": torch.empty(1, 576, 20, 20), "c5": torch.empty(1, 1280, 10, 10)}
-    macs = count_macs(head, features, (320, 320))
+    macs = count_macs(head, features)
     assert count_parameters(head) == 14_776_629
     assert macs == 1_259_068_672
     assert round(14_776_629 / 1e6, 1) == 14.8
@@ -90,7 +92,7 @@ class _Maps(nn.Module):
         return OrderedDict((str(k), x) for k, x in enumerate(maps))
 
 
-def _peer(predictor: Predictor, task: Detection) -> Any:
+def _reference(predictor: Predictor, task: Detection) -> Any:
     """torchvision's SSD with its own head, anchors, decoding and loss, on our maps and with our predictors' weights."""
     head = predictor.head
     assert isinstance(head, SSD)
@@ -98,11 +100,12 @@ def _peer(predictor: Predictor, task: Detection) -> Any:
                for theirs, ours in (("classification_head", head.classify), ("regression_head", head.locate))
                for key, tensor in ours.state_dict().items()}
     channels = [layer.in_channels for layer in head.classify.children() if isinstance(layer, nn.Conv2d)]
-    peer_head = torchvision_ssd.SSDHead(channels, [6] * 6, len(CLASSES) + 1)
-    peer_head.load_state_dict(weights)
+    reference_head = torchvision_ssd.SSDHead(channels, [6] * 6, len(CLASSES) + 1)
+    reference_head.load_state_dict(weights)
     return torchvision_ssd.SSD(
         _Maps(predictor), DefaultBoxGenerator([[2, 3]] * 6, min_ratio=0.2, max_ratio=0.95, clip=False),
-        (SIZE[1], SIZE[0]), len(CLASSES) + 1, head=peer_head, image_mean=[0.5, 0.5, 0.5], image_std=[0.25, 0.3, 0.2],
+        (SIZE[1], SIZE[0]), len(CLASSES) + 1, head=reference_head,
+        image_mean=[0.5, 0.5, 0.5], image_std=[0.25, 0.3, 0.2],
         score_thresh=task.score_threshold, nms_thresh=task.iou_threshold, topk_candidates=task.per_class,
         detections_per_img=task.max_detections).eval()
 
@@ -110,14 +113,15 @@ def _peer(predictor: Predictor, task: Detection) -> Any:
 def test_detections_equal_torchvision() -> None:
     task = Detection(score_threshold=0.05, iou_threshold=0.5, per_class=100, max_detections=50)
     predictor = _used(_predictor())
-    peer = _peer(predictor, task)
+    reference = _reference(predictor, task)
     images = torch.rand(3, 3, 1, 1) * torch.rand(3, 3, *SIZE)
     with torch.inference_mode():
         raw: AnchorRaw = predictor(images * 255)
-        found = task.finish(predictor.head.decode(raw))
-        theirs = peer(list(images))
-        outputs = peer.head(list(peer.backbone(peer.transform(list(images))[0].tensors).values()))
-    for mine, other in ((raw.logits, outputs["cls_logits"]), (raw.deltas, outputs["bbox_regression"])):
+        found = task.postprocess(predictor.head.decode(raw, SIZE))
+        theirs = reference(list(images))
+        outputs = reference.head(list(reference.backbone(reference.transform(list(images))[0].tensors).values()))
+    logits, deltas = raw.rows(len(CLASSES) + 1)
+    for mine, other in ((logits, outputs["cls_logits"]), (deltas, outputs["bbox_regression"])):
         torch.testing.assert_close(mine, other, rtol=0, atol=2e-5 * float(other.abs().max()))
     assert found.num_valid.tolist() == [len(rows["scores"]) for rows in theirs]
     assert min(found.num_valid.tolist()) > 10
@@ -131,50 +135,55 @@ def test_detections_equal_torchvision() -> None:
 
 def _targets(*images: list[tuple[tuple[float, float, float, float], int, bool]]) -> BoxTargets:
     """Box, label and crowd flag of each object by image, padded as a batch."""
-    samples = []
+    targets = []
     for image in images:
         boxes, labels, crowd = zip(*image, strict=True) if image else ((), (), ())
-        targets = BoxTargets(torch.tensor(boxes).view(-1, 4), torch.tensor(labels, dtype=torch.int64),
-                             torch.tensor(crowd, dtype=torch.bool))
-        samples.append(Sample(torch.zeros(3, *SIZE), targets, Source(0, SIZE, Placement(1, 1, 0, 0))))
-    return Detection().collate(samples).targets
+        targets.append(BoxTargets(torch.tensor(boxes).view(-1, 4), torch.tensor(labels, dtype=torch.int64),
+                                  torch.tensor(crowd, dtype=torch.bool)))
+    return Detection().collate_targets(targets, SIZE)
 
 
 def test_the_loss_equals_torchvision() -> None:
     predictor = _used(_predictor(min_negatives=0))
-    peer = _peer(predictor, Detection())
+    reference = _reference(predictor, Detection())
     targets = _targets([((10, 10, 70, 60), 0, False), ((90, 20, 150, 90), 2, False)], [((40, 5, 60, 90), 1, False)], [])
     given = [{"boxes": boxes[labels >= 0], "labels": labels[labels >= 0] + 1}
              for boxes, labels in zip(targets.boxes, targets.labels, strict=True)]
+    anchors = SSDAnchors(clip_sizes=False)(MAPS, SIZE, device=predictor.device)
     with torch.no_grad():
         raw: AnchorRaw = predictor(torch.rand(3, 3, 1, 1) * 255 * torch.rand(3, 3, *SIZE))
-        matched = [SSDMatcher(0.5)(box_iou(one["boxes"], raw.anchors)) if len(one["boxes"])
-                   else torch.full((len(raw.anchors),), -1) for one in given]
-        theirs = peer.compute_loss(
-            given, {"cls_logits": raw.logits, "bbox_regression": raw.deltas}, [raw.anchors] * 3, matched)
-        ours = predictor.head.loss(raw, targets)
-    assert int(ours.divisor) == sum(int((index >= 0).sum()) for index in matched)
-    torch.testing.assert_close(ours.sums["class"] / ours.divisor, theirs["classification"], rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(ours.sums["box"] / ours.divisor, theirs["bbox_regression"], rtol=1e-5, atol=1e-6)
+        matched = [SSDMatcher(0.5)(box_iou(one["boxes"], anchors)) if len(one["boxes"])
+                   else torch.full((len(anchors),), -1) for one in given]
+        logits, deltas = raw.rows(len(CLASSES) + 1)
+        theirs = reference.compute_loss(
+            given, {"cls_logits": logits, "bbox_regression": deltas}, [anchors] * 3, matched)
+        ours = predictor.head.loss(raw, targets, SIZE)
+    assert ours.keys() == {"class", "box"}
+    number = sum(int((index >= 0).sum()) for index in matched)
+    assert [int(term.count) for term in ours.values()] == [number, number]
+    torch.testing.assert_close(ours["class"].sum / number, theirs["classification"], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(ours["box"].sum / number, theirs["bbox_regression"], rtol=1e-5, atol=1e-6)
 
 
 # ------------------------------------------------------------------------------------------ what it learns from
 
 
-def _taught(predictor: Predictor, targets: BoxTargets) -> tuple[Tensor, Tensor]:
+def _with_gradient(predictor: Predictor, targets: BoxTargets) -> tuple[Tensor, Tensor]:
     """Which anchors' boxes and which anchors' scores have a gradient, [B, N] each."""
-    raw: AnchorRaw = predictor.eval()(torch.rand(len(targets.labels), 3, *SIZE) * 255)
-    raw = raw._replace(deltas=raw.deltas.detach().requires_grad_(), logits=raw.logits.detach().requires_grad_())
-    losses = predictor.head.loss(raw, targets)
-    deltas, logits = torch.autograd.grad(sum(losses.sums.values(), torch.zeros(())), (raw.deltas, raw.logits))
+    given: AnchorRaw = predictor.eval()(torch.rand(len(targets.labels), 3, *SIZE) * 255)
+    raw = AnchorRaw(deltas=tuple(x.detach().requires_grad_() for x in given.deltas),
+                    logits=tuple(x.detach().requires_grad_() for x in given.logits))
+    losses = predictor.head.loss(raw, targets, SIZE)
+    gradients = torch.autograd.grad(losses["class"].sum + losses["box"].sum, (*raw.deltas, *raw.logits))
+    logits, deltas = AnchorRaw(deltas=gradients[:len(MAPS)], logits=gradients[len(MAPS):]).rows(len(CLASSES) + 1)
     assert bool(deltas.isfinite().all())
     assert bool(logits.isfinite().all())
-    assert int((deltas != 0).any(-1).sum()) == int(losses.divisor)
+    assert int((deltas != 0).any(-1).sum()) == int(losses["class"].count) == int(losses["box"].count)
     return (deltas != 0).any(-1), (logits != 0).any(-1)
 
 
 def test_three_negatives_for_each_positive_and_three_where_there_is_none() -> None:
-    boxes, scores = _taught(_predictor(), _targets([((10, 10, 70, 60), 0, False), ((9, 9, 9, 9), 1, False)], []))
+    boxes, scores = _with_gradient(_predictor(), _targets([((10, 10, 70, 60), 0, False), ((9, 9, 9, 9), 1, False)], []))
     positives = int(boxes[0].sum())
     assert positives > 0
     assert scores.sum(1).tolist() == [4 * positives, 3]
@@ -182,13 +191,13 @@ def test_three_negatives_for_each_positive_and_three_where_there_is_none() -> No
 
 
 def test_no_object_at_all() -> None:
-    boxes, scores = _taught(_predictor(), _targets([], []))
+    boxes, scores = _with_gradient(_predictor(), _targets([], []))
     assert not boxes.any()
     assert scores.sum(1).tolist() == [3, 3]
 
 
-def test_a_crowd_teaches_nothing() -> None:
-    boxes, scores = _taught(_predictor(min_negatives=10_000), _targets(
+def test_a_crowd_is_ignored_by_the_loss_and_an_object_in_it_is_not() -> None:
+    boxes, scores = _with_gradient(_predictor(min_negatives=10_000), _targets(
         [(EVERYWHERE, 1, True)], [(EVERYWHERE, 1, True), ((10, 10, 70, 60), 0, False)]))
     assert not scores[0].any()
     assert bool(boxes[1].any())

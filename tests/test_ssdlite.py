@@ -11,30 +11,26 @@ import torch
 from torch import Tensor, nn
 
 from detseg import config
-from detseg.anchors import AnchorRaw, SSDAnchors
 from detseg.backbones.mnasnet import mnasnet_a1
 from detseg.backbones.mobilenet_v1 import mobilenet_v1
 from detseg.backbones.mobilenet_v2 import mobilenet_v2
 from detseg.backbones.mobilenet_v3 import mobilenet_v3_large, mobilenet_v3_small
 from detseg.cost import count_macs, count_parameters
 from detseg.data.coco import COCO_80
-from detseg.data.transforms import Stretch
-from detseg.interfaces import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    Backbone,
-    BoxTargets,
-    Classes,
-    FeatureSpec,
-    Losses,
-)
+from detseg.interfaces import Backbone, FeatureSpec, Losses
 from detseg.model import Predictor
+from detseg.ops import boxes
+from detseg.ops.anchors import AnchorRaw, SSDAnchors
+from detseg.resize import Stretch
+from detseg.structures import IMAGENET_MEAN, IMAGENET_STD, BoxTargets, Classes
 from heads.ssdlite import BoxLoss, ClassLoss, SSDLite
 
 from .conftest import ROOT
 
 TAPS = ("c4.expansion", "c5")
 SIZE = (96, 160)
+MAPS = [(6, 10), (3, 5), (2, 3), (1, 2), (1, 1), (1, 1)]
+NUM_ANCHORS = 6 * sum(rows * columns for rows, columns in MAPS)
 CLASSES = Classes(names=("cat", "dog", "cow"), source_ids=(3, 5, 9))
 
 
@@ -136,7 +132,7 @@ def test_the_head_alone_costs_what_table_5_of_the_v2_paper_says() -> None:
     head = SSDLite(_v2().specs, 80, anchors=SSDAnchors(three_on_first=True))
     features = {"c4.expansion": torch.empty(1, 576, 20, 20), "c5": torch.empty(1, 1280, 10, 10)}
     assert round(count_parameters(head) / 1e6, 1) == 2.1
-    assert round(count_macs(head, features, (320, 320)) / 1e9, 4) == 0.1776
+    assert round(count_macs(head, features) / 1e9, 4) == 0.1776
 
 
 # ------------------------------------------------------------------------------------------ a small one
@@ -181,12 +177,15 @@ EVERYWHERE = (0.0, 0.0, 160.0, 96.0)
 
 
 def _gradients(predictor: Predictor, targets: BoxTargets) -> tuple[Losses, Tensor, Tensor]:
-    """The losses, and what they teach each delta and each logit."""
+    """The losses, and the gradient of their sums in the rows of each delta and each logit."""
     head = predictor.head
-    raw: AnchorRaw = predictor(torch.rand(len(targets.labels), 3, *SIZE) * 255)
-    raw = raw._replace(deltas=raw.deltas.detach().requires_grad_(), logits=raw.logits.detach().requires_grad_())
-    losses = head.loss(raw, targets)
-    deltas, logits = torch.autograd.grad(sum(losses.sums.values(), torch.zeros(())), (raw.deltas, raw.logits))
+    given: AnchorRaw = predictor(torch.rand(len(targets.labels), 3, *SIZE) * 255)
+    raw = AnchorRaw(deltas=tuple(x.detach().requires_grad_() for x in given.deltas),
+                    logits=tuple(x.detach().requires_grad_() for x in given.logits))
+    losses = head.loss(raw, targets, SIZE)
+    assert losses["class"].count is losses["box"].count
+    gradients = torch.autograd.grad(losses["class"].sum + losses["box"].sum, (*raw.deltas, *raw.logits))
+    logits, deltas = AnchorRaw(deltas=gradients[:len(MAPS)], logits=gradients[len(MAPS):]).rows(head.num_outputs)
     return losses, deltas, logits
 
 
@@ -198,12 +197,13 @@ def test_it_learns(class_loss: ClassLoss, box_loss: BoxLoss) -> None:
     optimizer = torch.optim.SGD(predictor.parameters(), lr=0.02, momentum=0.9)
     history = []
     for _ in range(12):
-        losses = predictor.head.loss(predictor(images), TWO_IMAGES)
-        loss = sum(losses.sums.values(), torch.zeros(())) / losses.divisor
+        losses = predictor.head.loss(predictor(images), TWO_IMAGES, SIZE)
+        terms = [term.sum / term.count for term in losses.values()]
+        loss = torch.stack(terms).sum()
         optimizer.zero_grad()
         torch.autograd.backward(loss)
         optimizer.step()
-        history.append([float(value.detach()) for value in (loss, *losses.sums.values())])
+        history.append([float(value.detach()) for value in (loss, *terms)])
     assert all(last < 0.7 * first for first, last in zip(history[0], history[-1], strict=True)), history
     dead = [name for name, parameter in predictor.named_parameters() if parameter.grad is None]
     assert not dead
@@ -212,38 +212,49 @@ def test_it_learns(class_loss: ClassLoss, box_loss: BoxLoss) -> None:
 def test_shapes_and_ranges() -> None:
     predictor = _with_different_scores(_predictor())
     raw: AnchorRaw = predictor((torch.rand(2, 3, *SIZE) * 255).to(torch.uint8))
-    maps = [(6, 10), (3, 5), (2, 3), (1, 2), (1, 1), (1, 1)]
-    number = 6 * sum(rows * columns for rows, columns in maps)
-    assert raw.deltas.shape == (2, number, 4)
-    assert raw.logits.shape == (2, number, 4)
-    assert torch.equal(raw.anchors, SSDAnchors()(maps, SIZE, device=torch.device("cpu")))
-    assert raw.limits.tolist() == [160, 96, 160, 96]
-    dense = predictor.head.decode(raw)
-    assert dense.scores.shape == (2, number, 3)
+    assert [x.shape for x in raw.deltas] == [(2, 6 * 4, *size) for size in MAPS]
+    assert [x.shape for x in raw.logits] == [(2, 6 * 4, *size) for size in MAPS]
+    logits, deltas = raw.rows(4)
+    assert deltas.shape == (2, NUM_ANCHORS, 4)
+    assert logits.shape == (2, NUM_ANCHORS, 4)
+    dense = predictor.head.decode(raw, SIZE)
+    assert dense.scores.shape == (2, NUM_ANCHORS, 3)
     assert bool((dense.scores.sum(-1) <= 1 + 1e-6).all())
-    torch.testing.assert_close(dense.scores, raw.logits.softmax(-1)[..., 1:])
+    torch.testing.assert_close(dense.scores, logits.softmax(-1)[..., 1:])
     assert bool((dense.boxes[..., [0, 2]] <= 160).all())
     assert bool((dense.boxes[..., [1, 3]] <= 96).all())
     assert bool((dense.boxes >= 0).all())
     assert bool((dense.boxes[..., 2:] >= dense.boxes[..., :2]).all())
 
 
+def test_deltas_of_zero_mean_the_anchors() -> None:
+    predictor = _predictor().eval()
+    raw: AnchorRaw = predictor(torch.rand(2, 3, *SIZE) * 255)
+    raw = raw._replace(deltas=tuple(map(torch.zeros_like, raw.deltas)))
+    for size in (SIZE, (90, 155)):
+        anchors = boxes.clip(SSDAnchors()(MAPS, size, device=predictor.device), size)
+        for static in (False, True):
+            found = predictor.head.decode(raw, size, static=static).boxes
+            torch.testing.assert_close(found, anchors.expand(2, -1, -1), rtol=0, atol=1e-4)
+
+
 def test_rows_are_in_the_order_of_the_anchors() -> None:
     """By map, row, column and anchor: what the third map's predictors say at row 1, column 2 of 2 x 3."""
-    head = SSDLite({"c4": FeatureSpec(8, 16), "c5": FeatureSpec(12, 32)}, 4, anchors=SSDAnchors(num_maps=3),
+    anchors = SSDAnchors(num_maps=3)
+    head = SSDLite({"c4": FeatureSpec(8, 16), "c5": FeatureSpec(12, 32)}, 4, anchors=anchors,
                    extra_channels=(20,)).eval()
     for module in head.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.normal_(module.weight)
     features = {"c4": torch.rand(2, 8, 6, 10), "c5": torch.rand(2, 12, 3, 5)}
-    raw = head(features, SIZE)
+    found_logits, found_deltas = head(features).rows(5)
     last = head.extras[0](features["c5"])
     row = 6 * (60 + 15) + 6 * (1 * 3 + 2)
     deltas, logits = head.locate[2](last)[:, :, 1, 2], head.classify[2](last)[:, :, 1, 2]
-    torch.testing.assert_close(raw.deltas[:, row : row + 6], deltas.reshape(2, 6, 4))
-    torch.testing.assert_close(raw.logits[:, row : row + 6], logits.reshape(2, 6, 5))
-    centre = (raw.anchors[row, :2] + raw.anchors[row, 2:]) / 2
-    torch.testing.assert_close(centre, torch.tensor([160 * 2.5 / 3, 96 * 1.5 / 2]))
+    torch.testing.assert_close(found_deltas[:, row : row + 6], deltas.reshape(2, 6, 4))
+    torch.testing.assert_close(found_logits[:, row : row + 6], logits.reshape(2, 6, 5))
+    anchor = anchors(MAPS[:3], SIZE, device=torch.device("cpu"))[row]
+    torch.testing.assert_close((anchor[:2] + anchor[2:]) / 2, torch.tensor([160 * 2.5 / 3, 96 * 1.5 / 2]))
 
 
 def test_width_leaves_at_least_16_channels_in_the_made_maps() -> None:
@@ -256,20 +267,19 @@ def test_width_leaves_at_least_16_channels_in_the_made_maps() -> None:
 def test_focal_scores_are_sigmoids_that_start_low() -> None:
     predictor = _predictor(class_loss="focal").eval()
     raw: AnchorRaw = predictor(torch.rand(1, 3, *SIZE) * 255)
-    scores = predictor.head.decode(raw).scores
-    torch.testing.assert_close(scores, raw.logits.sigmoid()[..., 1:])
+    scores = predictor.head.decode(raw, SIZE).scores
+    torch.testing.assert_close(scores, raw.rows(4)[0].sigmoid()[..., 1:])
     assert float(scores.detach().mean()) == pytest.approx(0.01, abs=0.003)
 
 
-def test_what_a_matched_anchor_is_taught() -> None:
+def test_the_gradient_of_matched_anchors() -> None:
     """The right class goes up, all others down, background first; unmatched anchors move no box."""
     losses, deltas, logits = _gradients(_predictor().eval(), TWO_IMAGES)
-    number = int(losses.divisor)
+    number = int(losses["box"].count)
     assert number >= 4
     positive = (deltas != 0).any(-1)
     assert int(positive.sum()) == number
-    taught = logits[positive]
-    assert sorted(set((-taught).argmax(-1).tolist())) == [1, 2, 3], "label + 1"
+    assert sorted(set((-logits[positive]).argmax(-1).tolist())) == [1, 2, 3], "label + 1"
     negative = (logits != 0).any(-1) & ~positive
     assert negative.sum(1).tolist() == [3 * count for count in positive.sum(1).tolist()]
     assert bool((logits[negative].argmin(-1) == 0).all())
@@ -278,78 +288,68 @@ def test_what_a_matched_anchor_is_taught() -> None:
 def test_the_focal_loss_encodes_background_as_zeros() -> None:
     """As encode_background_as_zeros in TensorFlow's V3 configs: no anchor ever wants the background column."""
     losses, deltas, logits = _gradients(_predictor(class_loss="focal").eval(), TWO_IMAGES)
+    number = int(losses["class"].count)
     positive = (deltas != 0).any(-1)
     assert bool((logits[~positive] > 0).all())
     assert bool((logits[positive][:, 0] > 0).all())
-    assert (logits[positive] < 0).sum(1).tolist() == [1] * int(losses.divisor)
+    assert (logits[positive] < 0).sum(1).tolist() == [1] * number
     # At the prior of 0.01, (1 - p)^2 * -log(p) of each positive and next to nothing of all negatives.
-    assert float(losses.sums["class"].detach()) == pytest.approx(int(losses.divisor) * 0.75 * 0.99**2 * 4.6, rel=0.1)
+    assert float(losses["class"].sum.detach()) == pytest.approx(number * 0.75 * 0.99**2 * 4.6, rel=0.1)
 
 
 @pytest.mark.parametrize("class_loss", ["multibox", "focal"])
 @pytest.mark.parametrize("targets", [
     _targets([], []), _targets([], [((3, 3, 3, 30), 1, False), ((9, 9, 9, 9), 0, False)])],
     ids=["none", "without area"])
-def test_images_without_objects(targets: BoxTargets, class_loss: ClassLoss) -> None:
+def test_which_anchors_show_background_in_images_without_objects(targets: BoxTargets, class_loss: ClassLoss) -> None:
     losses, deltas, logits = _gradients(_predictor(class_loss=class_loss).eval(), targets)
-    assert int(losses.divisor) == 0
-    assert float(losses.sums["box"].detach()) == 0
+    assert int(losses["class"].count) == 0
+    assert float(losses["box"].sum.detach()) == 0
     assert bool((deltas == 0).all())
     assert bool(logits.isfinite().all())
-    taught = (logits != 0).any(-1).sum(1).tolist()
-    assert taught == ([3, 3] if class_loss == "multibox" else [logits.shape[1]] * 2)
+    with_gradient = (logits != 0).any(-1).sum(1).tolist()
+    assert with_gradient == ([3, 3] if class_loss == "multibox" else [NUM_ANCHORS] * 2)
 
 
 def test_min_negatives_0_is_torchvisions_silence_on_empty_images() -> None:
     losses, _, logits = _gradients(_predictor(min_negatives=0).eval(), _targets([], []))
-    assert float(losses.sums["class"].detach()) == 0
+    assert float(losses["class"].sum.detach()) == 0
     assert bool((logits == 0).all())
 
 
 @pytest.mark.parametrize("class_loss", ["multibox", "focal"])
-def test_a_crowd_teaches_nothing(class_loss: ClassLoss) -> None:
+def test_anchors_in_a_crowd_are_ignored_and_an_object_in_it_is_not(class_loss: ClassLoss) -> None:
     predictor = _predictor(class_loss=class_loss, min_negatives=10_000).eval()
     losses, deltas, logits = _gradients(predictor, _targets([(EVERYWHERE, 1, True)], [(EVERYWHERE, 1, True)]))
-    assert int(losses.divisor) == 0
+    assert int(losses["class"].count) == 0
     assert bool((deltas == 0).all())
     assert bool((logits == 0).all())
 
     right_half = (80.0, 0.0, 160.0, 96.0)
     _, _, logits = _gradients(predictor, _targets([(right_half, 1, True)], [((10, 10, 70, 60), 0, False)]))
-    anchors: Tensor = predictor(torch.zeros(1, 3, *SIZE)).anchors.clamp(min=0)
-    centres = (anchors[:, 0] + anchors[:, 2].clamp(max=160)) / 2
-    taught = (logits != 0).any(-1)
-    assert not taught[0, centres > 81].any()
-    assert bool(taught[0, centres < 79].all())
-    assert bool(taught[1].all()), "the crowd is another image's"
+    anchors = boxes.clip(SSDAnchors()(MAPS, SIZE, device=predictor.device), SIZE)
+    centres = (anchors[:, 0] + anchors[:, 2]) / 2
+    with_gradient = (logits != 0).any(-1)
+    assert not with_gradient[0, centres > 81].any()
+    assert bool(with_gradient[0, centres < 79].all())
+    assert bool(with_gradient[1].all()), "the crowd is another image's"
 
-    # An object inside the crowd is still learnt.
     both = _targets([(EVERYWHERE, 1, True), ((10, 10, 70, 60), 0, False)])
     losses, deltas, logits = _gradients(predictor, both)
-    assert int(losses.divisor) > 0
-    assert int((deltas != 0).any(-1).sum()) == int((logits != 0).any(-1).sum()) == int(losses.divisor)
+    number = int(losses["class"].count)
+    assert number > 0
+    assert int((deltas != 0).any(-1).sum()) == int((logits != 0).any(-1).sum()) == number
 
 
-def test_the_loss_is_a_sum_over_images() -> None:
-    predictor = _predictor().eval()
-    raw: AnchorRaw = predictor(torch.rand(2, 3, *SIZE) * 255)
-    whole = predictor.head.loss(raw, TWO_IMAGES)
-    parts = [predictor.head.loss(
-        raw._replace(deltas=raw.deltas[i : i + 1], logits=raw.logits[i : i + 1]),
-        BoxTargets(*(value[i : i + 1] for value in TWO_IMAGES))) for i in range(2)]
-    assert int(whole.divisor) == sum(int(part.divisor) for part in parts)
-    for name, value in whole.sums.items():
-        torch.testing.assert_close(value, torch.stack([part.sums[name] for part in parts]).sum())
-
-
-def test_folding_gives_the_same() -> None:
+def test_folding_leaves_no_norms_and_gives_the_same() -> None:
     predictor = _with_different_scores(_predictor())
     images = torch.rand(2, 3, *SIZE) * 255
+    folded = predictor.folded()
     with torch.inference_mode():
-        plain, folded = predictor(images), predictor.folded()(images)
-    assert not [module for module in predictor.folded().modules() if isinstance(module, nn.BatchNorm2d)]
-    for one, other in zip(plain, folded, strict=True):
-        torch.testing.assert_close(other, one, rtol=1e-4, atol=1e-4 * float(one.abs().max()))
+        plain, other = predictor(images), folded(images)
+    assert not [module for module in folded.modules() if isinstance(module, nn.BatchNorm2d)]
+    for wanted, found in zip(plain.rows(4), other.rows(4), strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4 * float(wanted.abs().max()))
 
 
 @pytest.mark.parametrize(("classes", "options", "message"), [
@@ -365,8 +365,8 @@ def test_bad_arguments_are_explained(classes: int, options: dict[str, Any], mess
 def test_fewer_maps() -> None:
     head = SSDLite({"c4": FeatureSpec(8, 16), "c5": FeatureSpec(12, 32)}, 2, anchors=SSDAnchors(num_maps=3),
                    extra_channels=(20,))
-    raw = head({"c4": torch.rand(1, 8, 6, 10), "c5": torch.rand(1, 12, 3, 5)}, SIZE)
-    assert raw.logits.shape == (1, 6 * (60 + 15 + 6), 3)
+    raw = head({"c4": torch.rand(1, 8, 6, 10), "c5": torch.rand(1, 12, 3, 5)})
+    assert raw.rows(3)[0].shape == (1, 6 * (60 + 15 + 6), 3)
     assert len(head.class_layers) == 3
     layers = dict(head.named_modules())
     for name in head.class_layers:

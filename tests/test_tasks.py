@@ -12,62 +12,49 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from detseg.data.transforms import KeepAspect, Letterbox, Stretch
-from detseg.interfaces import (
-    IMAGENET_MEAN,
+from detseg.interfaces import Source
+from detseg.ops.suppression import suppress
+from detseg.resize import KeepAspect, Letterbox, Placement, Resize, Stretch
+from detseg.structures import (
     VOID,
     BoxTargets,
-    Classes,
     DenseBoxes,
     DenseLogits,
     Detections,
-    ImageDetections,
-    ImageLabels,
     LabelMaps,
     LabelPixels,
     LabelTargets,
-    Placement,
-    Resize,
-    Sample,
     Size,
-    Source,
 )
-from detseg.suppression import suppress
-from detseg.tasks import Detection, Segmentation
-
-CLASSES = Classes(names=("cat", "dog"), source_ids=(17, 18))
+from detseg.tasks.detection import Detection
+from detseg.tasks.segmentation import Segmentation
 
 
-def _sample(number: int, *, image_id: int = 1, dtype: torch.dtype = torch.uint8) -> Sample[BoxTargets]:
+def _targets(number: int, *, seed: int = 0) -> BoxTargets:
     corner = torch.rand(number, 2) * 20
-    targets = BoxTargets(torch.cat((corner, corner + 5), 1), torch.arange(number), torch.arange(number) % 3 == 1)
-    source = Source(image_id, (48, 60), Placement(1, 1, 0, 0))
-    return Sample(torch.full((3, 24, 40), image_id).to(dtype), targets, source)
+    return BoxTargets(torch.cat((corner, corner + 5), 1), torch.arange(number), torch.arange(number) % 3 == 1,
+                      torch.tensor(seed))
 
 
 def test_collating_pads_to_the_fullest_image() -> None:
-    samples = [_sample(2, image_id=7), _sample(0, image_id=8), _sample(4, image_id=9)]
-    batch = Detection().collate(samples)
-    assert batch.images.shape == (3, 3, 24, 40)
-    assert batch.images.dtype == torch.uint8
-    assert batch.images[:, 0, 0, 0].tolist() == [7, 8, 9]
-    assert [source.image_id for source in batch.sources] == [7, 8, 9]
-    boxes, labels, crowd = batch.targets
+    images = [_targets(2, seed=7), _targets(0, seed=8), _targets(4, seed=9)]
+    boxes, labels, crowd, seed = Detection().collate_targets(images, (24, 40))
+    assert seed is not None
+    assert seed.tolist() == [7, 8, 9]
     assert (boxes.shape, labels.shape, crowd.shape) == ((3, 4, 4), (3, 4), (3, 4))
     assert (boxes.dtype, labels.dtype, crowd.dtype) == (torch.float32, torch.int64, torch.bool)
     assert labels.tolist() == [[0, 1, -1, -1], [-1] * 4, [0, 1, 2, 3]]
     assert crowd.tolist() == [[False, True, False, False], [False] * 4, [False, True, False, False]]
-    for row, sample in enumerate(samples):
-        number = len(sample.targets.labels)
-        assert torch.equal(boxes[row, :number], sample.targets.boxes)
+    for row, one in enumerate(images):
+        number = len(one.labels)
+        assert torch.equal(boxes[row, :number], one.boxes)
         assert not boxes[row, number:].any()
 
 
 def test_collating_images_without_objects() -> None:
-    batch = Detection().collate([_sample(0, dtype=torch.float32), _sample(0, dtype=torch.float32)])
-    assert batch.images.dtype == torch.float32
-    assert batch.targets.boxes.shape == (2, 0, 4)
-    assert batch.targets.labels.shape == batch.targets.crowd.shape == (2, 0)
+    batch = Detection().collate_targets([_targets(0), _targets(0)], (24, 40))
+    assert batch.boxes.shape == (2, 0, 4)
+    assert batch.labels.shape == batch.crowd.shape == (2, 0)
 
 
 def _finished(*images: Tensor, rows: int = 5) -> Detections:
@@ -81,21 +68,21 @@ def _finished(*images: Tensor, rows: int = 5) -> Detections:
     return found
 
 
-def test_restoring_a_stretched_image_by_hand() -> None:
+def test_to_original_from_a_stretched_image_by_hand() -> None:
     # An image 100 high and 400 wide, stretched to 200 x 200.
     source = Source(3, (100, 400), Stretch((200, 200)).place((100, 400)))
-    (found,) = Detection().restore(_finished(torch.tensor([[50.0, 20, 100, 60], [-10, 0, 300, 250]])), [source])
+    (found,) = Detection().to_original(_finished(torch.tensor([[50.0, 20, 100, 60], [-10, 0, 300, 250]])), [source])
     assert found.image_id == 3
     assert found.boxes.tolist() == [[100, 10, 200, 30], [0, 0, 400, 100]]
     assert found.scores.tolist() == pytest.approx([0.9, 0.5])
     assert found.labels.tolist() == [0, 1]
 
 
-def test_restoring_a_letterboxed_image_by_hand() -> None:
+def test_to_original_from_a_letterboxed_image_by_hand() -> None:
     # The same image in a letterbox of 200 x 200 is 50 high, between bars of 75.
     source = Source(3, (100, 400), Letterbox((200, 200)).place((100, 400)))
     boxes = torch.tensor([[50.0, 85, 100, 105], [0, 0, 200, 200], [20, 0, 60, 70]])
-    (found,) = Detection().restore(_finished(boxes), [source])
+    (found,) = Detection().to_original(_finished(boxes), [source])
     assert found.boxes.tolist() == [[100, 20, 200, 60], [0, 0, 400, 100], [40, 0, 120, 0]], "bars are outside the image"
 
 
@@ -103,7 +90,7 @@ def test_every_image_has_its_own_rows_and_placement() -> None:
     sources = [Source(1, (48, 80), Placement(0.5, 0.5, 0, 0)), Source(2, (10, 10), Placement(1, 1, 0, 0)),
                Source(9, (24, 40), Placement(1, 1, 4, 0))]
     box = torch.tensor([[4.0, 6, 20, 12]])
-    found = Detection().restore(_finished(box, box[:0], box.repeat(5, 1)), sources)
+    found = Detection().to_original(_finished(box, box[:0], box.repeat(5, 1)), sources)
     assert [image.image_id for image in found] == [1, 2, 9]
     assert [len(image.boxes) for image in found] == [1, 0, 5]
     assert found[0].boxes.tolist() == [[8, 12, 40, 24]]
@@ -125,51 +112,35 @@ def _placed_boxes(draw: Any) -> tuple[Resize, Size, Tensor]:
 
 @given(_placed_boxes())
 @settings(max_examples=100, deadline=None)
-def test_restoring_undoes_placing(placed: tuple[Resize, Size, Tensor]) -> None:
+def test_to_original_undoes_placing(placed: tuple[Resize, Size, Tensor]) -> None:
     resize, size, wanted = placed
     place = resize.place(size)
     scale = torch.tensor([place.scale_x, place.scale_y] * 2)
     network = wanted * scale + torch.tensor([place.offset_x, place.offset_y] * 2)
     assert bool((network >= -0.01).all())
     assert bool((network <= torch.tensor([resize.size[1], resize.size[0]] * 2) + 0.01).all())
-    (found,) = Detection().restore(_finished(network), [Source(0, size, place)])
+    (found,) = Detection().to_original(_finished(network), [Source(0, size, place)])
     # float32 in the network's pixels, seen through the scale.
     torch.testing.assert_close(found.boxes, wanted, rtol=0, atol=1e-4 * max(1.0, float((1 / scale).max())))
     assert bool((found.boxes >= 0).all())
     assert bool((found.boxes <= torch.tensor([size[1], size[0]] * 2)).all())
 
 
-def test_finishing_is_suppression_with_the_tasks_numbers() -> None:
+def test_postprocessing_is_suppression_with_the_tasks_numbers() -> None:
     corner = torch.rand(2, 50, 2) * 40
     dense = DenseBoxes(torch.cat((corner, corner + 20), -1), torch.rand(2, 50, 3))
     task = Detection(score_threshold=0.3, iou_threshold=0.4, per_class=10, max_detections=12, candidates=150)
-    found = task.finish(dense)
+    found = task.postprocess(dense)
     wanted = suppress(
         dense, score_threshold=0.3, iou_threshold=0.4, per_class=10, max_detections=12, candidates=150)
     assert all(torch.equal(one, other) for one, other in zip(found, wanted, strict=True))
     assert found.boxes.shape == (2, 12, 4)
     assert bool((found.scores[found.labels >= 0] > 0.3).all())
-    (first, _) = task.restore(found, [Source(1, (60, 60), Placement(1, 1, 0, 0))] * 2)
+    (first, _) = task.to_original(found, [Source(1, (60, 60), Placement(1, 1, 0, 0))] * 2)
     assert first.scores.tolist() == sorted(first.scores.tolist(), reverse=True)
 
 
-def test_records_and_summary() -> None:
-    prediction = ImageDetections(5, torch.tensor([[1.0, 2, 11, 22], [0, 0, 4, 5], [0, 0, 9, 9]]),
-                                 torch.tensor([0.75, 0.5, 0.25]), torch.tensor([1, 0, 1]))
-    task = Detection()
-    records = task.records(prediction, CLASSES)
-    assert [dict(record) for record in records] == [
-        {"image_id": 5, "category_id": 18, "bbox": [1, 2, 10, 20], "score": 0.75},
-        {"image_id": 5, "category_id": 17, "bbox": [0, 0, 4, 5], "score": 0.5},
-        {"image_id": 5, "category_id": 18, "bbox": [0, 0, 9, 9], "score": 0.25}]
-    assert task.summary(prediction, CLASSES, threshold=0.2) == "2 dog, 1 cat"
-    assert task.summary(prediction, CLASSES, threshold=0.9) == "nothing"
-
-
-def test_boxes_are_no_label_image() -> None:
-    prediction = ImageDetections(5, torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64))
-    with pytest.raises(TypeError, match="Detection predicts no label maps"):
-        Detection().label_image(prediction, CLASSES)
+def test_what_kind_of_predictions_they_make() -> None:
     assert Detection.scored
     assert Segmentation.label_maps
     assert not Detection.label_maps
@@ -181,79 +152,64 @@ def test_boxes_are_no_label_image() -> None:
     ({"score_threshold": 1.0}, "got 1.0 and 0.55"),
     ({"iou_threshold": 0.0}, "got 0.001 and 0.0"),
     ({"iou_threshold": float("nan")}, "got 0.001 and nan"),
-    ({"max_detections": 0}, "need 1 <= max_detections <= candidates and 1 <= per_class, got 0, 1000 and 300"),
+    ({"max_detections": 0}, "need 1 <= max_detections <= candidates and 1 <= per_class, got 0, 300 and 300"),
     ({"max_detections": 50, "candidates": 40}, "got 50, 40 and 300"),
-    ({"per_class": 0}, "got 300, 1000 and 0"),
+    ({"per_class": 0}, "got 300, 300 and 0"),
 ])
 def test_bad_numbers_are_explained(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         Detection(**options)
 
 
-STREET = Classes(names=("road", "car", "sky"), source_ids=(7, 26, 23))
+def _labelled(size: Size, label: int) -> LabelTargets:
+    return LabelTargets(torch.full(size, label, dtype=torch.uint8))
 
 
-def _labelled(size: Size, *, image_id: int, dtype: torch.dtype = torch.uint8) -> Sample[LabelTargets]:
-    labels = torch.full(size, image_id % 3, dtype=torch.uint8)
-    source = Source(image_id, (48, 60), Placement(1, 1, 0, 0))
-    return Sample(torch.full((3, *size), image_id).to(dtype), LabelTargets(labels), source)
+def test_collating_label_maps() -> None:
+    labels = Segmentation().collate_targets([_labelled((24, 40), k) for k in (1, 2)], (24, 40)).labels
+    assert (labels.shape, labels.dtype) == ((2, 24, 40), torch.uint8)
+    assert labels[:, 0, 0].tolist() == [1, 2]
 
 
-@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
-def test_collating_label_maps(dtype: torch.dtype) -> None:
-    batch = Segmentation().collate([_labelled((24, 40), image_id=k, dtype=dtype) for k in (7, 8)])
-    assert (batch.images.shape, batch.images.dtype) == ((2, 3, 24, 40), dtype)
-    assert (batch.targets.labels.shape, batch.targets.labels.dtype) == ((2, 24, 40), torch.uint8)
-    assert batch.targets.labels[:, 0, 0].tolist() == [1, 2]
-    assert [source.image_id for source in batch.sources] == [7, 8]
-
-
-@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
-def test_collating_label_maps_of_different_sizes_adds_void_and_the_mean_colour(dtype: torch.dtype) -> None:
-    batch = Segmentation().collate([_labelled((24, 40), image_id=4, dtype=dtype),
-                                    _labelled((32, 20), image_id=5, dtype=dtype)])
-    images, labels = batch.images, batch.targets.labels
-    assert images.shape == (2, 3, 32, 40)
+def test_collating_label_maps_of_different_sizes_adds_void() -> None:
+    labels = Segmentation().collate_targets([_labelled((24, 40), 1), _labelled((32, 20), 2)], (32, 40)).labels
     assert labels.shape == (2, 32, 40)
     for row, (height, width) in enumerate(((24, 40), (32, 20))):
-        assert bool((images[row, :, :height, :width] == 4 + row).all())
-        assert bool((labels[row, :height, :width] == (4 + row) % 3).all())
+        assert bool((labels[row, :height, :width] == 1 + row).all())
         assert int((labels[row] == VOID).sum()) == 32 * 40 - height * width
-        mean = images[row, :, -1, -1] if row == 0 else images[row, :, 0, -1]
-        assert mean.tolist() == pytest.approx([255 * value for value in IMAGENET_MEAN], abs=0.51)
 
 
-def test_finishing_takes_the_highest_score_and_the_first_of_equals() -> None:
+def test_postprocessing_takes_the_highest_score_and_the_first_of_equals() -> None:
     logits = torch.tensor([[3.0, -1, 2], [1, -2, 2], [0, -1, 1]]).view(1, 3, 1, 3)
-    found = Segmentation().finish(DenseLogits(logits)).labels
+    found = Segmentation().postprocess(DenseLogits(logits)).labels
     assert found.tolist() == [[[0, 0, 0]]]
-    assert found.dtype == torch.int64
-    assert Segmentation().finish(DenseLogits(-logits)).labels.tolist() == [[[2, 1, 2]]]
+    assert found.dtype == torch.uint8
+    assert Segmentation().postprocess(DenseLogits(-logits)).labels.tolist() == [[[2, 1, 2]]]
 
 
 def _restored(labels: Any, resize: Resize, size: Size) -> LabelPixels:
-    found = LabelMaps(torch.as_tensor(labels)[None])
-    (restored,) = Segmentation().restore(found, [Source(3, size, resize.place(size))])
+    found = LabelMaps(torch.as_tensor(labels).to(torch.uint8)[None])
+    (restored,) = Segmentation().to_original(found, [Source(3, size, resize.place(size))])
     assert restored.image_id == 3
     assert restored.labels.shape == size
     assert restored.labels.dtype == np.uint8
     return restored.labels
 
 
-def test_restoring_a_stretched_label_map_by_hand() -> None:
+def test_to_original_from_a_stretched_label_map_by_hand() -> None:
     # An image 2 high and 6 wide in 4 x 3: every other row, every column twice.
     network = [[0, 1, 2], [3, 4, 5], [6, 7, 8], [9, 10, 11]]
     assert _restored(network, Stretch((4, 3)), (2, 6)).tolist() == [[3, 3, 4, 4, 5, 5], [9, 9, 10, 10, 11, 11]]
 
 
-def test_restoring_a_letterboxed_label_map_by_hand() -> None:
+def test_to_original_from_a_letterboxed_label_map_by_hand() -> None:
     # An image 3 high and 4 wide is 6 x 8 in a letterbox of 9 x 8: one row above it, two below.
     network = np.full((9, 8), 77)
     network[1:7] = np.repeat(np.repeat([[1, 2, 3, 4], [5, 6, 7, 8], [9, 10, 11, 12]], 2, axis=0), 2, axis=1)
     assert _restored(network, Letterbox((9, 8)), (3, 4)).tolist() == [[1, 2, 3, 4], [5, 6, 7, 8], [9, 10, 11, 12]]
 
 
-def test_restoring_leaves_out_what_was_added_at_the_end_by_hand() -> None:
+def test_to_original_leaves_out_what_was_added_at_the_end_by_hand() -> None:
     # An image 2 high and 3 wide becomes 4 x 6, in 8 x 8.
     network = np.full((8, 8), 77)
     network[:4, :6] = np.repeat(np.repeat([[1, 2, 3], [4, 5, 6]], 2, axis=0), 2, axis=1)
@@ -261,9 +217,9 @@ def test_restoring_leaves_out_what_was_added_at_the_end_by_hand() -> None:
 
 
 def test_every_label_map_has_its_own_size_and_placement() -> None:
-    labels = torch.arange(2 * 4 * 6).view(2, 4, 6)
+    labels = torch.arange(2 * 4 * 6, dtype=torch.uint8).view(2, 4, 6)
     sources = [Source(9, (4, 6), Placement(1, 1, 0, 0)), Source(2, (2, 2), Placement(1, 1, 1, 3))]
-    first, second = Segmentation().restore(LabelMaps(labels), sources)
+    first, second = Segmentation().to_original(LabelMaps(labels), sources)
     assert (first.image_id, second.image_id) == (9, 2)
     assert first.labels.tolist() == labels[0].tolist()
     assert second.labels.tolist() == labels[1, 1:3, 3:5].tolist()
@@ -280,7 +236,7 @@ def _resized(draw: Any) -> tuple[Resize, Size]:
 
 @given(_resized())
 @settings(max_examples=150, deadline=None)
-def test_restoring_undoes_placing_to_the_pixel(resized: tuple[Resize, Size]) -> None:
+def test_to_original_undoes_placing_to_the_pixel(resized: tuple[Resize, Size]) -> None:
     """Each original pixel gets the label that the network's image had where its centre came to lie."""
     resize, size = resized
     image = resize.apply(np.zeros((*size, 3), dtype=np.uint8))
@@ -301,7 +257,7 @@ def test_restoring_undoes_placing_to_the_pixel(resized: tuple[Resize, Size]) -> 
 
 @given(_resized(), st.integers(0, 1))
 @settings(max_examples=60, deadline=None)
-def test_restoring_lies_where_the_image_lies(resized: tuple[Resize, Size], axis: int) -> None:
+def test_to_original_lies_where_the_image_lies(resized: tuple[Resize, Size], axis: int) -> None:
     """A network that sees bright and dark gives back the two halves of the picture."""
     resize, size = resized
     edge = size[axis] // 2
@@ -312,39 +268,3 @@ def test_restoring_lies_where_the_image_lies(resized: tuple[Resize, Size], axis:
     scale = resize.place(size)[axis]
     wrong = (found != (picture[..., 0] > 0)).sum(axis=axis).max()
     assert wrong <= 0.5 / scale + 1.0
-
-
-def test_records_summary_label_image_and_picture_of_a_label_map() -> None:
-    labels = np.zeros((20, 30), dtype=np.uint8)
-    labels[:, 12:] = 2
-    labels[0, 0] = 1
-    prediction, task = ImageLabels(5, labels), Segmentation()
-    assert task.summary(prediction, STREET, threshold=0.4) == "60% sky, 40% road", "a speck is left out"
-    assert [(record["image_id"], record["category_id"]) for record in task.records(prediction, STREET)] == [
-        (5, 7), (5, 26), (5, 23)]
-    stored = task.label_image(prediction, STREET)
-    assert stored is not None
-    assert stored.dtype == np.uint8
-    assert (stored[0, 0], stored[0, 1], stored[5, 20]) == (26, 7, 23)
-    image = np.full((20, 30, 3), 90, dtype=np.uint8)
-    picture = task.draw(image, prediction, STREET, threshold=0.0)
-    assert np.array_equal(picture, task.draw(image, prediction, STREET, threshold=1.0)), "label maps have no scores"
-    assert not np.array_equal(picture, image)
-
-
-def test_a_summary_of_many_small_classes_names_the_largest() -> None:
-    classes = Classes(tuple(f"class {k}" for k in range(250)), tuple(range(250)))
-    labels = np.arange(500, dtype=np.int64).reshape(1, 500) % 250
-    labels[0, 3] = 7
-    found = Segmentation().summary(ImageLabels(1, labels.astype(np.uint8)), classes, threshold=0.4)
-    assert found == "1% class 7"
-
-
-def test_class_ids_that_no_label_image_holds() -> None:
-    classes = Classes(("a", "b", "c"), (7, 256, -1))
-    prediction = ImageLabels(1, np.zeros((2, 2), dtype=np.uint8))
-    with pytest.raises(ValueError, match=r"label images hold ids of 0 to 255, the classes have 256, -1; predictions"):
-        Segmentation().label_image(prediction, classes)
-    many = Classes(tuple(f"class {k}" for k in range(9)), tuple(range(300, 309)))
-    with pytest.raises(ValueError, match=r"the classes have 300, 301, 302, 303, 304, \.\.\.; predictions"):
-        Segmentation().label_image(prediction, many)

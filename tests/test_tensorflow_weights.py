@@ -13,14 +13,16 @@ from torch import Tensor, nn
 
 from detseg import config
 from detseg.backbones.mobilenet_v2 import mobilenet_v2
-from detseg.data.segmentation import SegmentationDataset, read_labels
-from detseg.data.transforms import Letterbox
+from detseg.data.layouts import read_labels
+from detseg.data.segmentation import SegmentationDataset
 from detseg.data.voc import VOC_21
 from detseg.evaluate import evaluate
-from detseg.interfaces import IMAGENET_MEAN, IMAGENET_STD, Placement, Resize, Size
 from detseg.layers import ConvNormAct
+from detseg.metrics.mean_iou import MeanIoU
 from detseg.model import Predictor
-from detseg.tasks import Segmentation
+from detseg.resize import Letterbox, Placement, Resize
+from detseg.structures import IMAGENET_MEAN, IMAGENET_STD, Size
+from detseg.tasks.segmentation import Segmentation
 from detseg.weights.load import load_weights
 from heads.lraspp import LRASPP
 from heads.raspp import RASPP
@@ -157,15 +159,15 @@ class _TopLeft(Letterbox):
 @pytest.mark.real
 @pytest.mark.slow
 @pytest.mark.parametrize(("resize", "expected"), [
-    (_TopLeft((513, 513), fill=127), 0.545),
+    (_TopLeft((513, 513), fill=(127, 127, 127)), 0.545),
     (None, 0.560),
 ], ids=["at the top left", "between the config's bars"])
 def test_the_published_network_on_real_images(shared: Path, resize: Resize | None, expected: float) -> None:
     predictor = config.load(ROOT / "configs" / "raspp_v2.py", ["model.output_stride=8"]).build_model(VOC_21)
     load_weights(predictor, str(shared / "weights" / PUBLISHED))
     predictor.resize = resize or predictor.resize
-    index = read_labels(shared / "data" / "coco_mini", "val")
-    dataset = SegmentationDataset(index.relabel(VOC_21), predictor.resize)
+    index = read_labels(shared / "data" / "coco_mini", "val").relabel(VOC_21)
+    dataset = SegmentationDataset(index, predictor.resize)
     assert len(dataset) == 84
-    numbers = evaluate(predictor, Segmentation(), dataset, batch_size=2, workers=0).numbers
+    numbers = evaluate(predictor, Segmentation(), dataset, metric=MeanIoU(index), batch_size=2, workers=0).numbers
     assert numbers["mIoU_present"] == pytest.approx(expected, abs=0.005)

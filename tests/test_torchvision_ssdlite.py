@@ -15,45 +15,45 @@ from torchvision.ops import box_iou
 from detseg import config
 from detseg.data.coco import COCO_90
 from detseg.data.images import read_image
-from detseg.interfaces import BoxTargets, ImageDetections, Pixels, Placement, Sample, Source
 from detseg.model import Predictor
 from detseg.predict import predict_image
-from detseg.tasks import Detection
+from detseg.structures import BoxTargets, ImageDetections, Pixels
+from detseg.tasks.detection import Detection
 from detseg.weights.load import load_weights
 from heads.ssdlite import SSDLite
 
 from .conftest import ROOT
 
 
-def _peer(*, how: str) -> Any:
+def _reference(*, how: str) -> Any:
     """torchvision's detector: "initial" as it is built, "trained" with statistics and scores that differ by image."""
     torch.manual_seed(1)
-    peer: Any = ssdlite320_mobilenet_v3_large(weights=None, weights_backbone=None)
+    reference: Any = ssdlite320_mobilenet_v3_large(weights=None, weights_backbone=None)
     if how == "initial":
-        return peer.eval()
-    for module in peer.modules():
+        return reference.eval()
+    for module in reference.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out")
         elif isinstance(module, nn.BatchNorm2d):
             module.momentum = 0.3  # a few steps suffice for statistics under which activations do not vanish
-    peer.train()
-    optimizer = torch.optim.SGD(peer.parameters(), lr=1e-3, momentum=0.9)
+    reference.train()
+    optimizer = torch.optim.SGD(reference.parameters(), lr=1e-3, momentum=0.9)
     for _ in range(4):
         images = [torch.rand(3, 1, 1) * torch.rand(3, 200, 300) for _ in range(8)]
         boxes = torch.tensor([[10.0, 20.0, 150.0, 180.0], [50.0, 60.0, 260.0, 120.0]])
-        losses = peer(images, [{"boxes": boxes, "labels": torch.tensor([1, 5])}] * 8)
+        losses = reference(images, [{"boxes": boxes, "labels": torch.tensor([1, 5])}] * 8)
         optimizer.zero_grad()
         sum(losses.values()).backward()
         optimizer.step()
     with torch.no_grad():  # few steps teach little: let the scores differ, as those of a trained network do
-        for predictor in peer.head.classification_head.module_list:
+        for predictor in reference.head.classification_head.module_list:
             predictor[1].weight.mul_(50)
-    return peer.eval()
+    return reference.eval()
 
 
-def _ours(peer: nn.Module, folder: Path) -> Predictor:
+def _ours(reference: nn.Module, folder: Path) -> Predictor:
     file = folder / "ssdlite320_mobilenet_v3_large_coco-random.pth"
-    torch.save(peer.state_dict(), file)
+    torch.save(reference.state_dict(), file)
     predictor = config.load(ROOT / "configs" / "ssdlite_v3_large.py").build_model(COCO_90)
     report = load_weights(predictor, str(file))
     assert report.left_over == ()
@@ -61,14 +61,14 @@ def _ours(peer: nn.Module, folder: Path) -> Predictor:
     return predictor.eval()
 
 
-def _theirs(peer: nn.Module, image: Pixels) -> dict[str, Tensor]:
+def _theirs(reference: nn.Module, image: Pixels) -> dict[str, Tensor]:
     with torch.inference_mode():
-        found: list[dict[str, Tensor]] = peer([torch.from_numpy(image).permute(2, 0, 1).float() / 255])
+        found: list[dict[str, Tensor]] = reference([torch.from_numpy(image).permute(2, 0, 1).float() / 255])
     return found[0]
 
 
 def _unmatched(found: ImageDetections, theirs: dict[str, Tensor]) -> int:
-    """How many of torchvision's detections have no twin here: same label, score to 1e-4, box to 1e-4 of 640."""
+    """How many of torchvision's detections have no match here: same label, score to 1e-4, box to 1e-4 of 640."""
     near = ((found.labels[:, None] + 1 == theirs["labels"])
             & ((found.scores[:, None] - theirs["scores"]).abs() < 1e-4)
             & ((found.boxes[:, None] - theirs["boxes"]).abs().amax(-1) < 1e-4 * 640))
@@ -78,14 +78,14 @@ def _unmatched(found: ImageDetections, theirs: dict[str, Tensor]) -> int:
 @pytest.mark.real
 @pytest.mark.parametrize("folded", [False, True])
 def test_detections_equal_torchvision_on_real_images(shared: Path, tmp_path: Path, folded: bool) -> None:
-    peer = _peer(how="trained")
-    predictor = _ours(peer, tmp_path)
+    reference = _reference(how="trained")
+    predictor = _ours(reference, tmp_path)
     predictor = predictor.folded() if folded else predictor
     files = sorted((shared / "data" / "coco_mini" / "val2017").glob("*.jpg"))[:12]
     images = [read_image(file) for file in files]
     assert len({image.shape for image in images}) > 4
     for image in images:
-        found, theirs = predict_image(predictor, Detection(), image), _theirs(peer, image)
+        found, theirs = predict_image(predictor, Detection(), image), _theirs(reference, image)
         assert len(found.scores) == len(theirs["scores"]) == 300
         assert len(set(theirs["scores"].tolist())) > 100, "too many ties to compare anything"
         # Folding and the number of threads move the last digits, and this network gives neighbouring anchors scores
@@ -96,24 +96,28 @@ def test_detections_equal_torchvision_on_real_images(shared: Path, tmp_path: Pat
 @pytest.mark.real
 def test_raw_outputs_equal_torchvision_where_scores_tie(shared: Path, tmp_path: Path) -> None:
     """An untrained network gives one score to all; which rows come first is then arbitrary, the outputs are not."""
-    peer = _peer(how="initial")
-    predictor = _ours(peer, tmp_path)
+    reference = _reference(how="initial")
+    predictor = _ours(reference, tmp_path)
     image = read_image(sorted((shared / "data" / "coco_mini" / "val2017").glob("*.jpg"))[0])
     with torch.inference_mode():
-        given, _ = peer.transform([torch.from_numpy(image).permute(2, 0, 1).float() / 255])
-        features = list(peer.backbone(given.tensors).values())
-        theirs, anchors = peer.head(features), peer.anchor_generator(given, features)[0]
+        given, _ = reference.transform([torch.from_numpy(image).permute(2, 0, 1).float() / 255])
+        features = list(reference.backbone(given.tensors).values())
+        theirs, anchors = reference.head(features), reference.anchor_generator(given, features)[0]
         raw = predictor(torch.from_numpy(predictor.resize.apply(image)).permute(2, 0, 1)[None])
-    torch.testing.assert_close(raw.logits, theirs["cls_logits"], rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(raw.deltas, theirs["bbox_regression"], rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(raw.anchors, anchors, rtol=0, atol=1e-4)
+    head = predictor.head
+    assert isinstance(head, SSDLite)
+    logits, deltas = raw.rows(head.num_outputs)
+    own_anchors = head.anchors([(x.shape[2], x.shape[3]) for x in raw.logits], (320, 320), device=logits.device)
+    torch.testing.assert_close(logits, theirs["cls_logits"], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(deltas, theirs["bbox_regression"], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(own_anchors, anchors, rtol=0, atol=1e-4)
     found = predict_image(predictor, Detection(), image)
-    torch.testing.assert_close(found.scores, _theirs(peer, image)["scores"], rtol=0, atol=1e-4)
+    torch.testing.assert_close(found.scores, _theirs(reference, image)["scores"], rtol=0, atol=1e-4)
 
 
 def test_the_loss_equals_torchvision(tmp_path: Path) -> None:
-    peer = _peer(how="trained")
-    predictor = _ours(peer, tmp_path)
+    reference = _reference(how="trained")
+    predictor = _ours(reference, tmp_path)
     head = predictor.head
     assert isinstance(head, SSDLite)
     head.min_negatives = 0
@@ -121,22 +125,22 @@ def test_the_loss_equals_torchvision(tmp_path: Path) -> None:
     boxes = torch.tensor([[10.0, 20.0, 150.0, 180.0], [50.0, 60.0, 260.0, 120.0], [5.0, 5.0, 30.0, 20.0]])
     targets = [{"boxes": boxes, "labels": torch.tensor([1, 5, 90])}, {"boxes": boxes[:1], "labels": torch.tensor([7])},
                {"boxes": boxes[:0], "labels": torch.zeros(0, dtype=torch.int64)}]
-    batch = Detection().collate([_sample(image, target) for image, target in zip(images * 255, targets, strict=True)])
+    batch = Detection().collate_targets([_box_targets(target) for target in targets], (320, 320))
     with torch.no_grad():
-        features = list(peer.backbone((images - 0.5) / 0.5).values())
-        outputs = peer.head(features)
-        anchors = [predictor(batch.images).anchors] * 3
+        features = list(reference.backbone((images - 0.5) / 0.5).values())
+        outputs = reference.head(features)
+        raw = predictor(images * 255)
+        anchors = [head.anchors([(x.shape[2], x.shape[3]) for x in raw.logits], (320, 320), device=images.device)] * 3
         matcher, matched = SSDMatcher(0.5), []
         for target in targets:
             matched.append(matcher(box_iou(target["boxes"], anchors[0])) if len(target["boxes"])
                            else torch.full((len(anchors[0]),), -1))
-        theirs = peer.compute_loss(targets, outputs, anchors, matched)
-        ours = head.loss(predictor(batch.images), batch.targets)
-    torch.testing.assert_close(ours.sums["box"] / ours.divisor, theirs["bbox_regression"], rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(ours.sums["class"] / ours.divisor, theirs["classification"], rtol=1e-4, atol=1e-5)
+        theirs = reference.compute_loss(targets, outputs, anchors, matched)
+        ours = head.loss(raw, batch, (320, 320))
+    for name, other in (("box", "bbox_regression"), ("class", "classification")):
+        torch.testing.assert_close(ours[name].sum / ours[name].count, theirs[other], rtol=1e-4, atol=1e-5)
 
 
-def _sample(image: Tensor, target: dict[str, Tensor]) -> Any:
+def _box_targets(target: dict[str, Tensor]) -> BoxTargets:
     labels = target["labels"] - 1
-    return Sample(image, BoxTargets(target["boxes"], labels, torch.zeros(len(labels), dtype=torch.bool)),
-                  Source(0, (320, 320), Placement(1, 1, 0, 0)))
+    return BoxTargets(target["boxes"], labels, torch.zeros(len(labels), dtype=torch.bool))

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from detseg.data.voc import VOC_21, read_voc, read_voc_labels, voc_list, voc_segmentation_list
-from detseg.interfaces import VOID
+from detseg.structures import VOID
 
 
 def thing(name: str, *corners: float | str, difficult: str = "<difficult>0</difficult>") -> str:

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from torchvision.models.detection import ssdlite320_mobilenet_v3_large
 
 from detseg import checkpoint, config
+from detseg.api import load_model
 from detseg.data.coco import COCO_80, COCO_90
-from detseg.interfaces import Classes
 from detseg.model import Predictor
-from detseg.trained import load_trained
+from detseg.structures import Classes
 from detseg.weights.load import DOWNLOADS, load_weights
 
 from .conftest import ROOT
@@ -77,7 +77,7 @@ Save = Callable[[object], str]
 # ------------------------------------------------------------------------------------------ backbones
 
 
-@pytest.mark.parametrize(("peer", "name", "overrides", "last", "ours"), [
+@pytest.mark.parametrize(("network", "name", "overrides", "last", "ours"), [
     ("mobilenet_v2", "ssdlite_v2", [], "features.18.0.weight", "blocks.17.conv.conv.weight"),
     ("mobilenet_v3_large", "ssdlite_v3_large", ["model.reduced_tail=false"], "features.16.0.weight",
      "blocks.15.conv.conv.weight"),
@@ -85,9 +85,9 @@ Save = Callable[[object], str]
      "blocks.11.conv.conv.weight"),
 ])
 def test_classifiers_load_as_backbones(
-    peer: str, name: str, overrides: list[str], last: str, ours: str, classifiers: dict[str, State], saved: Save
+    network: str, name: str, overrides: list[str], last: str, ours: str, classifiers: dict[str, State], saved: Save
 ) -> None:
-    predictor, state = _model(name, *overrides), classifiers[peer]
+    predictor, state = _model(name, *overrides), classifiers[network]
     before = {key: value.clone() for key, value in predictor.state_dict().items()}
     file = saved(state)
     report = load_weights(predictor, file)
@@ -152,21 +152,21 @@ def test_the_real_backbone_loads(shared: Path) -> None:
     assert all(0 < float(value.mean()) < 6 for value in features.values())
 
 
-@pytest.mark.parametrize(("peer", "name", "overrides"), [
+@pytest.mark.parametrize(("network", "name", "overrides"), [
     ("mobilenet_v2", "ssdlite_v2", []), ("mobilenet_v3_large", "ssdlite_v3_large", ["model.reduced_tail=false"])])
 def test_images_are_normalised_as_the_weights_expect(
-    peer: str, name: str, overrides: list[str], classifiers: dict[str, State], saved: Save
+    network: str, name: str, overrides: list[str], classifiers: dict[str, State], saved: Save
 ) -> None:
-    """torchvision's classifiers know ImageNet's mean and deviation; its SSDLite, trained from scratch, has -1..1."""
+    """torchvision's classifiers know ImageNet's mean and std; its SSDLite, trained from scratch, has -1..1."""
     predictor = _model(name, *overrides)
-    report = load_weights(predictor, saved(classifiers[peer]))
-    assert report.renormalised == (peer == "mobilenet_v3_large")
-    assert ("images are normalised with the mean and deviation that these" in str(report)) == report.renormalised
+    report = load_weights(predictor, saved(classifiers[network]))
+    assert report.renormalised == (network == "mobilenet_v3_large")
+    assert ("images are normalised with the mean and std that these" in str(report)) == report.renormalised
     image = torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1) * 255
     normalised = image * predictor.scale + predictor.shift
     torch.testing.assert_close(normalised, torch.zeros(1, 3, 1, 1), rtol=0, atol=1e-5)
-    deviation = torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1) * 255 * predictor.scale
-    torch.testing.assert_close(deviation, torch.ones(1, 3, 1, 1))
+    std = torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1) * 255 * predictor.scale
+    torch.testing.assert_close(std, torch.ones(1, 3, 1, 1))
 
 
 # ------------------------------------------------------------------------------------------ what does not fit
@@ -407,4 +407,4 @@ def test_a_checkpoint_of_another_network_is_refused(tmp_path: Path) -> None:
 def test_a_backbone_is_no_trained_network(classifiers: dict[str, State], saved: Save) -> None:
     file = saved(classifiers["mobilenet_v2"])
     with pytest.raises(ValueError, match=r"holds only a part of the network: \d+ tensors are not in it, head\."):
-        load_trained(config.load(ROOT / "configs" / "ssdlite_v2.py"), Path(file))
+        load_model(ROOT / "configs" / "ssdlite_v2.py", Path(file))

@@ -16,25 +16,25 @@ from torch import Tensor, nn
 from detseg.config import Data
 from detseg.interfaces import (
     Backbone,
-    Batch,
-    Classes,
     Dataset,
-    Draw,
+    EvaluationSample,
     Features,
     FeatureSpec,
     Head,
     Losses,
     Metric,
-    Pixels,
-    Placement,
-    Resize,
-    Sample,
-    Size,
+    SampleKey,
     Source,
     Task,
+    Term,
+    TrainingSample,
 )
 from detseg.layers import ConvNormAct, Norm
 from detseg.model import Predictor
+from detseg.report.pictures import draw
+from detseg.report.results import records, summary
+from detseg.resize import MEAN_COLOUR, Placement, Resize
+from detseg.structures import Classes, MetricTable, Pixels, Size
 
 SIZE = (8, 12)
 ORIGINAL_SIZE = (16, 36)
@@ -61,6 +61,9 @@ class Index:
     classes: Classes
     notes: tuple[str, ...] = ("one picture is odd",)
 
+    def __len__(self) -> int:
+        return len(self.labels)
+
     def relabel(self, classes: Classes, /) -> Self:
         position = {source_id: k for k, source_id in enumerate(classes.source_ids)}
         labels = tuple(position[self.classes.source_ids[label]] for label in self.labels)
@@ -83,6 +86,10 @@ def generate(folder: Path) -> Path:
 
 class Stretch(Resize):
     size = SIZE
+    fill = MEAN_COLOUR
+
+    def __repr__(self) -> str:
+        return "tiny.Stretch()"
 
     def place(self, original: Size) -> Placement:
         return Placement(self.size[0] / original[0], self.size[1] / original[1], 0.0, 0.0)
@@ -107,33 +114,40 @@ class Pictures(Dataset[Labels]):
     def __len__(self) -> int:
         return len(self.index.labels)
 
-    def __getitem__(self, draw: Draw) -> Sample[Labels]:
-        label = self.index.labels[draw.item]
-        bright = self.classes.names[label] == "bright"
-        image = np.random.default_rng(draw.item).normal(150 if bright else 100, 40, (3, *SIZE))
+    def training(self, key: SampleKey) -> TrainingSample[Labels]:
+        image = self._image(key.item)
         if self.augment is not None:
-            image += np.random.default_rng((self.seed, draw.epoch, draw.item)).normal(0, self.augment, (3, 1, 1))
-        pixels = torch.from_numpy(image.clip(0, 255).astype(np.uint8))
-        size = ORIGINAL_SIZE
-        source = Source(100 + draw.item, size, self.resize.place(size))
-        return Sample(pixels, Labels(torch.tensor(label)), source)
+            image += np.random.default_rng((self.seed, key.epoch, key.item)).normal(0, self.augment, (3, 1, 1))
+        return TrainingSample(_pixels(image), Labels(torch.tensor(self.index.labels[key.item])))
+
+    def evaluation(self, item: int) -> EvaluationSample:
+        source = Source(100 + item, ORIGINAL_SIZE, self.resize.place(ORIGINAL_SIZE))
+        return EvaluationSample(_pixels(self._image(item)).float(), source, self.index.labels[item])
 
     def original(self, item: int) -> Pixels:
-        image = self[Draw(0, item)].image.permute(1, 2, 0).numpy()
+        image = _pixels(self._image(item)).permute(1, 2, 0).numpy()
         return image.repeat(2, axis=0).repeat(3, axis=1)
+
+    def _image(self, item: int) -> NDArray[np.float64]:
+        bright = self.classes.names[self.index.labels[item]] == "bright"
+        return np.random.default_rng(item).normal(150 if bright else 100, 40, (3, *SIZE))
+
+
+def _pixels(image: NDArray[np.float64]) -> Tensor:
+    return torch.from_numpy(image.clip(0, 255).astype(np.uint8))
 
 
 class Accuracy(Metric[Prediction]):
     main = "accuracy"
 
-    def __init__(self, dataset: Pictures, *, per_class: bool, reference: bool) -> None:
-        self.dataset, self.per_class, self.reference = dataset, per_class, reference
+    def __init__(self, index: Index, /, *, per_class: bool = False, reference: bool = False) -> None:
+        self.index, self.per_class, self.reference = index, per_class, reference
         self.right: dict[int, bool] = {}
 
-    def update(self, predictions: Sequence[Prediction]) -> None:
-        for prediction in predictions:
+    def update(self, predictions: Sequence[Prediction], truths: Sequence[int]) -> None:
+        for prediction, label in zip(predictions, truths, strict=True):
             assert prediction.image_id not in self.right, "an image came twice"
-            label = self.dataset.index.labels[prediction.image_id - 100]
+            assert label == self.index.labels[prediction.image_id - 100]
             self.right[prediction.image_id] = int(prediction.probabilities.argmax()) == label
 
     def collected(self) -> dict[int, bool]:
@@ -143,47 +157,42 @@ class Accuracy(Metric[Prediction]):
         self.right = {image_id: right for share in collected for image_id, right in share.items()}
 
     def compute(self) -> dict[str, float]:
-        assert len(self.right) == len(self.dataset)
+        assert len(self.right) == len(self.index)
         numbers = {"accuracy": sum(self.right.values()) / len(self.right), "absent": float("nan")}
         return numbers | ({"accuracy/bright": 0.5, "reference": float(self.reference)} if self.per_class else {})
 
-    def table(self, numbers: Mapping[str, float]) -> str:
-        return "\n".join(f"{name} is {value:.3f}" for name, value in numbers.items())
+    def table(self, numbers: Mapping[str, float]) -> MetricTable:
+        return MetricTable(("measure", "value"), tuple(numbers.items()), notes=("of bright and dark",))
 
 
 class Brightness(Task[Labels, Tensor, Tensor, Prediction]):
     scored = True
 
-    def collate(self, samples: Sequence[Sample[Labels]]) -> Batch[Labels]:
-        return Batch(torch.stack([sample.image for sample in samples]),
-                     Labels(torch.stack([sample.targets.labels for sample in samples])),
-                     tuple(sample.source for sample in samples))
+    def collate_targets(self, targets: Sequence[Labels], size: Size) -> Labels:
+        return Labels(torch.stack([one.labels for one in targets]))
 
-    def made_up(self, size: Size, num_classes: int, *, seed: int) -> Labels:
-        return Labels(torch.tensor(seed % num_classes))
-
-    def finish(self, dense: Tensor) -> Tensor:
+    def postprocess(self, dense: Tensor, *, static: bool = False) -> Tensor:
         return dense
 
-    def restore(self, finished: Tensor, sources: Sequence[Source]) -> list[Prediction]:
+    def to_original(self, finished: Tensor, sources: Sequence[Source]) -> list[Prediction]:
         return [Prediction(source.image_id, row) for source, row in zip(sources, finished, strict=True)]
 
-    def metric(
-        self, dataset: Dataset[Labels], *, per_class: bool = False, reference: bool = False
-    ) -> Metric[Prediction]:
-        assert isinstance(dataset, Pictures)
-        return Accuracy(dataset, per_class=per_class, reference=reference)
 
-    def draw(self, image: Pixels, prediction: Prediction, classes: Classes, *, threshold: float) -> Pixels:
-        picture = image.copy()
-        picture[:4] = classes.colours[int(prediction.probabilities.argmax())]
-        return picture
+@draw.register
+def _(prediction: Prediction, image: Pixels, classes: Classes, *, threshold: float) -> Pixels:
+    picture = image.copy()
+    picture[:4] = classes.colours[int(prediction.probabilities.argmax())]
+    return picture
 
-    def summary(self, prediction: Prediction, classes: Classes, *, threshold: float) -> str:
-        return classes.names[int(prediction.probabilities.argmax())]
 
-    def records(self, prediction: Prediction, classes: Classes) -> list[Mapping[str, Any]]:
-        return [{"image_id": prediction.image_id, "score": float(prediction.probabilities.max())}]
+@summary.register
+def _(prediction: Prediction, classes: Classes, *, threshold: float) -> str:
+    return classes.names[int(prediction.probabilities.argmax())]
+
+
+@records.register
+def _(prediction: Prediction, classes: Classes) -> list[Mapping[str, Any]]:
+    return [{"image_id": prediction.image_id, "score": float(prediction.probabilities.max())}]
 
 
 class Trunk(Backbone):
@@ -199,7 +208,7 @@ class Trunk(Backbone):
 
 
 class BrightnessHead(Head[Labels, Tensor, Tensor]):
-    """Loss on the first class weighs double, so that sums and divisor differ from a plain mean."""
+    """Loss on the first class weighs double, so that sums and count differ from a plain mean."""
 
     interrupt_at: int | None = None
     """For tests: Ctrl-C comes in the middle of this call of `loss`."""
@@ -214,11 +223,11 @@ class BrightnessHead(Head[Labels, Tensor, Tensor]):
         self.linear = nn.Linear(specs["c1"].channels, num_classes)
         self.not_a_number = not_a_number
 
-    def forward(self, features: Features, size: Size) -> Tensor:
+    def forward(self, features: Features) -> Tensor:
         logits: Tensor = self.linear(self.dropout(features["c1"].mean(dim=(2, 3))))
         return logits
 
-    def loss(self, raw: Tensor, targets: Labels) -> Losses:
+    def loss(self, raw: Tensor, targets: Labels, size: Size) -> Losses:
         BrightnessHead.calls += 1
         if BrightnessHead.calls == BrightnessHead.interrupt_at:
             signal.raise_signal(signal.SIGINT)
@@ -226,9 +235,10 @@ class BrightnessHead(Head[Labels, Tensor, Tensor]):
         entropy = (nn.functional.cross_entropy(raw, targets.labels, reduction="none") * weights).sum()
         if self.not_a_number:
             entropy = entropy * float("nan")
-        return Losses({"entropy": entropy, "size": 0.001 * raw.square().sum()}, weights.sum())
+        count = weights.sum()
+        return {"entropy": Term(entropy, count), "size": Term(0.001 * raw.square().sum(), count)}
 
-    def decode(self, raw: Tensor) -> Tensor:
+    def decode(self, raw: Tensor, size: Size, *, static: bool = False) -> Tensor:
         return raw.softmax(dim=1)
 
 
@@ -240,14 +250,14 @@ def model(
     return Predictor(trunk, head, classes=classes, resize=Stretch(), mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
 
 
-DATA = Data(read=read, dataset=Pictures, generate=generate)
+DATA = Data(read=read, dataset=Pictures, metric=Accuracy, generate=generate)
 
 CONFIG = '''"""A config as a user would write it."""
 
 from detseg.config import Experiment, SampleRun
-from detseg.interfaces import Classes
 from detseg.model import Predictor
 from detseg.optim import EMA, SGD, Cosine
+from detseg.structures import Classes
 from tests import tiny
 
 

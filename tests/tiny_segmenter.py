@@ -14,22 +14,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from detseg.config import Data
-from detseg.data.segmentation import SegmentationDataset, read_labels
-from detseg.data.transforms import Letterbox
-from detseg.interfaces import (
-    VOID,
-    Backbone,
-    Classes,
-    DenseLogits,
-    Features,
-    FeatureSpec,
-    Head,
-    LabelTargets,
-    Losses,
-    Size,
-)
+from detseg.data.layouts import read_labels
+from detseg.data.segmentation import SegmentationDataset
+from detseg.interfaces import Backbone, Features, FeatureSpec, Head, Losses, Term
+from detseg.metrics.mean_iou import MeanIoU
 from detseg.model import Predictor
 from detseg.report.pictures import write_labels, write_picture
+from detseg.resize import Letterbox
+from detseg.structures import VOID, Classes, DenseLogits, LabelTargets, Size
 
 CLASSES = Classes(names=("dark", "bright", "purple"), source_ids=(4, 9, 20),
                   colours=((10, 20, 60), (250, 240, 90), (120, 0, 120)))
@@ -74,15 +66,17 @@ class PixelHead(Head[LabelTargets, Tensor, DenseLogits]):
         self.num_outputs, self.class_layers = num_classes, {"classifier": 1}
         self.classifier = nn.Conv2d(specs["c2"].channels, num_classes, 1)
 
-    def forward(self, features: Features, size: Size) -> Tensor:
-        return F.interpolate(self.classifier(features["c2"]), size, mode="bilinear", align_corners=False)
+    def forward(self, features: Features) -> Tensor:
+        cells: Tensor = self.classifier(features["c2"])
+        return cells
 
-    def loss(self, raw: Tensor, targets: LabelTargets) -> Losses:
-        entropy = F.cross_entropy(raw, targets.labels.long(), ignore_index=VOID, reduction="sum")
-        return Losses({"entropy": entropy}, (targets.labels != VOID).sum())
+    def loss(self, raw: Tensor, targets: LabelTargets, size: Size) -> Losses:
+        logits = self.decode(raw, size).logits
+        entropy = F.cross_entropy(logits, targets.labels.long(), ignore_index=VOID, reduction="sum")
+        return {"entropy": Term(entropy, (targets.labels != VOID).sum())}
 
-    def decode(self, raw: Tensor) -> DenseLogits:
-        return DenseLogits(raw)
+    def decode(self, raw: Tensor, size: Size, *, static: bool = False) -> DenseLogits:
+        return DenseLogits(F.interpolate(raw, size, mode="bilinear", align_corners=False))
 
 
 def model(classes: Classes) -> Predictor:
@@ -92,15 +86,15 @@ def model(classes: Classes) -> Predictor:
                      std=(0.25, 0.25, 0.25))
 
 
-DATA = Data(read=read_labels, dataset=SegmentationDataset, generate=generate, folder="data/shades")
+DATA = Data(read=read_labels, dataset=SegmentationDataset, metric=MeanIoU, generate=generate, folder="data/shades")
 
 CONFIG = '''"""A config as a user would write it."""
 
 from detseg.config import Experiment
-from detseg.interfaces import Classes
 from detseg.model import Predictor
 from detseg.optim import SGD, Cosine
-from detseg.tasks import Segmentation
+from detseg.structures import Classes
+from detseg.tasks.segmentation import Segmentation
 from tests import tiny_segmenter
 
 

@@ -10,8 +10,9 @@ from __future__ import annotations
 import argparse
 import sys
 
-from detseg.backbone_table import chosen, latencies, markdown, row
-from detseg.report.command import exit_code
+from detseg.backbones import chosen
+from detseg.benchmark.table import latencies, markdown, row
+from detseg.cli import exit_code
 
 
 def main(arguments: list[str] | None = None) -> int:

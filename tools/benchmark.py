@@ -4,7 +4,8 @@
         [--set a.b=c ...]
 
 Parameters, multiply-adds, the latency of the network and of a whole prediction, and the time of a training step: see
-detseg/benchmark.py for what each is. Takes half a minute to a minute a model; nothing else should run meanwhile.
+detseg/benchmark/predictor.py for what each is. Takes half a minute to a minute a model; nothing else should run
+meanwhile.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from detseg.benchmark import Setup, measure
-from detseg.report.command import exit_code, write_whole
+from detseg.atomic import write_text
+from detseg.benchmark.predictor import Setup, measure
+from detseg.cli import exit_code
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -50,7 +52,7 @@ def _benchmark(options: argparse.Namespace) -> None:
     console.print(figures.table())
     console.print(figures.notes(), highlight=False, soft_wrap=True)
     if options.json is not None:
-        write_whole(options.json, json.dumps(figures.as_json(), indent=1) + "\n")
+        write_text(options.json, json.dumps(figures.as_json(), indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
     python tools/benchmark_backbones.py [NAME ...] [--seconds S] [--threads N] [--channels-last] [--json FILE]
 
 Forward pass of one image, forward and backward pass of a batch, and the memory of that: see
-detseg/backbone_benchmark.py for what is compared. Nothing else should run meanwhile.
+detseg/benchmark/backbones.py for what is compared. Nothing else should run meanwhile.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from detseg.backbone_benchmark import Setup, as_json, markdown, measurable, measure, notes
-from detseg.report.command import exit_code, write_whole
+from detseg.atomic import write_text
+from detseg.benchmark.backbones import Setup, as_json, markdown, measurable, measure, notes
+from detseg.cli import exit_code
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -44,7 +45,7 @@ def _benchmark(options: argparse.Namespace) -> None:
             figures.append(measure(name, build, setup=setup))
     console.print(markdown(figures), notes(figures, setup), sep="\n\n", highlight=False, markup=False, soft_wrap=True)
     if options.json is not None:
-        write_whole(options.json, json.dumps(as_json(figures, setup), indent=1) + "\n")
+        write_text(options.json, json.dumps(as_json(figures, setup), indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -3,8 +3,8 @@
     python tools/check_backbone.py module:function [--set width=0.5 ...]
     python tools/check_backbone.py path/to/file.py:function
 
-The function gives a Backbone; each check is explained in detseg/backbone_check.py. Exit code 0: all promises are kept;
-1: one is broken; 2: the command line is wrong, or the function gives no backbone.
+The function gives a Backbone; each check is explained in detseg/backbones/contract.py. Exit code 0: all promises are
+kept; 1: one is broken; 2: the command line is wrong, or the function gives no backbone.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from __future__ import annotations
 import argparse
 import sys
 
-from detseg.backbone_check import build_backbone, check_backbone, title
-from detseg.report.command import exit_code
+from detseg.backbones.contract import build_backbone, check_backbone, title
+from detseg.cli import exit_code
 
 
 def main(arguments: list[str] | None = None) -> int:

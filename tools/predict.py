@@ -1,8 +1,9 @@
 """Predicts images with a trained network, and draws what it finds.
 
-    python tools/predict.py CONFIG CHECKPOINT IMAGE|DIR|GLOB ... [--out DIR] [--threshold T] [--labels DIR]
+    python tools/predict.py RUN IMAGE|DIR|GLOB ... [--out DIR] [--threshold T] [--labels DIR]
+    python tools/predict.py CONFIG CHECKPOINT IMAGE|DIR|GLOB ...
 
-Leaves in --out:
+Of a run folder, its own config and best weights are taken. Leaves in --out:
 
     <name of the image>   the picture with the predictions of at least --threshold on it, or under the colours of its
                           classes; images of one name from several folders keep their folders
@@ -13,7 +14,7 @@ Leaves in --out:
 With --labels it also leaves there the label map of each image: a PNG of the image's size and name that holds class ids
 as the data set numbers them. For Cityscapes' server:
 
-    python tools/predict.py CONFIG CHECKPOINT 'data/cityscapes/leftImg8bit/test/*/*.png' --labels DIR
+    python tools/predict.py RUN 'data/cityscapes/leftImg8bit/test/*/*.png' --labels DIR
 
 An image that cannot be read is named and left out; the exit code is then 1.
 """
@@ -30,12 +31,12 @@ from typing import Any
 
 import torch
 
-from detseg import config as configs
-from detseg.files import records_file
+from detseg.api import load_model
+from detseg.atomic import records_file, write_text
+from detseg.cli import exit_code
 from detseg.predict import find_images, label_paths, picture_paths, predict_files
-from detseg.report.command import exit_code, write_whole
-from detseg.report.pictures import write_labels, write_picture
-from detseg.trained import load_trained
+from detseg.report.pictures import draw, write_labels, write_picture
+from detseg.report.results import label_image, records, summary
 
 _THRESHOLD = 0.4
 
@@ -43,8 +44,9 @@ _THRESHOLD = 0.4
 def main(arguments: list[str] | None = None) -> int:
     """Reads the command line, does what it says, and gives the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("config", type=Path, help="the config that was trained")
-    parser.add_argument("checkpoint", type=Path, help="best.pt or last.pt of its run, or published weights")
+    parser.add_argument("model", type=Path, metavar="RUN|CONFIG CHECKPOINT",
+                        help="a run folder; or the config that was trained and, behind it, best.pt or last.pt of its "
+                             "run or published weights")
     parser.add_argument("images", nargs="+", metavar="IMAGE|DIR|GLOB",
                         help="image files, folders (the images directly in them), patterns such as 'photos/**/*.jpg'")
     parser.add_argument("--out", type=Path, default=Path("predictions"), metavar="DIR",
@@ -52,41 +54,48 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--threshold", type=float, metavar="T",
                         help=f"the smallest score, 0 to 1, that is drawn and counted here ({_THRESHOLD}); "
                              "predictions.json has all. Label maps have none")
+    parser.add_argument("--config-changed", action="store_true",
+                        help="take the checkpoint although it was trained with another config")
     parser.add_argument("--labels", type=Path, metavar="DIR", help="the folder to write label maps to")
     return exit_code(lambda: _predict(parser.parse_args(arguments)))
 
 
 def _predict(options: argparse.Namespace) -> None:
-    paths = find_images(options.images)
+    patterns, checkpoint = list(options.images), None
+    if not options.model.is_dir():
+        checkpoint = Path(patterns.pop(0))
+        if not patterns:
+            raise ValueError(f"{options.model} is no run folder, so {checkpoint} is taken for its checkpoint; name the "
+                             "images behind it")
+    paths = find_images(patterns)
     pictures = picture_paths(paths, options.out)
     label_maps = [] if options.labels is None else label_paths(paths, options.labels)
     if options.labels is not None and options.labels.resolve() == options.out.resolve():
         raise ValueError(f"--labels and --out are both {options.out}; label maps would replace pictures")
-    config = configs.load(options.config)
-    task = config.experiment.task
+    model = load_model(options.model, checkpoint, config_changed=options.config_changed)
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    task, title = model.config.experiment.task, model.title
     threshold = _threshold(options.threshold, scored=task.scored)
     if label_maps and not task.label_maps:
-        raise ValueError(f"{options.config} predicts no label maps; leave --labels out")
-    model, _, title = load_trained(config, options.checkpoint)
-    model.to("cuda" if torch.cuda.is_available() else "cpu")
+        raise ValueError(f"{options.model} predicts no label maps; leave --labels out")
     classes = model.classes
 
     images: list[Mapping[str, Any]] = []
-    print(title, flush=True)
+    print(*model.notes, title, sep="\n", flush=True)
     started = time.perf_counter()
     with records_file(options.out / "predictions.json") as add_records:
-        for image_id, path, image, prediction in predict_files(model, task, paths, unreadable=_name):
+        for image_id, path, image, prediction in predict_files(model.network, task, paths, unreadable=_name):
             if label_maps:
-                write_labels(label_maps[image_id], task.label_image(prediction, classes))
-            write_picture(pictures[image_id], task.draw(image, prediction, classes, threshold=threshold))
-            add_records(task.records(prediction, classes))
+                write_labels(label_maps[image_id], label_image(prediction, classes))
+            write_picture(pictures[image_id], draw(prediction, image, classes, threshold=threshold))
+            add_records(records(prediction, classes))
             images.append({"id": image_id, "file_name": str(path), "height": image.shape[0], "width": image.shape[1]})
-            print(f"{path}: {task.summary(prediction, classes, threshold=threshold)}", flush=True)
+            print(f"{path}: {summary(prediction, classes, threshold=threshold)}", flush=True)
     speed = len(images) / (time.perf_counter() - started)
 
     categories = [{"id": source_id, "name": name} for source_id, name in classes.used.items()]
     content = {"info": {"description": title}, "images": images, "categories": categories, "annotations": []}
-    write_whole(options.out / "images.json", json.dumps(content, indent=1) + "\n")
+    write_text(options.out / "images.json", json.dumps(content, indent=1) + "\n")
     print(f"{len(images)} images, {speed:.1f} images/s with reading and drawing; pictures, predictions.json and "
           f"images.json are in {options.out}" + (f", label maps in {options.labels}" if label_maps else ""))
     if len(images) < len(paths):

@@ -1,8 +1,11 @@
-"""Evaluates a checkpoint with the official metric.
+"""Evaluates a network with the official metric.
 
-    python tools/test.py CONFIG CHECKPOINT [--data DIR | --sample] [--per-class] [--json FILE] [--results FILE]
+    python tools/test.py RUN [--data DIR | --sample] [--per-class] [--static] [--json FILE] [--results FILE] ...
+    python tools/test.py CONFIG CHECKPOINT ...
+    torchrun --nproc_per_node 8 tools/test.py ...
 
-Detections get COCO's AP and AR, label maps get mIoU; both in original pixels, against the original annotations.
+Of a run folder, its own config and best weights are taken, and the data it was trained on. Detections get COCO's AP and
+AR, label maps get mIoU; both in original pixels, against the original annotations.
 """
 
 from __future__ import annotations
@@ -10,19 +13,21 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import sys
 from pathlib import Path
 
 import torch
 from rich.console import Console
 
-from detseg import config as configs
+from detseg.api import load_model, run_folder
+from detseg.atomic import write_records, write_text
 from detseg.checkpoint import check_classes
-from detseg.evaluate import evaluate
-from detseg.files import write_records
-from detseg.report.command import exit_code, write_whole
-from detseg.report.console import Reporter
-from detseg.trained import load_trained
+from detseg.cli import exit_code
+from detseg.config import Data
+from detseg.evaluate import evaluate, suitable_batch
+from detseg.report.console import Reporter, render
+from detseg.report.results import records
 
 _SAMPLE = Path("data/sample")
 
@@ -30,43 +35,76 @@ _SAMPLE = Path("data/sample")
 def main(arguments: list[str] | None = None) -> int:
     """Reads the command line, does what it says, and gives the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("config", type=Path, help="the config that was trained")
-    parser.add_argument("checkpoint", type=Path, help="best.pt or last.pt of its run, or published weights")
+    parser.add_argument("model", type=Path, metavar="RUN|CONFIG", help="a run folder, or the config that was trained")
+    parser.add_argument("checkpoint", type=Path, nargs="?",
+                        help="with a config: best.pt or last.pt of its run, or published weights")
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--data", type=Path, metavar="DIR", help="the data set's folder (the config's own)")
     source.add_argument("--sample", action="store_true", help="evaluate on the data set generated here")
     parser.add_argument("--per-class", action="store_true", help="the metric of each class too")
     parser.add_argument("--reference", action="store_true",
                         help="use the field's own slow code where a faster equal of it is the default (COCO's AP)")
+    parser.add_argument("--static", action="store_true",
+                        help="decode and suppress in the form that is exported: the score of what will ship")
+    parser.add_argument("--batch-size", type=int, metavar="N",
+                        help="images that are evaluated together (the config's eval_batch_size, or what suits them)")
+    parser.add_argument("--config-changed", action="store_true",
+                        help="take the checkpoint although it was trained with another config")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers")
     parser.add_argument("--results", type=Path, metavar="FILE", help="write the predictions in COCO's results format")
     return exit_code(lambda: _test(parser.parse_args(arguments)))
 
 
 def _test(options: argparse.Namespace) -> None:
-    model, config, title = load_trained(configs.load(options.config, sample=options.sample), options.checkpoint)
-    model.to("cuda" if torch.cuda.is_available() else "cpu")
-    experiment, classes = config.experiment, model.classes
+    model = load_model(options.model, options.checkpoint, sample=options.sample, config_changed=options.config_changed)
+    device, is_rank_zero = _device()
+    model.to(device)
+    experiment, classes, resize = model.config.experiment, model.classes, model.predictor.resize
+    if options.batch_size is not None and options.batch_size < 1:
+        raise ValueError(f"--batch-size is at least 1, got {options.batch_size}")
 
     data = experiment.data
-    folder = data.generate(_SAMPLE) if options.sample else options.data or Path(data.folder)
-    index = data.read(folder, "val")
-    check_classes(index.classes, classes, what=str(options.checkpoint))
-    dataset = data.dataset(index.relabel(classes), model.resize, augment=None, seed=experiment.seed)
-    metric = experiment.task.metric(dataset, per_class=options.per_class, reference=options.reference)
-    console = Console()
+    index = data.read(data.generate(_SAMPLE) if options.sample else options.data or _own_data(options, data), "val")
+    check_classes(index.classes, classes, what=str(options.checkpoint or options.model))
+    index = index.relabel(classes)
+    dataset = data.dataset(index, resize, augment=None, seed=experiment.seed)
+    metric = data.metric(index, per_class=options.per_class, reference=options.reference)
+    batch_size = (options.batch_size or experiment.eval_batch_size
+                  or suitable_batch(resize.size, most=experiment.batch_size // experiment.accumulate))
+    console = Console(quiet=not is_rank_zero)
+    for note in model.notes:
+        console.print(note, highlight=False, markup=False, soft_wrap=True)
     with Reporter(console, len(dataset), first=0, title="image", unit="images") as report:
         numbers, predictions = evaluate(
-            model, experiment.task, dataset, batch_size=experiment.batch_size, metric=metric,
-            workers=1 if experiment.workers is None else experiment.workers, progress=report.advance,
-            keep_predictions=options.results is not None)
-    console.print(title, metric.table(numbers), sep="\n", soft_wrap=True)
+            model.predictor, experiment.task, dataset, metric=metric, batch_size=batch_size,
+            workers=1 if experiment.workers is None else experiment.workers, static=options.static,
+            progress=report.advance, keep_predictions=options.results is not None)
+    console.print(f"{model.title}, {model.network.form}{', static' if options.static else ''}",
+                  render(metric.table(numbers)), sep="\n", soft_wrap=True)
+    if not is_rank_zero:
+        return
     if options.json is not None:
         existing = {name: None if math.isnan(value) else value for name, value in numbers.items()}
-        write_whole(options.json, json.dumps(existing, indent=1) + "\n")
+        write_text(options.json, json.dumps(existing, indent=1) + "\n")
     if options.results is not None:
-        write_records(options.results, (record for prediction in predictions
-                                        for record in experiment.task.records(prediction, classes)))
+        write_records(options.results, (
+            record for prediction in predictions for record in records(prediction, classes)))
+
+
+def _device() -> tuple[torch.device, bool]:
+    """Where to evaluate, and whether this process is the one that talks; under torchrun each takes its share."""
+    if "WORLD_SIZE" not in os.environ:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu"), True
+    from detseg.training_step import launch
+
+    fabric = launch("32-true")
+    return fabric.device, fabric.is_global_zero
+
+
+def _own_data(options: argparse.Namespace, data: Data) -> Path:
+    """Where a run was trained, or where the config says that its data lie."""
+    trained_on = run_folder(options.model).described()["data"] if options.checkpoint is None else None
+    return Path(trained_on or data.folder)
 
 
 if __name__ == "__main__":

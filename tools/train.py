@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from detseg import config as configs
-from detseg.report.command import exit_code
+from detseg.cli import exit_code
 
 _SAMPLE = Path("data/sample")
 
@@ -27,8 +27,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="the run's folder (runs/<config>, then -2, -3 ...)")
     parser.add_argument("--weights", help="published weights to start from: a file, or a name to download")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out, or with the newest")
+    parser.add_argument("--config-changed", action="store_true",
+                        help="resume although the config is not the one that the run was started with")
     parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="NAME=VALUE", dest="overrides",
-                        help="change numbers of the config, as in optimizer.lr=0.1 model.width=0.5 ema=none")
+                        help="change numbers and choices, as in optimizer.lr=0.1 ema=none precision=bf16-mixed")
     parser.add_argument("--show", action="store_true", help="print every setting and who set it, and stop")
     return exit_code(lambda: _train(parser.parse_args(arguments)))
 
@@ -44,7 +46,7 @@ def _train(options: argparse.Namespace) -> None:
 
     data = config.experiment.data
     folder = data.generate(_SAMPLE) if options.sample else options.data or Path(data.folder)
-    fit(config, folder, out=options.out, resume=options.resume,
+    fit(config, folder, out=options.out, resume=options.resume, config_changed=options.config_changed,
         initialise=None if options.weights is None else lambda model: str(load_weights(model, options.weights)))
 
 

@@ -23,7 +23,8 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from detseg.interfaces import Backbone, Features, FeatureSpec, Size
+from detseg.interfaces import Backbone, Features, FeatureSpec
+from detseg.structures import Size
 
 _STRIDES = tuple(2**n for n in range(8))
 """What a feature's stride can be; a coarser map was pooled."""

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from detseg.interfaces import Classes, Size
+from detseg.structures import Classes, Size
 
 _OUTSIDE_TOLERANCE = 1.0
 """Pixels that a box may reach out of its image without a remark: rounding, as in COCO itself."""

@@ -12,11 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detseg.data.box_index import BoxIndex
-from detseg.data.detection import has_boxes, read_boxes
 from detseg.data.images import read_image
 from detseg.data.label_index import LabelIndex
-from detseg.data.segmentation import has_label_files, read_labels
-from detseg.interfaces import VOID
+from detseg.data.layouts import has_boxes, has_label_files, read_boxes, read_labels
+from detseg.structures import VOID
 
 Level: TypeAlias = Literal["count", "note", "problem"]
 _IndexT = TypeVar("_IndexT", BoxIndex, LabelIndex)

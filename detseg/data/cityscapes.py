@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detseg.data.label_index import LabelFiles, label_table, paired, read_label_image, to_labels
-from detseg.interfaces import VOID, Classes
+from detseg.structures import VOID, Classes
 
 _TABLE = (
     (7, "road", (128, 64, 128)), (8, "sidewalk", (244, 35, 232)), (11, "building", (70, 70, 70)),

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detseg.data.box_index import BoxIndex
-from detseg.interfaces import Classes
+from detseg.structures import Classes
 
 Record: TypeAlias = dict[str, Any]
 """One image, annotation or category as the file has it."""

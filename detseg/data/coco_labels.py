@@ -1,7 +1,7 @@
 """COCO's instances as label maps of VOC's 21 classes: torchvision's training set "COCO with VOC labels".
 
 Follows coco_utils.py of torchvision's references/segmentation, where pixels of two objects are void, with one
-difference: crowds are void here, as they teach nothing anywhere. What is no object of VOC's classes is background.
+difference: crowds are void here, as they are ignored by every loss. What is no object of VOC's classes is background.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from detseg.data.box_index import BoxIndex
 from detseg.data.coco import COCO_80, Record, read_coco
 from detseg.data.label_index import LabelIndex, moved_labels
 from detseg.data.voc import VOC_21
-from detseg.interfaces import VOID, Classes, LabelPixels, Size
+from detseg.structures import VOID, Classes, LabelPixels, Size
 
 VOC_OF_COCO = {
     5: 1, 2: 2, 16: 3, 9: 4, 44: 5, 6: 6, 3: 7, 17: 8, 62: 9, 21: 10, 67: 11, 18: 12, 19: 13, 4: 14, 1: 15, 64: 16,

@@ -9,9 +9,9 @@ import cv2
 import mmcv
 import numpy as np
 from mmengine import fileio
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
-from detseg.interfaces import Pixels, Size
+from detseg.structures import Pixels, Size
 
 _END_MARKS = {
     b"\xff\xd8\xff": b"\xff\xd9",
@@ -47,6 +47,20 @@ def read_image(path: str | Path, *, size: Size | None = None, said_by: str = "it
         f"the image {path} is {turned.shape[0]} x {turned.shape[1]} (height x width), {said_by} "
         f"{size[0]} x {size[1]}: was it resized, or replaced by another? Labels would come to lie at the wrong places"
     )
+
+
+def to_rgb(image: Image.Image) -> Pixels:
+    """A Pillow image as uint8 [H, W, 3] RGB, turned as its EXIF data say; as `read_image` gives its file.
+
+    ValueError for one that cannot be read.
+    """
+    try:
+        turned = ImageOps.exif_transpose(image)
+        if turned.mode.startswith("I"):  # 16 bits; convert would clip them
+            return np.repeat((np.asarray(turned) >> 8).astype(np.uint8)[..., None], 3, axis=2)
+        return np.array(turned.convert("RGB"))
+    except (OSError, SyntaxError, ValueError) as problem:
+        raise ValueError(f"cannot read the Pillow image: {problem}") from None
 
 
 def _read(path: str | Path) -> bytes:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from detseg.data.images import read_image
-from detseg.interfaces import VOID, Classes, LabelPixels, Pixels, Size
+from detseg.structures import VOID, Classes, LabelPixels, Pixels, Size
 
 
 class LabelIndex(ABC):

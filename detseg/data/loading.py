@@ -1,6 +1,6 @@
 """Batches from a data set, read by any number of worker processes.
 
-Which items make up a training batch follows from (seed, step) alone, and what happens to an item from its Draw. So any
+Which items make up a training batch follows from (seed, step) alone, and what happens to an item from its key. So any
 number of workers gives the same batches, a run may start at any step, and there is no random state to save.
 """
 
@@ -9,8 +9,9 @@ from __future__ import annotations
 import pickle
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Generic, TypeVar
 
 import cv2
@@ -20,9 +21,20 @@ from torch.utils._pytree import tree_map_only
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as MapDataset
 
-from detseg.interfaces import Batch, Dataset, Draw, Task
+from detseg.interfaces import (
+    Dataset,
+    EvaluationBatch,
+    EvaluationSample,
+    SampleKey,
+    Task,
+    TrainingBatch,
+    TrainingSample,
+)
+from detseg.resize import RGB
 
 T = TypeVar("T")
+ReadT = TypeVar("ReadT")
+BatchT = TypeVar("BatchT")
 
 
 def steps_per_epoch(num_items: int, *, batch_size: int, world_size: int = 1) -> int:
@@ -46,18 +58,29 @@ def training_batches(
     *,
     batch_size: int,
     seed: int,
+    fill: RGB,
     first_step: int = 0,
     last_step: int,
     workers: int,
     rank: int = 0,
     world_size: int = 1,
     pin_memory: bool = False,
-) -> Iterator[Batch[T]]:
+) -> Iterator[TrainingBatch[T]]:
     """The batches of the steps `first_step` to `last_step` (excluded), counted from the beginning of training.
 
     Every epoch goes through the data in an order of its own, drawn from (seed, epoch). A step takes the next
-    `batch_size * world_size` items of it, and rank r every `world_size`-th of these from the r-th on. Workers (0: this
-    process) live as long as the iteration. `pin_memory` is for a GPU.
+    `batch_size * world_size` items of it, and rank r every `world_size`-th of these from the r-th on.
+
+    Args:
+        dataset: whose `training` samples are read.
+        task: how their targets become a batch's.
+        batch_size: images of one step of this rank.
+        seed: of the order.
+        fill: the colour with which smaller images are padded; the model's, `Resize.fill`.
+        first_step, last_step: see above.
+        workers: reading processes, which live as long as the iteration; 0 reads in this one.
+        rank, world_size: of this process, and how many there are.
+        pin_memory: for a GPU.
 
     An error while reading is raised here with its own type and message; where a worker met it, a note tells the place.
     ValueError if the data set is smaller than one step, or rank, steps or workers make no sense.
@@ -67,29 +90,60 @@ def training_batches(
     if not 0 <= first_step <= last_step:
         raise ValueError(f"steps run from first_step on, 0 or more, up to last_step, got {first_step} and {last_step}")
     schedule = _Schedule(len(dataset), per_epoch, batch_size, seed, range(first_step, last_step), rank, world_size)
-    return _read(dataset, task, schedule, workers=workers, pin_memory=pin_memory)
+    collate = partial(collate_training, task=task, fill=fill)
+    return _read(dataset.training, collate, schedule, workers=workers, pin_memory=pin_memory)
 
 
 def evaluation_batches(
-    dataset: Dataset[T],
-    task: Task[T, Any, Any, Any],
+    dataset: Dataset[Any],
     *,
     batch_size: int,
+    fill: RGB,
     workers: int,
     rank: int = 0,
     world_size: int = 1,
     pin_memory: bool = False,
-) -> Iterator[Batch[T]]:
+) -> Iterator[EvaluationBatch]:
     """Every item exactly once over all ranks, in order: rank r reads the items r, r + world_size, and so on.
 
-    Nothing is padded or repeated: the last batch is smaller, and ranks may differ by one item (or have none). Errors
-    as in `training_batches`.
+    Nothing is padded or repeated: the last batch is smaller, and ranks may differ by one item (or have none). Arguments
+    and errors as in `training_batches`.
     """
     _check_at_least_one(batch_size=batch_size, world_size=world_size)
     _check_rank(rank, world_size)
     items = range(rank, len(dataset), world_size)
-    draws = [[Draw(0, item) for item in items[i : i + batch_size]] for i in range(0, len(items), batch_size)]
-    return _read(dataset, task, draws, workers=workers, pin_memory=pin_memory)
+    parts = [list(items[i : i + batch_size]) for i in range(0, len(items), batch_size)]
+    collate = partial(collate_evaluation, fill=fill)
+    return _read(dataset.evaluation, collate, parts, workers=workers, pin_memory=pin_memory)
+
+
+def collate_training(
+    samples: Sequence[TrainingSample[T]], *, task: Task[T, Any, Any, Any], fill: RGB
+) -> TrainingBatch[T]:
+    """Training samples as a batch: smaller images padded at the end with the colour `fill`, targets as the task does
+    it."""
+    images = _stacked([sample.image for sample in samples], fill)
+    size = (images.shape[2], images.shape[3])
+    return TrainingBatch(images, task.collate_targets([sample.targets for sample in samples], size))
+
+
+def collate_evaluation(samples: Sequence[EvaluationSample], *, fill: RGB) -> EvaluationBatch:
+    """Evaluation samples as a batch, images padded likewise."""
+    return EvaluationBatch(
+        _stacked([sample.image for sample in samples], fill), tuple(sample.source for sample in samples),
+        tuple(sample.truth for sample in samples))
+
+
+def _stacked(images: Sequence[torch.Tensor], fill: RGB) -> torch.Tensor:
+    """[B, 3, H, W] with the largest height and the largest width."""
+    height, width = (max((image.shape[axis] for image in images), default=0) for axis in (1, 2))
+    if all(image.shape[1:] == (height, width) for image in images):
+        return torch.stack(list(images))
+    colour = torch.tensor(fill, dtype=images[0].dtype).view(3, 1, 1)
+    batch = colour.expand(len(images), 3, height, width).clone()
+    for row, image in enumerate(images):
+        batch[row, :, : image.shape[1], : image.shape[2]] = image
+    return batch
 
 
 def _check_at_least_one(**numbers: int) -> None:
@@ -105,7 +159,7 @@ def _check_rank(rank: int, world_size: int) -> None:
 
 @dataclass(frozen=True)
 class _Schedule:
-    """The draws of one rank, a list for each of its steps."""
+    """The sample keys of one rank, a list for each of its steps."""
 
     num_items: int
     steps_per_epoch: int
@@ -118,7 +172,7 @@ class _Schedule:
     def __len__(self) -> int:
         return len(self.steps)
 
-    def __iter__(self) -> Iterator[list[Draw]]:
+    def __iter__(self) -> Iterator[list[SampleKey]]:
         ordered_epoch = -1
         for step in self.steps:
             epoch, position = divmod(step, self.steps_per_epoch)
@@ -126,39 +180,41 @@ class _Schedule:
                 order = np.random.default_rng([self.seed, epoch]).permutation(self.num_items)
                 ordered_epoch = epoch
             width = self.batch_size * self.world_size
-            drawn = order[position * width : (position + 1) * width][self.rank :: self.world_size]
-            yield [Draw(epoch, int(item)) for item in drawn]
+            chosen = order[position * width : (position + 1) * width][self.rank :: self.world_size]
+            yield [SampleKey(epoch, int(item)) for item in chosen]
 
 
 @dataclass(frozen=True)
-class _Parcel(Generic[T]):
+class _Parcel(Generic[BatchT]):
     """What a worker sends: a batch, or the error that reading it met.
 
     DataLoader would send an error as the text of its traceback, and pin memory by turning tuples into lists.
     """
 
-    content: Batch[T] | Exception
+    content: BatchT | Exception
 
-    def pin_memory(self) -> _Parcel[T]:
+    def pin_memory(self) -> _Parcel[BatchT]:
         """The same in page-locked memory; DataLoader calls this."""
         return _Parcel(tree_map_only(torch.Tensor, torch.Tensor.pin_memory, self.content))
 
-    def open(self) -> Batch[T]:
+    def open(self) -> BatchT:
         """The batch; raises the error."""
         if isinstance(self.content, Exception):
             raise self.content
         return self.content
 
 
-class _Reader(MapDataset[_Parcel[T]]):
-    """Reads and collates one batch at a time, indexed by its list of draws."""
+class _Reader(MapDataset[_Parcel[BatchT]], Generic[ReadT, BatchT]):
+    """Reads and collates one batch at a time, indexed by the list of what to read."""
 
-    def __init__(self, dataset: Dataset[T], task: Task[T, Any, Any, Any], *, in_worker: bool) -> None:
-        self.dataset, self.task, self.in_worker = dataset, task, in_worker
+    def __init__(
+        self, read: Callable[[Any], ReadT], collate: Callable[[Sequence[ReadT]], BatchT], *, in_worker: bool
+    ) -> None:
+        self.read, self.collate, self.in_worker = read, collate, in_worker
 
-    def __getitem__(self, draws: list[Draw]) -> _Parcel[T]:
+    def __getitem__(self, keys: Sequence[Any]) -> _Parcel[BatchT]:
         try:
-            return _Parcel(self.task.collate([self.dataset[draw] for draw in draws]))
+            return _Parcel(self.collate([self.read(key) for key in keys]))
         except Exception as error:
             return _Parcel(_portable(error) if self.in_worker else error)
 
@@ -174,19 +230,19 @@ def _portable(error: Exception) -> Exception:
 
 
 def _read(
-    dataset: Dataset[T],
-    task: Task[T, Any, Any, Any],
-    draws: _Schedule | list[list[Draw]],
+    read: Callable[[Any], ReadT],
+    collate: Callable[[Sequence[ReadT]], BatchT],
+    keys: Iterable[Sequence[Any]],
     *,
     workers: int,
     pin_memory: bool,
-) -> Iterator[Batch[T]]:
+) -> Iterator[BatchT]:
     if workers < 0:
         raise ValueError(f"workers is the number of reading processes, 0 for none beside this one, got {workers}")
     loader = DataLoader(
-        _Reader(dataset, task, in_worker=workers > 0),
+        _Reader(read, collate, in_worker=workers > 0),
         batch_size=None,
-        sampler=draws,
+        sampler=keys,
         num_workers=workers,
         collate_fn=_unchanged,
         pin_memory=pin_memory,
@@ -197,7 +253,7 @@ def _read(
     return _opened(loader)
 
 
-def _opened(loader: DataLoader[_Parcel[T]]) -> Iterator[Batch[T]]:
+def _opened(loader: DataLoader[_Parcel[BatchT]]) -> Iterator[BatchT]:
     with warnings.catch_warnings():
         # Python 3.12 warns of forking beside threads. The workers do not touch the parent's threads.
         warnings.filterwarnings("ignore", message=".*multi-threaded, use of fork", category=DeprecationWarning)

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Literal
 
 from detseg.data.label_index import LabelFiles, label_table, paired
-from detseg.interfaces import VOID, Classes
+from detseg.structures import VOID, Classes
 
 CAMVID = Classes(
     names=("sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car", "pedestrian", "bicyclist"),

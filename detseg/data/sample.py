@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detseg.data.masks import class_file, mask_folder, write_classes
-from detseg.interfaces import Classes, LabelPixels, Pixels, Size
+from detseg.structures import Classes, LabelPixels, Pixels, Size
 
 Mask: TypeAlias = NDArray[np.bool_]
 Field: TypeAlias = NDArray[np.float32]

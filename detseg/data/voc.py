@@ -21,7 +21,7 @@ import numpy as np
 
 from detseg.data.box_index import BoxIndex
 from detseg.data.label_index import LabelFiles, label_table
-from detseg.interfaces import VOID, Classes, Size
+from detseg.structures import VOID, Classes, Size
 
 VOC_21 = Classes(
     names=(

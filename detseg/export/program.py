@@ -8,15 +8,19 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from detseg.interfaces import Size, Task
+from detseg.interfaces import Task
 from detseg.model import Predictor
+from detseg.structures import Size
 
-Until: TypeAlias = Literal["decode", "finish"]
-"""Where a program ends: with dense predictions, or with finished ones: suppressed boxes, or a label map."""
+Until: TypeAlias = Literal["decode", "postprocess"]
+"""Where a program ends: with dense predictions, or with final ones: suppressed boxes, or a label map."""
 
 
 class ExportedPrediction(nn.Module):
-    """Images to predictions in network pixels, by name: the fields of what the head decodes, or the task finishes."""
+    """Images to predictions in network pixels, by name: the fields of what the head decodes, or the task makes of it.
+
+    Everything in it is in its static form, in which no shape depends on a value.
+    """
 
     def __init__(self, predictor: Predictor, task: Task[Any, Any, Any, Any], *, until: Until) -> None:
         super().__init__()
@@ -24,9 +28,9 @@ class ExportedPrediction(nn.Module):
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """float32 [B, 3, H, W] RGB, 0..255, resized as `predictor.resize` does it."""
-        found = self.predictor.head.decode(self.predictor(images))
-        if self.until == "finish":
-            found = self.task.finish(found)
+        found = self.predictor.decode(images, static=True)
+        if self.until == "postprocess":
+            found = self.task.postprocess(found, static=True)
         named: dict[str, Tensor] = found._asdict()
         return named
 
@@ -39,7 +43,7 @@ def export_program(
     size: of the image, where it shall not be that of `predictor.resize`. The program is on the predictor's device.
     """
     height, width = size or predictor.resize.size
-    images = torch.zeros(1, 3, height, width, device=predictor.scale.device)
+    images = torch.zeros(1, 3, height, width, device=predictor.device)
     return torch.export.export(ExportedPrediction(predictor, task, until=until), (images,), strict=True)
 
 

@@ -11,23 +11,18 @@ from __future__ import annotations
 import contextlib
 import io
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeAlias, get_args
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import hotcoco
 import numpy as np
 from numpy.typing import NDArray
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
-from rich.table import Table
 
 from detseg.data.box_index import BoxIndex
-from detseg.files import write_records
-from detseg.interfaces import Classes, ImageDetections, Metric
-from detseg.report.console import shown
-
-Backend: TypeAlias = Literal["hotcoco", "pycocotools"]
+from detseg.interfaces import Metric
+from detseg.structures import Classes, ImageDetections, MetricTable
 
 _Array: TypeAlias = NDArray[np.float64]
 
@@ -73,25 +68,22 @@ class CocoAP(Metric[ImageDetections]):
     """COCO's box AP and AR against the original annotations of `index`.
 
     Gives AP, AP50, AP75, APs, APm, APl, AR1, AR10, AR100, ARs, ARm and ARl, with `per_class` also `AP/<class name>`,
-    as fractions. As in the official code every image of the index counts: one without predictions has found nothing.
+    as fractions. `reference` takes pycocotools where hotcoco, which is faster, is the default. As in the official code
+    every image of the index counts: one without predictions has found nothing.
     """
 
     main = "AP"
 
-    def __init__(self, index: BoxIndex, *, backend: Backend = "hotcoco", per_class: bool = False) -> None:
-        if backend not in get_args(Backend):
-            raise ValueError(f"no backend named {backend!r}; choose from {', '.join(get_args(Backend))}")
+    def __init__(self, index: BoxIndex, *, per_class: bool = False, reference: bool = False) -> None:
         if len(index.image_ids) and int(np.abs(index.image_ids).max()) > _LARGEST_ID:
             raise ValueError(f"image id {int(index.image_ids[np.abs(index.image_ids).argmax()])} is beyond 2^53; "
                              "number the images from 1")
-        self.index = index
-        self.backend = backend
-        self.per_class = per_class
+        self.index, self.per_class, self.reference = index, per_class, reference
         self._waiting = set(index.image_ids.tolist())
         self._rows: dict[int, _Array] = {}
 
-    def update(self, predictions: Sequence[ImageDetections]) -> None:
-        """Takes the detections of some images.
+    def update(self, predictions: Sequence[ImageDetections], truths: Sequence[None] = ()) -> None:
+        """Takes the detections of some images; what is true stands in the index.
 
         An image that was given before or that the index does not have is a ValueError, and a box or score that is
         not finite a FloatingPointError; the images before it in `predictions` have then been taken.
@@ -102,7 +94,7 @@ class CocoAP(Metric[ImageDetections]):
                 raise ValueError(f"image {prediction.image_id} was given twice; give each image once" if known else
                                  f"image {prediction.image_id} is not one of the {len(self.index.image_ids)} images "
                                  "with annotations; evaluate on the data that was predicted")
-            self._rows[prediction.image_id] = _rows(prediction, self.index.classes)
+            self._rows[prediction.image_id] = detection_rows(prediction, self.index.classes)
             self._waiting.remove(prediction.image_id)
 
     def collected(self) -> dict[int, _Array]:
@@ -119,7 +111,7 @@ class CocoAP(Metric[ImageDetections]):
         """Every number by name; NaN where there is no such object."""
         # By image: equal scores are ranked by position, which must not depend on who predicted what when.
         rows = np.concatenate([np.zeros((0, 7)), *(self._rows[image_id] for image_id in sorted(self._rows))])
-        arrays = {"hotcoco": _with_hotcoco, "pycocotools": _with_pycocotools}[self.backend]
+        arrays = _with_pycocotools if self.reference else _with_hotcoco
         category_ids, precision, recall = arrays(self.index.coco_ground_truth(), rows)
         numbers = {number.name: number.read(precision, recall) for number in _OFFICIAL}
         if self.per_class:
@@ -128,43 +120,19 @@ class CocoAP(Metric[ImageDetections]):
                         for source_id, name in self.index.classes.used.items()}
         return numbers
 
-    def table(self, numbers: Mapping[str, float]) -> Table:
-        """The official rows as `ap_table` shows them."""
-        return ap_table(numbers)
-
-
-def records(prediction: ImageDetections, classes: Classes) -> list[Mapping[str, Any]]:
-    """The detections of an image in COCO's results format: image_id, category_id, bbox (xywh) and score.
-
-    Detections of unused classes are left out: no file knows their ids.
-    """
-    return [{"image_id": prediction.image_id, "category_id": int(category_id), "bbox": bbox, "score": score}
-            for _, *bbox, score, category_id in _rows(prediction, classes).tolist()]
-
-
-def write_results(path: Path, predictions: Iterable[ImageDetections], *, classes: Classes) -> None:
-    """Writes detections as a COCO results file, one line each, that pycocotools' `loadRes` reads.
-
-    Numbers keep every digit, so that AP from the file is AP from memory. On failure (an OSError that names `path`)
-    whatever was there before stays.
-    """
-    write_records(path, (record for prediction in predictions for record in records(prediction, classes)))
-
-
-def ap_table(numbers: Mapping[str, float]) -> Table:
-    """The official rows and, where `numbers` has them, the classes, best first, for the terminal."""
-    table = Table("measure", "IoU", "objects", "detections", "value", caption="COCO boxes; - where none exist")
-    for column in table.columns[1:]:
-        column.justify = "right"
-    for number in _OFFICIAL:
-        iou = "0.50:0.95" if number.iou is None else f"{number.iou:.2f}"
-        # A rule after each of the official groups: by IoU, by area, by number of detections, by area.
-        table.add_row(number.name, iou, number.area, str(number.detections), shown(numbers[number.name]),
-                      end_section=number.name in ("AP75", "APl", "AR100", "ARl"))
-    by_class = {name: value for name, value in numbers.items() if name.startswith("AP/")}
-    for name, value in sorted(by_class.items(), key=lambda item: (math.isnan(item[1]), -item[1], item[0])):
-        table.add_row(name, "0.50:0.95", "all", "100", shown(value))
-    return table
+    def table(self, numbers: Mapping[str, float]) -> MetricTable:
+        """The official rows and, where `numbers` has them, the classes, best first."""
+        rows: list[tuple[str | float, ...]] = []
+        for number in _OFFICIAL:
+            iou = "0.50:0.95" if number.iou is None else f"{number.iou:.2f}"
+            rows.append((number.name, iou, number.area, str(number.detections), numbers[number.name]))
+        by_class = {name: value for name, value in numbers.items() if name.startswith("AP/")}
+        for name, value in sorted(by_class.items(), key=lambda item: (math.isnan(item[1]), -item[1], item[0])):
+            rows.append((name, "0.50:0.95", "all", "100", value))
+        # The official groups: by IoU, by area, by number of detections, by area.
+        ends = tuple(row for row, number in enumerate(_OFFICIAL) if number.name in ("AP75", "APl", "AR100", "ARl"))
+        return MetricTable(("measure", "IoU", "objects", "detections", "value"), tuple(rows), sections=ends,
+                           notes=("COCO boxes; - where none exist",))
 
 
 def _mean(values: _Array) -> float:
@@ -173,7 +141,7 @@ def _mean(values: _Array) -> float:
     return float(existing.mean()) if existing.size else math.nan
 
 
-def _rows(prediction: ImageDetections, classes: Classes) -> _Array:
+def detection_rows(prediction: ImageDetections, classes: Classes) -> _Array:
     """The detections of used classes as float64 [R, 7]: image id, x, y, width, height, score, category id.
 
     The width is taken in float64, where x + width gives the float32 corner back: IoU sees the box that was predicted.

@@ -7,17 +7,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from pycocotools import mask
-from rich.console import Group
-from rich.table import Table
+from torch import Tensor
 
 from detseg.data.label_index import LabelIndex
-from detseg.interfaces import VOID, Classes, ImageLabels, LabelPixels, Metric
-from detseg.report.console import shown
+from detseg.interfaces import Metric
+from detseg.structures import VOID, ImageLabels, LabelPixels, MetricTable
 
 _Counts: TypeAlias = NDArray[np.int64]
 
@@ -37,32 +35,34 @@ class MeanIoU(Metric[ImageLabels]):
     cityscapesscripts takes it (so that a class that is only predicted counts as 0); `mIoU_present`, the mean over the
     classes that occur in the truth; `pixel_accuracy`; with `per_class` also `IoU/<class name>`, NaN for a class that
     occurs in neither. Void pixels are not counted, whatever is predicted there. Unused classes are in no mean; whoever
-    predicts one has missed the pixel.
+    predicts one has missed the pixel. There is one implementation, so `reference` changes nothing.
     """
 
     main = "mIoU"
 
-    def __init__(self, index: LabelIndex, *, per_class: bool = False) -> None:
+    def __init__(self, index: LabelIndex, *, per_class: bool = False, reference: bool = False) -> None:
         self.index = index
         self.per_class = per_class
         self.confusion: _Counts = np.zeros((len(index.classes),) * 2, dtype=np.int64)
         """[K, K]: the numbers of pixels so far by true class (rows) and predicted class (columns)."""
         self._waiting = {image_id: position for position, image_id in enumerate(index.image_ids.tolist())}
 
-    def update(self, predictions: Sequence[ImageLabels]) -> None:
-        """Takes the label maps of some images and reads the true ones.
+    def update(self, predictions: Sequence[ImageLabels], truths: Sequence[Tensor]) -> None:
+        """Takes the label maps of some images and the true ones, uint8 [H, W] each.
 
         ValueError: an image that was given before or that the index does not have, a label map of another size than
         the true one; the images before it in `predictions` have then been taken.
         """
-        for image_id, labels in predictions:
+        for (image_id, labels), truth in zip(predictions, truths, strict=True):
             if image_id not in self._waiting:
                 raise ValueError(f"image {image_id} was given twice; give each image once"
                                  if image_id in self.index.image_ids else
                                  f"image {image_id} is not one of the {len(self.index)} images with label maps; "
                                  "evaluate on the data that was predicted")
-            truth = self.index.labels(self._waiting[image_id], (labels.shape[0], labels.shape[1]))
-            self.confusion += confusion_matrix(truth, labels, len(self.index.classes))
+            if truth.shape != labels.shape:
+                raise ValueError(f"the label map of image {image_id} is {labels.shape[0]} x {labels.shape[1]} (height "
+                                 f"x width), the true one is {truth.shape[0]} x {truth.shape[1]}")
+            self.confusion += confusion_matrix(truth.numpy(), labels, len(self.index.classes))
             del self._waiting[image_id]
 
     def collected(self) -> Collected:
@@ -93,36 +93,34 @@ class MeanIoU(Metric[ImageLabels]):
             numbers |= {f"IoU/{self.index.classes.names[k]}": iou[k] for k in used}
         return numbers
 
-    def table(self, numbers: Mapping[str, float]) -> Group:
+    def table(self, numbers: Mapping[str, float]) -> MetricTable:
         """The means and the classes that `numbers` has, best first.
 
         Where images have been taken, it also says for each class how much of the truth it is and what its pixels are
         most often taken for, and names the classes that do not occur in the truth.
         """
         by_class = {name: value for name, value in numbers.items() if name.startswith("IoU/")}
-        table = Table("measure", "value", *(("pixels", "most often taken for") if by_class else ()))
-        for column in table.columns[1:3]:
-            column.justify = "right"
-        for name, value in numbers.items():
-            if name not in by_class:
-                table.add_row(name, shown(value), end_section=name == "pixel_accuracy")
+        rows: list[tuple[str | float, ...]] = [(name, value) for name, value in numbers.items() if name not in by_class]
+        end = len(rows) - 1
         for name, value in sorted(by_class.items(), key=lambda item: (math.isnan(item[1]), -item[1], item[0])):
-            table.add_row(name, shown(value), *self._of_class(name.removeprefix("IoU/")))
+            rows.append((name, value, *self._of_class(name.removeprefix("IoU/"))))
         absent = self._absent()
-        return Group(table, *([f"not in the label maps: {', '.join(absent)}"] if absent else []))
+        return MetricTable(
+            ("measure", "value", *(("pixels", "most often taken for") if by_class else ())), tuple(rows),
+            sections=(end,), notes=(f"not in the label maps: {', '.join(absent)}",) if absent else ())
 
     def _absent(self) -> list[str]:
         """Which classes have no pixel in the truth, if there is any truth to tell."""
         counts = dict(zip(self.index.classes.names, self.confusion.sum(1).tolist(), strict=True))
         return [name for name in self.index.classes.used.values() if not counts[name]] if any(counts.values()) else []
 
-    def _of_class(self, name: str) -> tuple[str, str]:
+    def _of_class(self, name: str) -> tuple[float, str]:
         """The class's share of the truth; the class that most of its missed pixels have got, and their share of it."""
         k = self.index.classes.names.index(name)
         missed = self.confusion[k].copy()
         missed[k] = 0
         total = int(self.confusion[k].sum())
-        share = shown(_ratio(total, int(self.confusion.sum())))
+        share = _ratio(total, int(self.confusion.sum()))
         if not missed.any():
             return share, ""
         return share, f"{self.index.classes.names[missed.argmax()]} {missed.max() / total:.0%}"
@@ -144,18 +142,6 @@ def class_iou(confusion: _Counts) -> list[float]:
     common = confusion.diagonal()
     union = confusion.sum(0) + confusion.sum(1) - common
     return [_ratio(part, whole) for part, whole in zip(common.tolist(), union.tolist(), strict=True)]
-
-
-def records(prediction: ImageLabels, classes: Classes) -> list[Mapping[str, Any]]:
-    """The label map in COCO's results format for stuff: image_id, category_id and the run lengths of each class that
-    occurs. Unused classes are left out: no file knows their ids."""
-    found: list[Mapping[str, Any]] = []
-    for k in np.unique(prediction.labels).tolist():
-        if classes.source_ids[k] in classes.used:
-            runs = mask.encode(np.asfortranarray(prediction.labels == k, dtype=np.uint8))
-            found.append({"image_id": prediction.image_id, "category_id": classes.source_ids[k],
-                          "segmentation": {"size": list(runs["size"]), "counts": runs["counts"].decode("ascii")}})
-    return found
 
 
 def _ratio(part: int, whole: int) -> float:

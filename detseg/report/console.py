@@ -8,8 +8,12 @@ from datetime import timedelta
 from types import TracebackType
 from typing import Self
 
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from detseg.structures import MetricTable
 
 _SECONDS_BETWEEN_LINES = 15.0
 
@@ -63,6 +67,19 @@ class Reporter:
             return False
         self._said = now
         return True
+
+
+def render(table: MetricTable) -> RenderableType:
+    """A metric's table for a terminal."""
+    drawn = Table(*table.columns)
+    for number, column in enumerate(drawn.columns):
+        if any(isinstance(row[number], float) for row in table.rows if number < len(row)):
+            column.justify = "right"
+    for number, row in enumerate(table.rows):
+        # Text, because a class's name may look like markup.
+        cells = [Text(shown(cell) if isinstance(cell, float) else str(cell)) for cell in row]
+        drawn.add_row(*cells, end_section=number in table.sections)
+    return Group(drawn, *map(Text, table.notes))
 
 
 def shown(value: float) -> str:

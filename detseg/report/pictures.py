@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import singledispatch
 from pathlib import Path
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from detseg.files import whole_file
-from detseg.interfaces import VOID, Classes, ImageDetections, LabelPixels, Pixels, Size
+from detseg.atomic import atomic_write
+from detseg.structures import VOID, Classes, ImageDetections, ImageLabels, LabelPixels, Pixels, Size
 
 Colour: TypeAlias = tuple[int, int, int]
 """RGB, 0..255."""
@@ -44,6 +45,25 @@ class _Text(NamedTuple):
     height: int
     descent: int
     """Pixels below the base line, margin included."""
+
+
+@singledispatch
+def draw(prediction: Any, image: Pixels, classes: Classes, *, threshold: float) -> Pixels:
+    """A copy of `image` with the prediction on it; of predictions with scores, those of at least `threshold`.
+
+    A task of your own registers its predictions: `@draw.register`.
+    """
+    raise TypeError(f"nobody knows how to draw a {type(prediction).__name__}")
+
+
+@draw.register
+def _(prediction: ImageDetections, image: Pixels, classes: Classes, *, threshold: float) -> Pixels:
+    return draw_boxes(image, prediction, classes, threshold=threshold)
+
+
+@draw.register
+def _(prediction: ImageLabels, image: Pixels, classes: Classes, *, threshold: float) -> Pixels:
+    return draw_labels(image, prediction.labels, classes)
 
 
 def draw_boxes(image: Pixels, prediction: ImageDetections, classes: Classes, *, threshold: float) -> Pixels:
@@ -164,7 +184,7 @@ def _write_encoded(path: Path, values: NDArray[np.uint8]) -> None:
     """uint8 [H, W] or BGR [H, W, 3] to a file of the format that its suffix names."""
     encoded, content = cv2.imencode(path.suffix, values)
     assert encoded, f"OpenCV could not encode {values.shape} as {path.suffix}"
-    with whole_file(path, failure="the picture was not written") as unfinished:
+    with atomic_write(path, failure="the picture was not written") as unfinished:
         unfinished.write_bytes(content.tobytes())
 
 

@@ -18,8 +18,8 @@ from detseg import checkpoint
 from detseg.data.cityscapes import CITYSCAPES
 from detseg.data.coco import COCO_80, COCO_90
 from detseg.data.voc import VOC_21
-from detseg.interfaces import IMAGENET_MEAN, IMAGENET_STD, Classes
 from detseg.model import Predictor
+from detseg.structures import IMAGENET_MEAN, IMAGENET_STD, Classes
 from detseg.weights import openmmlab, tensorflow, timm, torchvision, torchvision_retinanet
 from detseg.weights import torchvision_detection as detection
 from detseg.weights import torchvision_segmentation as segmentation
@@ -47,7 +47,7 @@ class Format(NamedTuple):
     classes: Classes | None
     """None: it is a backbone alone."""
     normalisation: tuple[RGB, RGB] | None
-    """The mean and deviation it was trained with, None where the file cannot tell."""
+    """The mean and std it was trained with, None where the file cannot tell."""
     tensors: Callable[[Mapping[str, Tensor], Predictor], Mapping[str, Tensor]] | None = None
     """Where a file has other layouts: its tensors as the predictor's layers take them, before `names`."""
 
@@ -102,7 +102,7 @@ class Report(NamedTuple):
             if keys:
                 lines.append(f"  {len(keys)} {what}: {_abridged(keys)}")
         if self.renormalised:
-            lines.append("  images are normalised with the mean and deviation that these weights were trained with")
+            lines.append("  images are normalised with the mean and std that these weights were trained with")
         return "\n".join(lines)
 
 
@@ -207,7 +207,7 @@ def _abridged(names: Sequence[str], *, separator: str = ", ") -> str:
 
 
 def _read(source: str) -> tuple[dict[str, Tensor], Classes | None, tuple[RGB, RGB] | None]:
-    """The tensors by name, the classes if it is a checkpoint of ours, and mean and deviation if the name tells them."""
+    """The tensors by name, the classes if it is a checkpoint of ours, and mean and std if the name tells them."""
     path = Path(source)
     if not path.is_file():
         if source.startswith(timm.HUB):

@@ -2,7 +2,7 @@
 
 What a file cannot say: timm's own weights expect BatchNorm's epsilon 1e-5, which MobileNetV3 here has only with
 `norm=Norm(momentum=0.01, eps=1e-5)`; the tf_ ones expect 0.001 and `padding="same"`. Nor does a file tell the mean and
-deviation of its images; a name to download, "timm/mobilenetv4_conv_small.e2400_r224_in1k", does.
+std of its images; a name to download, "timm/mobilenetv4_conv_small.e2400_r224_in1k", does.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def mobilenet_names(state: State) -> dict[str, str]:
 
 
 class Download(NamedTuple):
-    """Published weights, and the mean and deviation of RGB in 0..1 that they were trained with."""
+    """Published weights, and the mean and std of RGB in 0..1 that they were trained with."""
 
     state: dict[str, Tensor]
     mean: tuple[float, float, float]

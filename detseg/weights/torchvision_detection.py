@@ -17,8 +17,9 @@ State = Mapping[str, Tensor]
 
 _HEAD = {
     "rpn.head.conv": "conv", "rpn.head.conv.0.0": "conv", "rpn.head.cls_logits": "objectness",
-    "rpn.head.bbox_pred": "shift", "roi_heads.box_head.fc6": "hidden.0", "roi_heads.box_head.fc7": "hidden.2",
-    "roi_heads.box_predictor.cls_score": "score", "roi_heads.box_predictor.bbox_pred": "box",
+    "rpn.head.bbox_pred": "shift", "roi_heads.box_head.fc6": "second_stage.hidden.0",
+    "roi_heads.box_head.fc7": "second_stage.hidden.2", "roi_heads.box_predictor.cls_score": "second_stage.score",
+    "roi_heads.box_predictor.bbox_pred": "second_stage.box",
 }
 
 

@@ -5,17 +5,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from detseg import boxes
-from detseg.interfaces import BoxTargets
+from detseg.ops import boxes
+from detseg.structures import BoxTargets, Size
 
 NEGATIVE = -1
 """The anchor shows background."""
 IGNORED = -2
-"""The anchor teaches nothing: it lies in a crowd, or between the thresholds."""
+"""The anchor is ignored by the loss: it lies in a crowd, or between the thresholds."""
 
 
 def match(
-    anchors: Tensor, targets: BoxTargets, *, limits: Tensor, positive: float, negative: float, keep_best: bool,
+    anchors: Tensor, targets: BoxTargets, size: Size, *, positive: float, negative: float, keep_best: bool,
     keep_ties: bool = False, crowd_coverage: float = 0.5,
 ) -> Tensor:
     """The number of the true box that each anchor stands for, or NEGATIVE, or IGNORED: int64 [B, N].
@@ -27,8 +27,13 @@ def match(
     and RetinaNet; torchvision's allow_low_quality_matches). Padding and crowds are never matched; an anchor not taken
     of which `crowd_coverage` of the part inside the image lies in a crowd region is IGNORED.
 
-    anchors: [N, 4], or [B, N, 4] where each image has its own. targets: a padded batch; M may be 0. limits: [4], width,
-    height, width, height of the image.
+    Args:
+        anchors: [N, 4], or [B, N, 4] where each image has its own.
+        targets: a padded batch; M may be 0.
+        size: of the network's image.
+        positive, negative: see above.
+        keep_best, keep_ties: see above.
+        crowd_coverage: see above.
     """
     assert 0 <= negative <= positive <= 1, (negative, positive)
     assert positive > 0, "boxes that overlap nothing, such as padding, must not be matched"
@@ -54,7 +59,7 @@ def match(
         matched_BN = torch.where(tied_BN, best_box_BN, matched_BN)
 
     crowd_BM = (targets.labels >= 0) & targets.crowd
-    visible = torch.minimum(anchors.clamp(min=0.0), limits)
+    visible = boxes.clip(anchors, size)
     inside_BMN = boxes.coverage(visible, targets.boxes).transpose(1, 2) >= crowd_coverage
     in_crowd_BN = (inside_BMN & crowd_BM[..., None]).any(1)
     return torch.where(in_crowd_BN & (matched_BN < 0), IGNORED, matched_BN)
@@ -77,16 +82,42 @@ def wanted_outputs(targets: BoxTargets, matched_BN: Tensor, *, first: int, negat
     return torch.where(matched_BN >= 0, labels_BN + first, unmatched_BN)
 
 
-def sample(matched_BN: Tensor, number: int, *, positive_share: float) -> tuple[Tensor, Tensor]:
+def subsample(
+    matched_BN: Tensor, number: int, *, positive_share: float, seed_B: Tensor | None, stream: int
+) -> tuple[Tensor, Tensor]:
     """Random anchors of each image to learn from: their positions, int64 [B, S], and which of them count, bool [B, S].
 
     S is `number`, or N where there are fewer. At most `positive_share` of `number` are matched anchors, the others show
-    background; those that count come first. From torch's random state.
+    background; those that count come first.
+
+    Args:
+        matched_BN: as `match` gives it.
+        number: see above.
+        positive_share: see above.
+        seed_B: what is drawn for an image follows from its seed and `stream`, whatever images are beside it; None draws
+            from torch's random state.
+        stream: another number draws others with the same seeds.
     """
     num_rows = min(number, matched_BN.shape[1])
-    chance_BN = torch.rand(matched_BN.shape, device=matched_BN.device)
+    chance_BN = (torch.rand(matched_BN.shape, device=matched_BN.device) if seed_B is None
+                 else _uniform(seed_B, matched_BN.shape[1], stream=stream))
     found, rows = torch.where(matched_BN >= 0, chance_BN, -1.0).topk(min(int(number * positive_share), num_rows))
     taken_BN = torch.zeros_like(matched_BN, dtype=torch.bool).scatter(1, rows, found >= 0)
     background_BN = torch.where(matched_BN == NEGATIVE, chance_BN, -1.0)
     found, rows = torch.where(taken_BN, 2.0, background_BN).topk(num_rows)
     return rows, found >= 0
+
+
+def _uniform(seed_B: Tensor, number: int, *, stream: int) -> Tensor:
+    """float64 [B, number] in 0..1, by the mixing function of SplitMix64 (Steele et al. 2014) on counters, of which each
+    stream has its own."""
+    counter = torch.arange(1, number + 1, device=seed_B.device) + (stream << 32)
+    x = seed_B[:, None] * _MIX[0] + counter * _GOLDEN
+    for shift, factor in ((30, _MIX[0]), (27, _MIX[1]), (31, 1)):
+        x = (x ^ (x >> shift & (1 << 64 - shift) - 1)) * factor
+    return (x >> 11 & (1 << 53) - 1).double() / (1 << 53)
+
+
+_GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)
+_MIX = (0xBF58476D1CE4E5B9 - (1 << 64), 0x94D049BB133111EB - (1 << 64))
+"""SplitMix64's constants as signed integers; products wrap around."""

@@ -1,7 +1,7 @@
 """RoIAlign over a feature pyramid: every region's features in a small grid (He et al. 2017, arXiv 1703.06870).
 
-Two ways, tested equal. Eager code runs torchvision's kernel. Exported and compiled graphs, for runtimes that have no
-such kernel, use that bilinear sampling and averaging are separable: a region's grid is the product of a matrix of row
+Two ways, tested equal. Eager code runs torchvision's kernel. The static form, for runtimes that have no such kernel,
+uses that bilinear sampling and averaging are separable: a region's grid is the product of a matrix of row
 weights, the map, and a matrix of column weights. On a small map that is the faster way for eager code, too.
 """
 
@@ -24,17 +24,22 @@ _CANONICAL_SIDE, _CANONICAL_LEVEL = 224, 4
 """Regions of this side in pixels are pooled at a stride of 2^4 (Lin et al. 2017, arXiv 1612.03144, equation 1)."""
 
 
-def roi_align(maps: Sequence[Tensor], regions: Tensor, *, strides: Sequence[int], size: int = 7) -> Tensor:
+def roi_align(
+    maps: Sequence[Tensor], regions: Tensor, *, strides: Sequence[int], size: int = 7, static: bool = False
+) -> Tensor:
     """The features of regions of a batch, [B, P, C, size, size].
 
-    maps: [B, C, H, W] from fine to coarse, one for each of `strides`, of which each is twice the one before; a second
-    map of the last stride is never read. regions: [B, P, 4] xyxy in pixels; each is pooled from the map that fits its
-    area, with torchvision's first convention (`aligned=False`).
+    Args:
+        maps: [B, C, H, W] from fine to coarse, one for each of `strides`.
+        regions: [B, P, 4] xyxy in pixels; each is pooled from the map that fits its area, with torchvision's first
+            convention (`aligned=False`).
+        strides: each twice the one before; a second map of the last stride is never read.
+        size: rows and columns of the grid.
+        static: the form that is exported.
     """
     num_levels = strides[-1].bit_length() - strides[0].bit_length() + 1
     assert list(strides[:num_levels]) == [strides[0] * 2 ** level for level in range(num_levels)], strides
     is_small = num_levels == 1 and maps[0].shape[2] * maps[0].shape[3] <= _SMALL_MAP
-    static = torch.compiler.is_exporting() or torch.compiler.is_compiling()
     pool = _by_matrix_products if is_small or static else _by_kernel
     return pool(maps, regions, strides=strides[:num_levels], size=size)
 
@@ -74,7 +79,10 @@ def _by_matrix_products(maps: Sequence[Tensor], regions: Tensor, *, strides: Seq
         partly = torch.matmul((rows * here).flatten(1, 2), channels_last.flatten(2))
         partly = partly.reshape(num_images, num_regions, size, width, -1)
         pooled.append(torch.matmul(columns[:, :, None], partly))
-    return torch.stack(pooled).sum(0).permute(0, 1, 4, 2, 3)
+    total = pooled[0]
+    for features in pooled[1:]:  # added up one by one: stacked, they would have a rank that Core ML does not take
+        total = total + features
+    return total.permute(0, 1, 4, 2, 3)
 
 
 def _weights(start: Tensor, end: Tensor, *, cells: int, size: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""Files that are whole, whatever happens while they are written."""
+"""Atomic writes: the old file or the new one, whatever happens while it is written."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from detseg.files import records_file, whole_file, write_records
+from detseg.atomic import atomic_write, records_file, write_records, write_text
 
 FAILURE = "the thing was not written"
 
@@ -24,14 +24,14 @@ def contents(folder: Path) -> dict[str, str]:
 def test_the_folder_is_made_and_the_file_replaced(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "er" / "file"
     for text in ("old", "new"):
-        with whole_file(path, failure=FAILURE) as unfinished:
+        with atomic_write(path, failure=FAILURE) as unfinished:
             unfinished.write_text(text)
             assert path.parent == unfinished.parent
         assert contents(path.parent) == {"file": text}
 
 
 def fail(problem: BaseException, path: Path) -> None:
-    with whole_file(path, failure=FAILURE) as unfinished:
+    with atomic_write(path, failure=FAILURE) as unfinished:
         unfinished.write_text("ne")
         raise problem
 
@@ -63,7 +63,7 @@ def test_a_failure_of_another_file_keeps_its_name(tmp_path: Path) -> None:
 def test_a_file_in_the_place_of_the_folder(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with (pytest.raises(NotADirectoryError, match=r"the thing was not written \(Not a directory\): '.*file/inside'"),
-          whole_file(tmp_path / "file" / "inside", failure=FAILURE) as unfinished):
+          atomic_write(tmp_path / "file" / "inside", failure=FAILURE) as unfinished):
         unfinished.write_text("new")
 
 
@@ -75,13 +75,23 @@ def test_sync_waits_for_the_whole_content_before_the_move(tmp_path: Path, monkey
         sizes.append(os.fstat(descriptor).st_size)
 
     monkeypatch.setattr(os, "fsync", fsync)
-    with whole_file(path, failure=FAILURE, sync=True) as unfinished:
+    with atomic_write(path, failure=FAILURE, sync=True) as unfinished:
         unfinished.write_text("12345")
     assert sizes == [5]
-    with whole_file(path, failure=FAILURE) as unfinished:
+    with atomic_write(path, failure=FAILURE) as unfinished:
         unfinished.write_text("123")
     assert sizes == [5]
     assert contents(tmp_path) == {"file": "123"}
+
+
+def test_a_text_is_written_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "notes.md"
+    for text in ("one\n\ntwo: é\n", ""):
+        write_text(path, text)
+        assert path.read_bytes() == text.encode()
+        assert contents(path.parent) == {"notes.md": text}
+    with pytest.raises(OSError, match=r"not written \(Not a directory\): '.*notes.md/x'"):
+        write_text(path / "x", "text")
 
 
 @given(records=st.lists(st.dictionaries(st.text(), st.floats(allow_nan=False, allow_infinity=False) | st.text())))

@@ -1,12 +1,9 @@
-"""How every command ends: an exit code, a message instead of a traceback for a mistake, and whole files."""
+"""How every command ends: an exit code, a message instead of a traceback for a mistake, and an answer on stderr."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from pathlib import Path
-
-from detseg.files import whole_file
 
 
 def exit_code(work: Callable[[], None]) -> int:
@@ -25,12 +22,6 @@ def exit_code(work: Callable[[], None]) -> int:
         print(f"error: {_readable(error)}", file=sys.stderr)  # noqa: T201
         return 1
     return 0
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Writes a text file, and its folder, so that the file is the old one or the new one, whole."""
-    with whole_file(path, failure="not written") as unfinished:
-        unfinished.write_text(text, "utf-8")
 
 
 def _readable(error: Exception) -> str:

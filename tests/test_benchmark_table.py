@@ -7,9 +7,10 @@ from functools import cache
 
 import pytest
 
-from detseg.backbone_table import END, START, Row, builders, chosen, latencies, markdown, ready, row, spec_of
+from detseg.backbones import builders, chosen, spec_of
 from detseg.backbones.mobilenet_v1 import mobilenet_v1
 from detseg.backbones.mobilenet_v3 import mobilenet_v3_small
+from detseg.benchmark.table import END, START, Row, latencies, markdown, ready, row
 from detseg.interfaces import FeatureSpec
 from tools.backbone_table import main
 

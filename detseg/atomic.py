@@ -1,4 +1,4 @@
-"""Files that are whole: at any moment the old one or the new one, never a part."""
+"""Atomic writes: at any moment a file is the old one or the new one, never a part."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 
 @contextlib.contextmanager
-def whole_file(path: Path, *, failure: str, sync: bool = False) -> Iterator[Path]:
+def atomic_write(path: Path, *, failure: str, sync: bool = False) -> Iterator[Path]:
     """Gives a place beside `path` to write to, and moves what was written there to `path` when the block ends well.
 
     Makes the folder. Whatever fails, what was there before stays, and nothing is left beside it. An OSError, also one
@@ -38,6 +38,12 @@ def whole_file(path: Path, *, failure: str, sync: bool = False) -> Iterator[Path
             unfinished.unlink()
 
 
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file, and its folder, atomically."""
+    with atomic_write(path, failure="not written") as unfinished:
+        unfinished.write_text(text, "utf-8")
+
+
 def write_records(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
     """Writes a JSON list with one record a line. Numbers keep every digit; NaN, which JSON has not, is a ValueError."""
     with records_file(path) as add:
@@ -47,7 +53,7 @@ def write_records(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
 @contextlib.contextmanager
 def records_file(path: Path) -> Iterator[Callable[[Iterable[Mapping[str, Any]]], None]]:
     """The same, written in portions: gives a function that adds records. The file is there when the block ends well."""
-    with (whole_file(path, failure="the results were not written") as unfinished,
+    with (atomic_write(path, failure="the results were not written") as unfinished,
           unfinished.open("w", encoding="utf-8") as file):
         separator = "["
 

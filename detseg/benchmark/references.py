@@ -1,6 +1,6 @@
 """torchvision's models of our architectures, with our weights: used as documented, trained as its reference scripts do.
 
-They are what `detseg.benchmark` measures against, and what says whether both give the same.
+They are what `detseg.benchmark.predictor` measures against, and what says whether both give the same.
 """
 
 from __future__ import annotations
@@ -29,11 +29,13 @@ from torchvision.models.segmentation import deeplabv3_mobilenet_v3_large, lraspp
 from torchvision.models.segmentation.fcn import FCN, FCNHead
 from torchvision.transforms._presets import SemanticSegmentation
 
-from detseg.interfaces import (
+from detseg.interfaces import TrainingBatch
+from detseg.model import Predictor
+from detseg.resize import Resize
+from detseg.structures import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     VOID,
-    Batch,
     BoxTargets,
     ImageDetections,
     ImageLabels,
@@ -41,7 +43,6 @@ from detseg.interfaces import (
     Pixels,
     Size,
 )
-from detseg.model import Predictor
 from detseg.weights.torchvision import ssdlite_names
 from detseg.weights.torchvision_detection import faster_rcnn_names
 from detseg.weights.torchvision_segmentation import deeplabv3_names, fcn_names, lraspp_names
@@ -65,15 +66,15 @@ class DetectionAgreement(NamedTuple):
     detections: int
     """Of both."""
     unmatched: int
-    """Those of both that have no twin: of the same class, within TOLERANCE."""
+    """Those of both that have no match: of the same class, within TOLERANCE."""
     max_score_difference: float
     max_box_difference: float
-    """In pixels; both among twins."""
+    """In pixels; both among matches."""
 
     def __str__(self) -> str:
         same = self.unmatched <= _UNLIKE["detections"] * self.detections
         return (f"results {'equal' if same else 'NOT EQUAL'}: of {self.detections} detections on {self.images} images "
-                f"{self.unmatched} have no twin; twins differ by {self.max_score_difference:.1e} in score and "
+                f"{self.unmatched} have no match; matches differ by {self.max_score_difference:.1e} in score and "
                 f"{self.max_box_difference:.1e} px at most")
 
 
@@ -103,12 +104,12 @@ def compare_detections(
     for (one, other), longer_side in zip(pairs, longer_sides, strict=True):
         score_MN = (one.scores[:, None] - other.scores).abs()
         box_MN = (one.boxes[:, None] - other.boxes).abs().amax(-1)
-        twins_MN = ((one.labels[:, None] == other.labels) & (score_MN < TOLERANCE)
+        matches_MN = ((one.labels[:, None] == other.labels) & (score_MN < TOLERANCE)
                     & (box_MN < TOLERANCE * longer_side))
         detections += len(one.scores) + len(other.scores)
-        unmatched += int((~twins_MN.any(0)).sum() + (~twins_MN.any(1)).sum())
-        scores += score_MN[twins_MN].tolist()
-        boxes += box_MN[twins_MN].tolist()
+        unmatched += int((~matches_MN.any(0)).sum() + (~matches_MN.any(1)).sum())
+        scores += score_MN[matches_MN].tolist()
+        boxes += box_MN[matches_MN].tolist()
     return DetectionAgreement(len(pairs), detections, unmatched, max(scores), max(boxes))
 
 
@@ -120,7 +121,7 @@ def compare_labels(pairs: Sequence[tuple[ImageLabels, ImageLabels]]) -> LabelAgr
         sum(int((one.labels != other.labels).sum()) for one, other in pairs))
 
 
-class Peer(ABC):
+class Reference(ABC):
     """A model of torchvision's, with random weights.
 
     size: what its images come to have, whatever the model's own size is.
@@ -159,7 +160,7 @@ class Peer(ABC):
         """The prediction in the image's pixels, in our form, in evaluation mode."""
 
     @abstractmethod
-    def step(self, batch: Batch[Any]) -> Callable[[], float]:
+    def step(self, batch: TrainingBatch[Any]) -> Callable[[], float]:
         """A training step at learning rate 0, on images of the right size; it gives the loss."""
 
     @abstractmethod
@@ -167,7 +168,7 @@ class Peer(ABC):
         """Its predictions and those of `predict`."""
 
 
-class _Detector(Peer):
+class _Detector(Reference):
     """references/detection: engine.py and train.py."""
 
     def __init__(self, model: Any, names: Names, *, size: Size | None) -> None:
@@ -192,10 +193,10 @@ class _Detector(Peer):
         found = self.model([_tensor(image)])[0]
         return ImageDetections(0, found["boxes"], found["scores"], found["labels"] - 1)
 
-    def step(self, batch: Batch[BoxTargets]) -> Callable[[], float]:
+    def step(self, batch: TrainingBatch[BoxTargets]) -> Callable[[], float]:
         model = self.model.train()
         images = [image.float() / 255 for image in batch.images]
-        boxes_BM4, labels_BM, _ = batch.targets
+        boxes_BM4, labels_BM = batch.targets[:2]
         targets = [{"boxes": boxes[labels >= 0], "labels": labels[labels >= 0] + 1}
                    for boxes, labels in zip(boxes_BM4, labels_BM, strict=True)]
         return _step(model, lambda: sum(model(images, targets).values()))
@@ -216,7 +217,7 @@ class _DetectorNetwork(nn.Module):
         return self.head(list(self.backbone(images).values()))
 
 
-class _Segmenter(Peer):
+class _Segmenter(Reference):
     """references/segmentation/train.py, and the transforms that the weights come with."""
 
     def __init__(self, model: Any, names: Names, *, size: Size | None) -> None:
@@ -243,7 +244,7 @@ class _Segmenter(Peer):
             labels = F.interpolate(labels[None], image.shape[:2], mode="nearest-exact")[0]
         return ImageLabels(0, labels[0].numpy())
 
-    def step(self, batch: Batch[LabelTargets]) -> Callable[[], float]:
+    def step(self, batch: TrainingBatch[LabelTargets]) -> Callable[[], float]:
         model = self.model.train()
         images = SemanticSegmentation(resize_size=None)(batch.images)
         labels = batch.targets.labels.long()
@@ -298,7 +299,7 @@ class Published(NamedTuple):
     build: Callable[[], Any]
     """The model with random weights."""
     names: Names
-    kind: Callable[..., Peer]
+    kind: Callable[..., Reference]
 
 
 def _ssdlite_mobilenet_v2() -> Any:
@@ -324,39 +325,50 @@ def _fcn_mobilenet_v3() -> Any:
 
 _UNTRAINED = {"weights": None, "weights_backbone": None}
 
-TORCHVISION = {
-    "ssdlite_v3_large": Published(
+REFERENCES = (
+    Published(
         "ssdlite320_mobilenet_v3_large", partial(ssdlite320_mobilenet_v3_large, **_UNTRAINED), ssdlite_names,
         _Detector),
-    "ssdlite_v2_bccd": Published("SSD of its parts on mobilenet_v2", _ssdlite_mobilenet_v2, ssdlite_names, _Detector),
-    "fasterrcnn_v3_large_320_fpn": Published(
+    Published("SSD of its parts on mobilenet_v2", _ssdlite_mobilenet_v2, ssdlite_names, _Detector),
+    Published(
         "fasterrcnn_mobilenet_v3_large_320_fpn", partial(fasterrcnn_mobilenet_v3_large_320_fpn, **_UNTRAINED),
         faster_rcnn_names, _Detector),
-    "fasterrcnn_v3_large_fpn": Published(
+    Published(
         "fasterrcnn_mobilenet_v3_large_fpn", partial(fasterrcnn_mobilenet_v3_large_fpn, **_UNTRAINED),
         faster_rcnn_names, _Detector),
-    "lraspp_v3_large_torchvision": Published(
+    Published(
         "lraspp_mobilenet_v3_large", partial(lraspp_mobilenet_v3_large, **_UNTRAINED), lraspp_names, _Segmenter),
-    "deeplabv3_v3_large": Published(
+    Published(
         "deeplabv3_mobilenet_v3_large", partial(deeplabv3_mobilenet_v3_large, **_UNTRAINED, aux_loss=True),
         deeplabv3_names, _Segmenter),
-    "fcn_v3_large": Published("FCN of its parts on mobilenet_v3_large", _fcn_mobilenet_v3, fcn_names, _Segmenter),
-}
-"""By the name of the config."""
+    Published("FCN of its parts on mobilenet_v3_large", _fcn_mobilenet_v3, fcn_names, _Segmenter),
+)
+"""In this order the first is taken whose network and input size are ours."""
 
 
-def peer_of(name: str, model: Predictor, *, size: Size | None, image: Pixels) -> Peer:
-    """torchvision's model of a config, with the weights of ours. ValueError where it has none, or none that is like
-    `model` as it is now: in its layers, or in the size to which it brings `image`."""
-    if name not in TORCHVISION:
-        raise ValueError(f"torchvision has no model of {name} to compare with; it has one of {', '.join(TORCHVISION)}")
-    title, build, names, kind = TORCHVISION[name]
-    peer = kind(build(), names, size=size)
+def reference_of(
+    model: Predictor, *, resize: Resize, size: Size | None, image: Pixels
+) -> tuple[str, Reference]:
+    """torchvision's model of the same network, with the weights of ours, and its name.
+
+    Args:
+        model: ours; what it is compared by is its tensors, and the size to which `resize` brings `image`.
+        resize: that of its config, whatever `size` is: two architectures may differ in nothing else.
+        size: that all images have, in place of either's resize.
+        image: any.
+
+    ValueError where torchvision has none that is like it.
+    """
     original = (image.shape[0], image.shape[1])
-    placement = model.resize.place(original)
+    placement = resize.place(original)
     resized = (round(original[0] * placement.scale_y), round(original[1] * placement.scale_x))
-    if not peer.fits(model) or peer.size_of(image) != resized:
-        raise ValueError(f"torchvision's {title} has one width, one tail, one input size and one number of classes, "
-                         f"which {name} as it is now has not: leave out --set model.*")
-    peer.take_weights(model)
-    return peer
+    for title, build, names, kind in REFERENCES:
+        with torch.device("meta"):  # without numbers it is built at once
+            sketch = kind(build(), names, size=None)
+        if sketch.fits(model) and sketch.size_of(image) == resized:
+            reference = kind(build(), names, size=size)
+            reference.take_weights(model)
+            return title, reference
+    raise ValueError(
+        "torchvision has no such network to compare with. It has " + ", ".join(one.title for one in REFERENCES)
+        + ", each with one width, one tail, one input size and one number of classes: leave out --set model.*")

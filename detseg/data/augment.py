@@ -1,5 +1,8 @@
-"""From an image of any size to the network's: the ways to resize, and the augmentations of detection (SSD's) and of
-segmentation.
+"""What training does to images: the augmentations of detection (SSD's) and of segmentation.
+
+An augmentation turns a sample of original pixels into one of the network's. It may read other samples of the data set
+by number and knows the epoch; everything random in it comes from the seed that its `Context` gives, so that the result
+is a pure function of (seed, epoch, item).
 
 Nothing outside this module imports albumentations.
 """
@@ -8,16 +11,16 @@ from __future__ import annotations
 
 import os
 import random
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import cv2
 import numpy as np
-import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 
-from detseg.interfaces import VOID, LabelPixels, Pixels, Placement, Resize, Size
+from detseg.resize import RGB, Resize, bilinear_rounded
+from detseg.structures import VOID, LabelPixels, Pixels, Size
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # importing it would ask a server for its newest version
 import albumentations as A
@@ -26,160 +29,45 @@ SMALLEST_SIDE = 0.1
 """Pixels of the network's image: a box that is narrower or lower after augmentation is dropped."""
 
 
-@dataclass(frozen=True)
-class Stretch(Resize):
-    """Both axes scaled on their own, so that the image fills `size` and its aspect ratio is lost."""
+class BoxSample(NamedTuple):
+    """An image and its boxes."""
 
-    size: Size
-
-    def __post_init__(self) -> None:
-        _check_size(self.size)
-
-    def place(self, original: Size) -> Placement:
-        """Where an image of this size comes to lie: everywhere."""
-        return Placement(self.size[0] / original[0], self.size[1] / original[1], 0.0, 0.0)
-
-    def apply(self, image: Pixels) -> NDArray[np.float32]:
-        """The image stretched: what `interpolate(mode="bilinear", align_corners=False)` gives, without antialias."""
-        return _bilinear(image, self.size)
-
-    def apply_rounded(self, image: Pixels) -> Pixels:
-        """The image stretched by OpenCV."""
-        return _bilinear_rounded(image, self.size)
+    image: Pixels
+    boxes: NDArray[np.float32]
+    """[M, 4] xyxy in the image's pixels."""
+    labels: NDArray[np.int64]
+    """[M], 0..K-1."""
+    crowd: NDArray[np.bool_]
+    """[M]: a region ignored by the loss."""
 
 
-@dataclass(frozen=True)
-class Letterbox(Resize):
-    """The whole image as large as fits, its aspect ratio kept, centred between bars of the grey level `fill`.
+class LabelSample(NamedTuple):
+    """An image and its label map, [H, W]."""
 
-    Sides are rounded to whole pixels, and an odd bar is one pixel wider below or to the right.
-    """
-
-    size: Size
-    fill: int = 114
-
-    def __post_init__(self) -> None:
-        _check_size(self.size)
-        if not 0 <= self.fill <= 255:
-            raise ValueError(f"the bars' grey level lies in 0..255, got {self.fill}")
-
-    def place(self, original: Size) -> Placement:
-        """Where an image of this size comes to lie; the scales are those of the rounded sides."""
-        height, width = self._inner(original)
-        top, left = (self.size[0] - height) // 2, (self.size[1] - width) // 2
-        return Placement(height / original[0], width / original[1], float(top), float(left))
-
-    def apply(self, image: Pixels) -> NDArray[np.float32]:
-        """The image between its bars, interpolated as in `Stretch`."""
-        original = (image.shape[0], image.shape[1])
-        boxed = np.full((*self.size, 3), self.fill, dtype=np.float32)
-        boxed[self._window(original)] = _bilinear(image, self._inner(original))
-        return boxed
-
-    def apply_rounded(self, image: Pixels) -> Pixels:
-        """The image between its bars, by OpenCV."""
-        original = (image.shape[0], image.shape[1])
-        boxed = np.full((*self.size, 3), self.fill, dtype=np.uint8)
-        boxed[self._window(original)] = _bilinear_rounded(image, self._inner(original))
-        return boxed
-
-    def _window(self, original: Size) -> tuple[slice, slice]:
-        """Where the image lies between the bars."""
-        height, width = self._inner(original)
-        placement = self.place(original)
-        top, left = int(placement.offset_y), int(placement.offset_x)
-        return slice(top, top + height), slice(left, left + width)
-
-    def _inner(self, original: Size) -> Size:
-        """The size of the image between the bars."""
-        scale = min(self.size[0] / original[0], self.size[1] / original[1])
-        return max(1, round(original[0] * scale)), max(1, round(original[1] * scale))
+    image: Pixels
+    labels: LabelPixels
 
 
-@dataclass(frozen=True)
-class KeepAspect(Resize):
-    """The aspect ratio kept and nothing lost: the shorter side becomes `shorter`, unless the longer one would exceed
-    `longer`.
-
-    What torchvision's detectors do (GeneralizedRCNNTransform, without antialias; what it adds at the end is the
-    `divisor` of `Predictor`); with `antialias` and no limit to the longer side, what its segmenters are published with.
-    Images come out in different sizes.
-    """
-
-    fixed: ClassVar[bool] = False
-    shorter: int
-    longer: int
-    antialias: bool = False
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.shorter <= self.longer:
-            raise ValueError(f"need 1 <= shorter <= longer, got {self.shorter} and {self.longer}")
-
-    @property
-    def size(self) -> Size:  # type: ignore[override]
-        """What an image of 4:3 becomes, COCO's most frequent."""
-        return self._resized((480, 640))
-
-    def place(self, original: Size) -> Placement:
-        """At the top left, with the scales of the rounded sides."""
-        height, width = self._resized(original)
-        return Placement(height / original[0], width / original[1], 0.0, 0.0)
-
-    def apply(self, image: Pixels) -> NDArray[np.float32]:
-        """The image resized, interpolated as in `Stretch`."""
-        return _bilinear(image, self._resized((image.shape[0], image.shape[1])), antialias=self.antialias)
-
-    def apply_rounded(self, image: Pixels) -> Pixels:
-        """The same by OpenCV, never with antialias."""
-        return _bilinear_rounded(image, self._resized((image.shape[0], image.shape[1])))
-
-    def _resized(self, original: Size) -> Size:
-        """The size that an image comes to, rounded down."""
-        wanted, given = min((self.shorter, min(original)), (self.longer, max(original)), key=lambda x: x[0] / x[1])
-        # torchvision's segmenters come to the exact side that was asked for; its detectors, which multiply by a
-        # rounded ratio, at times to one pixel less.
-        sides = (side * wanted // given if self.antialias else int(side * (wanted / given)) for side in original)
-        height, width = (max(1, side) for side in sides)
-        return height, width
+SampleT = TypeVar("SampleT")
 
 
-def _check_size(size: Size) -> None:
-    if min(size) < 1:
-        raise ValueError(f"the network's input size is (height, width) in pixels, each at least 1, got {size}")
+class Context(NamedTuple, Generic[SampleT]):
+    """What an augmentation knows beside the sample."""
+
+    seed: int
+    """Of everything random: another one for every (seed of the run, epoch, item)."""
+    epoch: int
+    num_items: int
+    """Samples of the data set."""
+    read: Callable[[int], SampleT]
+    """Any of them by number, in original pixels and not augmented."""
 
 
-def _bilinear(image: Pixels, size: Size, *, antialias: bool = False) -> NDArray[np.float32]:
-    """float32 [height, width, 3], by torch's kernel.
+class Augment(Protocol[SampleT]):
+    """What training does to a sample on its way to the network's size."""
 
-    OpenCV's is closer to the interpolation in double precision and takes a sixth of the time (0.15 ms for 0.9), but
-    published networks were measured with torch's, and a difference of 0.006 grey levels moves boxes visibly.
-    """
-    channels_first = torch.from_numpy(image).permute(2, 0, 1)[None].float()
-    resized = F.interpolate(channels_first, size, mode="bilinear", align_corners=False, antialias=antialias)
-    pixels: NDArray[np.float32] = resized[0].permute(1, 2, 0).numpy()
-    return pixels
-
-
-def _bilinear_rounded(image: Pixels, size: Size) -> Pixels:
-    """uint8 [height, width, 3], by OpenCV: torch's kernel gives other last digits with other numbers of threads."""
-    resized = cv2.resize(image.astype(np.float32), (size[1], size[0]), interpolation=cv2.INTER_LINEAR)
-    rounded: Pixels = np.rint(resized).astype(np.uint8)
-    return rounded
-
-
-class Augment(Protocol):
-    """What training does to a sample on its way to the network's size. Everything random comes from `seed`."""
-
-    def __call__(
-        self,
-        image: Pixels,
-        boxes: NDArray[np.float32],
-        labels: NDArray[np.int64],
-        crowd: NDArray[np.bool_],
-        *,
-        seed: int,
-    ) -> tuple[Pixels, NDArray[np.float32], NDArray[np.int64], NDArray[np.bool_]]:
-        """Image, boxes [M, 4] xyxy in its pixels, labels [M] and crowd flags [M]; the same in the network's pixels."""
+    def __call__(self, sample: SampleT, context: Context[SampleT]) -> SampleT:
+        """In original pixels; the same in the network's."""
 
 
 @dataclass(frozen=True)
@@ -198,7 +86,7 @@ class SSDAugment:
     photometric: float = 0.5
     """Probability of each of brightness, contrast, saturation and hue, which come in random order."""
     zoom_out: float = 0.5
-    """Probability of putting the image on a larger canvas of ImageNet's mean colour."""
+    """Probability of putting the image on a larger canvas of the colour `resize.fill`."""
     zoom_out_ratio: float = 4.0
     """The canvas' sides are up to this many times the image's."""
     iou_crop: float = 1.0
@@ -223,7 +111,7 @@ class SSDAugment:
             )
         transforms = [
             A.RandomOrder(_colour_jitters(self.photometric), n=4, p=1.0),
-            _ZoomOut(self.zoom_out_ratio, self.resize.size, p=self.zoom_out),
+            _ZoomOut(self.zoom_out_ratio, self.resize, p=self.zoom_out),
             _IoUCrop(self.min_overlaps, p=self.iou_crop),
             _Fit(self.resize),
             A.HorizontalFlip(p=self.flip),
@@ -239,27 +127,20 @@ class SSDAugment:
         )
         object.__setattr__(self, "_compose", A.Compose(transforms, bbox_params=boxes))
 
-    def __call__(
-        self,
-        image: Pixels,
-        boxes: NDArray[np.float32],
-        labels: NDArray[np.int64],
-        crowd: NDArray[np.bool_],
-        *,
-        seed: int,
-    ) -> tuple[Pixels, NDArray[np.float32], NDArray[np.int64], NDArray[np.bool_]]:
+    def __call__(self, sample: BoxSample, context: Context[BoxSample]) -> BoxSample:
         """See `Augment`. Boxes are clipped to the image; those whose centre a crop loses, or that vanish, are dropped.
 
         A crowd region stays as long as any part of it is seen, because it says what not to learn from.
         """
         # One stream for all: albumentations' own set_random_seed gives each transform the same numbers, so that
         # every mirror image would be a bright one.
-        self._compose.set_random_state(np.random.default_rng(seed), random.Random(seed))
+        self._compose.set_random_state(np.random.default_rng(context.seed), random.Random(context.seed))
+        image, boxes, labels, crowd = sample
         rows = np.column_stack([boxes.reshape(-1, 4).astype(np.float64), np.arange(len(boxes)), crowd])
         out = self._compose(image=image, bboxes=rows)
         placed = out["bboxes"] if len(out["bboxes"]) else np.zeros((0, 6))  # albumentations empties to [0, 4]
         kept = placed[:, 4].astype(np.int64)
-        return out["image"], placed[:, :4].astype(np.float32), labels[kept], crowd[kept]
+        return BoxSample(out["image"], placed[:, :4].astype(np.float32), labels[kept], crowd[kept])
 
 
 def _colour_jitters(probability: float) -> list[Any]:
@@ -270,17 +151,15 @@ def _colour_jitters(probability: float) -> list[Any]:
 
 
 class _ZoomOut(A.DualTransform):  # type: ignore[misc]  # albumentations is not typed
-    """Puts the image somewhere on a canvas of ImageNet's mean colour.
+    """Puts the image somewhere on a canvas of the model's padding colour.
 
     SSD makes a canvas of up to 16 times the image's pixels, only to shrink it in the next step. Here the image shrinks
     first, so that the canvas stays within twice the network's size, or within the image's own where that is larger.
     """
 
-    MEAN = (124, 116, 104)
-
-    def __init__(self, ratio: float, size: Size, *, p: float) -> None:
+    def __init__(self, ratio: float, resize: Resize, *, p: float) -> None:
         super().__init__(p=p)
-        self.ratio, self.size = ratio, size
+        self.ratio, self.size, self.fill = ratio, resize.size, resize.fill
 
     def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
         height, width = params["shape"][:2]
@@ -296,7 +175,7 @@ class _ZoomOut(A.DualTransform):  # type: ignore[misc]  # albumentations is not 
         small = img if img.shape[:2] == inner else cv2.resize(img, (inner[1], inner[0]))
         below, right = outer[0] - inner[0] - corner[0], outer[1] - inner[1] - corner[1]
         border = (corner[0], below, corner[1], right)
-        canvas: Pixels = cv2.copyMakeBorder(small, *border, cv2.BORDER_CONSTANT, value=self.MEAN)
+        canvas: Pixels = cv2.copyMakeBorder(small, *border, cv2.BORDER_CONSTANT, value=self.fill)
         return canvas
 
     def apply_to_bboxes(
@@ -407,8 +286,8 @@ class _Fit(A.DualTransform):  # type: ignore[misc]  # albumentations is not type
         height, width = params["shape"][:2]
         to = self.resize.place((height, width))
         placed = bboxes.copy()
-        placed[:, [0, 2]] = (bboxes[:, [0, 2]] * width * to.scale_x + to.offset_x) / resized.shape[1]
-        placed[:, [1, 3]] = (bboxes[:, [1, 3]] * height * to.scale_y + to.offset_y) / resized.shape[0]
+        original = bboxes[:, :4] * (width, height, width, height)
+        placed[:, :4] = to.boxes_to_network(original) / (resized.shape[1::-1] * 2)
         return placed
 
 
@@ -417,7 +296,7 @@ class SegmentationAugment:
     """What segmenters are trained with (DeepLab's and torchvision's reference): a random scale, a crop of always the
     same size, colours, and a mirror image; on albumentations.
 
-    Where the scaled image is smaller than the crop, it comes to lie anywhere in it, on ImageNet's mean colour and VOID;
+    Where the scaled image is smaller than the crop, it comes to lie anywhere in it, on the colour `fill` and VOID;
     the references put it at the top left. Colours change before the margin is added, so that it keeps its value.
     Labels are those of the nearest pixel.
 
@@ -426,6 +305,8 @@ class SegmentationAugment:
 
     crop: Size
     """(height, width) of what comes out, in pixels."""
+    fill: RGB
+    """The colour of the margin: the model's, `Resize.fill`."""
     scale: tuple[float, float] = (0.5, 2.0)
     """The image's sides are multiplied by a number between these, drawn uniformly."""
     shorter: int | None = None
@@ -460,17 +341,17 @@ class SegmentationAugment:
         transforms = [
             _ScaledCrop(self),
             A.RandomOrder(_colour_jitters(self.photometric), n=4, p=1.0),
-            _Margin(self.crop),
+            _Margin(self.crop, self.fill),
             A.HorizontalFlip(p=self.flip),
         ]
         object.__setattr__(self, "_compose", A.Compose(transforms))
 
-    def __call__(self, image: Pixels, labels: LabelPixels, *, seed: int) -> tuple[Pixels, LabelPixels]:
-        """Image [H, W, 3] and labels [H, W] of any size; both of the size `crop`."""
-        assert image.shape[:2] == labels.shape, (image.shape, labels.shape)
-        self._compose.set_random_state(np.random.default_rng(seed), random.Random(seed))
-        out = self._compose(image=image, mask=labels)
-        return out["image"], out["mask"]
+    def __call__(self, sample: LabelSample, context: Context[LabelSample]) -> LabelSample:
+        """Image and labels of any size; both of the size `crop`."""
+        assert sample.image.shape[:2] == sample.labels.shape, (sample.image.shape, sample.labels.shape)
+        self._compose.set_random_state(np.random.default_rng(context.seed), random.Random(context.seed))
+        out = self._compose(image=sample.image, mask=sample.labels)
+        return LabelSample(out["image"], out["mask"])
 
 
 class _ScaledCrop(A.DualTransform):  # type: ignore[misc]
@@ -513,7 +394,7 @@ class _ScaledCrop(A.DualTransform):  # type: ignore[misc]
 
     def apply(self, img: Pixels, seen: tuple[slice, slice], inner: Size, **params: Any) -> Pixels:
         part = img[seen]
-        return np.ascontiguousarray(part) if part.shape[:2] == inner else _bilinear_rounded(part, inner)
+        return np.ascontiguousarray(part) if part.shape[:2] == inner else bilinear_rounded(part, inner)
 
     def apply_to_mask(self, mask: LabelPixels, seen: tuple[slice, slice], inner: Size, **params: Any) -> LabelPixels:
         # Not INTER_NEAREST, which takes the pixel above and to the left and so moves labels against the image.
@@ -542,11 +423,11 @@ def _largest_share(labels: LabelPixels) -> float:
 
 
 class _Margin(A.DualTransform):  # type: ignore[misc]
-    """Puts an image that is smaller than `size` somewhere on a canvas of ImageNet's mean colour, and VOID."""
+    """Puts an image that is smaller than `size` somewhere on a canvas of the colour `fill`, and VOID."""
 
-    def __init__(self, size: Size) -> None:
+    def __init__(self, size: Size, fill: RGB) -> None:
         super().__init__(p=1.0)
-        self.size = size
+        self.size, self.fill = size, fill
 
     def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
         room = [wanted - side for wanted, side in zip(self.size, params["shape"][:2], strict=True)]
@@ -554,7 +435,7 @@ class _Margin(A.DualTransform):  # type: ignore[misc]
         return {"border": (top, room[0] - top, left, room[1] - left)}
 
     def apply(self, img: Pixels, border: tuple[int, int, int, int], **params: Any) -> Pixels:
-        canvas: Pixels = cv2.copyMakeBorder(img, *border, cv2.BORDER_CONSTANT, value=_ZoomOut.MEAN)
+        canvas: Pixels = cv2.copyMakeBorder(img, *border, cv2.BORDER_CONSTANT, value=self.fill)
         return canvas
 
     def apply_to_mask(self, mask: LabelPixels, border: tuple[int, int, int, int], **params: Any) -> LabelPixels:

@@ -25,16 +25,17 @@ from torch.utils._pytree import tree_leaves
 from torchvision.models import get_model
 from torchvision.models.feature_extraction import create_feature_extractor
 
-from detseg.backbone_table import Builder, chosen, ready
+from detseg.backbones import Builder, chosen
 from detseg.backbones.trunk import Trunk
+from detseg.benchmark.synthetic import calibrate
+from detseg.benchmark.table import ready
 from detseg.cost import threads, time_alternating
 from detseg.interfaces import Backbone
-from detseg.lifelike import settle
 from detseg.weights import timm as timm_weights
 from detseg.weights import torchvision as torchvision_weights
 
 
-class Peer(NamedTuple):
+class Reference(NamedTuple):
     """A published model that is one of our backbones."""
 
     library: Literal["timm", "torchvision"]
@@ -47,20 +48,20 @@ class Peer(NamedTuple):
 _SYMMETRIC = MappingProxyType({"pad_type": ""})
 """timm's name for the padding of our default; its weights of these networks would expect TensorFlow's."""
 
-PEERS: Mapping[str, Peer] = MappingProxyType({
-    "mnasnet_a1": Peer("timm", "semnasnet_100", "c5.bottleneck"),
-    "mnasnet_b1": Peer("torchvision", "mnasnet1_0"),
-    "mobilenet_v1": Peer("timm", "mobilenetv1_100"),
-    "mobilenet_v2": Peer("torchvision", "mobilenet_v2"),
-    "mobilenet_v3_large": Peer("torchvision", "mobilenet_v3_large"),
-    "mobilenet_v3_large_minimalistic": Peer("timm", "tf_mobilenetv3_large_minimal_100", options=_SYMMETRIC),
-    "mobilenet_v3_small": Peer("torchvision", "mobilenet_v3_small"),
-    "mobilenet_v3_small_minimalistic": Peer("timm", "tf_mobilenetv3_small_minimal_100", options=_SYMMETRIC),
-    "mobilenet_v4_conv_large": Peer("timm", "mobilenetv4_conv_large"),
-    "mobilenet_v4_conv_medium": Peer("timm", "mobilenetv4_conv_medium"),
-    "mobilenet_v4_conv_small": Peer("timm", "mobilenetv4_conv_small"),
-    "mobilenet_v4_hybrid_large": Peer("timm", "mobilenetv4_hybrid_large"),
-    "mobilenet_v4_hybrid_medium": Peer("timm", "mobilenetv4_hybrid_medium"),
+REFERENCES: Mapping[str, Reference] = MappingProxyType({
+    "mnasnet_a1": Reference("timm", "semnasnet_100", "c5.bottleneck"),
+    "mnasnet_b1": Reference("torchvision", "mnasnet1_0"),
+    "mobilenet_v1": Reference("timm", "mobilenetv1_100"),
+    "mobilenet_v2": Reference("torchvision", "mobilenet_v2"),
+    "mobilenet_v3_large": Reference("torchvision", "mobilenet_v3_large"),
+    "mobilenet_v3_large_minimalistic": Reference("timm", "tf_mobilenetv3_large_minimal_100", options=_SYMMETRIC),
+    "mobilenet_v3_small": Reference("torchvision", "mobilenet_v3_small"),
+    "mobilenet_v3_small_minimalistic": Reference("timm", "tf_mobilenetv3_small_minimal_100", options=_SYMMETRIC),
+    "mobilenet_v4_conv_large": Reference("timm", "mobilenetv4_conv_large"),
+    "mobilenet_v4_conv_medium": Reference("timm", "mobilenetv4_conv_medium"),
+    "mobilenet_v4_conv_small": Reference("timm", "mobilenetv4_conv_small"),
+    "mobilenet_v4_hybrid_large": Reference("timm", "mobilenetv4_hybrid_large"),
+    "mobilenet_v4_hybrid_medium": Reference("timm", "mobilenetv4_hybrid_medium"),
 })
 """By the name of our builder."""
 
@@ -97,22 +98,22 @@ class Setup:
 
 
 class Figures(NamedTuple):
-    """One backbone beside its peer; times are medians, ratios medians of the ratios of paired times."""
+    """One backbone beside its reference; times are medians, ratios medians of the ratios of paired times."""
 
     backbone: str
-    peer: str
+    reference: str
     forward_ms: float
     """One image, ready for inference: BatchNorm folded, on a CPU fused."""
     forward_module_ms: float
     """One image, the module as it is, in evaluation mode."""
-    peer_forward_ms: float
+    reference_forward_ms: float
     step_ms: float
     """Forward and backward pass of a batch in training mode."""
-    peer_step_ms: float
+    reference_step_ms: float
     memory_mib: float
     """The most that tensors made in that pass hold at one moment, gradients among them; neither parameters nor what
     a kernel takes for itself."""
-    peer_memory_mib: float
+    reference_memory_mib: float
     forward_ratio: float
     """Ours over theirs: below 1 ours is faster."""
     forward_module_ratio: float
@@ -126,14 +127,14 @@ RATIOS = ("forward_ratio", "forward_module_ratio", "step_ratio", "memory_ratio")
 
 
 def measure(name: str, build: Builder, *, setup: Setup) -> Figures:
-    """Times a backbone against its peer. ValueError: none is known, or timm is not installed."""
-    peer = peer_of(name)
+    """Times a backbone against its reference. ValueError: none is known, or timm is not installed."""
+    reference = reference_of(name)
     torch.manual_seed(0)
-    ours, theirs = _pair(build, peer)
+    ours, theirs = _pair(build, reference)
     batch = torch.randn(setup.batch_size, 3, setup.size, setup.size)
     # With the initial statistics activations vanish, and numbers that are too small to be normal take longer.
-    settle(theirs, [batch])
-    _copy_weights(theirs, ours, peer)
+    calibrate(theirs, [batch])
+    _copy_weights(theirs, ours, reference)
 
     ours = ours.to(memory_format=torch.channels_last)
     batch_last = batch.contiguous(memory_format=torch.channels_last)
@@ -153,30 +154,31 @@ def measure(name: str, build: Builder, *, setup: Setup) -> Figures:
     del prepared
     with threads(setup.step_threads):
         our_step, their_step = _step(ours.train(), batch_last), _step(theirs.train(), batch)
-        memory, peer_memory = (peak_memory(call) / 2**20 for call in (our_step, their_step))
+        memory, reference_memory = (peak_memory(call) / 2**20 for call in (our_step, their_step))
         step = time_alternating({"theirs": their_step, "ours": our_step}, seconds=setup.seconds, warmup=1)
     return Figures(
-        name, f"{peer.library} {peer.name}", forward["ready"].median, forward["module"].median,
-        forward["theirs"].median, step["ours"].median, step["theirs"].median, memory, peer_memory,
-        forward["ready"].ratio, forward["module"].ratio, step["ours"].ratio, memory / peer_memory, difference)
+        name, f"{reference.library} {reference.name}", forward["ready"].median, forward["module"].median,
+        forward["theirs"].median, step["ours"].median, step["theirs"].median, memory, reference_memory,
+        forward["ready"].ratio, forward["module"].ratio, step["ours"].ratio, memory / reference_memory, difference)
 
 
 def measurable(names: Sequence[str]) -> dict[str, Builder]:
-    """The builders of these names, for no name all that have a peer. ValueError: no such backbone, no peer, no timm."""
-    found = chosen(names or [name for name in chosen(()) if name in PEERS])
+    """The builders of these names, for no name all that have a reference. ValueError: no such backbone, no reference,
+    no timm."""
+    found = chosen(names or [name for name in chosen(()) if name in REFERENCES])
     for name in found:
-        if peer_of(name).library == "timm" and importlib.util.find_spec("timm") is None:
+        if reference_of(name).library == "timm" and importlib.util.find_spec("timm") is None:
             raise ValueError(f"timm is not installed, and {name} is measured against it: pip install timm, or name "
                              "backbones that torchvision has")
     return found
 
 
-def peer_of(name: str) -> Peer:
-    """The peer of one of our backbones; ValueError where none is known."""
-    if name not in PEERS:
-        raise ValueError(f"no peer of {name} is known; those of {', '.join(PEERS)} are in "
-                         "detseg/backbone_benchmark.py")
-    return PEERS[name]
+def reference_of(name: str) -> Reference:
+    """The reference of one of our backbones; ValueError where none is known."""
+    if name not in REFERENCES:
+        raise ValueError(f"no reference of {name} is known; those of {', '.join(REFERENCES)} are in "
+                         "detseg/benchmark/backbones.py")
+    return REFERENCES[name]
 
 
 def markdown(figures: Sequence[Figures]) -> str:
@@ -185,11 +187,11 @@ def markdown(figures: Sequence[Figures]) -> str:
              ["--"] * 6]
     for each in figures:
         lines.append([
-            f"`{each.backbone}`", each.peer,
-            f"{each.forward_ratio:.2f} ({each.forward_ms:.1f} / {each.peer_forward_ms:.1f})",
-            f"{each.forward_module_ratio:.2f} ({each.forward_module_ms:.1f} / {each.peer_forward_ms:.1f})",
-            f"{each.step_ratio:.2f} ({each.step_ms:.0f} / {each.peer_step_ms:.0f})",
-            f"{each.memory_ratio:.3f} ({each.memory_mib:.1f} / {each.peer_memory_mib:.1f})"])
+            f"`{each.backbone}`", each.reference,
+            f"{each.forward_ratio:.2f} ({each.forward_ms:.1f} / {each.reference_forward_ms:.1f})",
+            f"{each.forward_module_ratio:.2f} ({each.forward_module_ms:.1f} / {each.reference_forward_ms:.1f})",
+            f"{each.step_ratio:.2f} ({each.step_ms:.0f} / {each.reference_step_ms:.0f})",
+            f"{each.memory_ratio:.3f} ({each.memory_mib:.1f} / {each.reference_memory_mib:.1f})"])
     lines.append(["mean", "", *(f"{mean:.2f}" for mean in means(figures).values())])
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
@@ -216,7 +218,7 @@ def as_json(figures: Sequence[Figures], setup: Setup) -> dict[str, Any]:
     """Plain values."""
     return {
         "size": setup.size, "batch_size": setup.batch_size, "threads": setup.threads or 1,
-        "step_threads": setup.step_threads, "peer_channels_last": setup.channels_last, "torch": torch.__version__,
+        "step_threads": setup.step_threads, "reference_channels_last": setup.channels_last, "torch": torch.__version__,
         "means": means(figures), "backbones": [each._asdict() for each in figures]}
 
 
@@ -264,16 +266,17 @@ class _Living(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.now -= self.bytes.pop(key)
 
 
-def _pair(build: Builder, peer: Peer) -> tuple[Backbone, nn.Module]:
+def _pair(build: Builder, reference: Reference) -> tuple[Backbone, nn.Module]:
     """Ours and theirs, with the same taps."""
-    ours = build(taps=("c2", "c3", "c4", peer.last_tap))
-    if peer.library == "timm":
+    ours = build(taps=("c2", "c3", "c4", reference.last_tap))
+    if reference.library == "timm":
         import timm
 
-        return ours, timm.create_model(peer.name, features_only=True, out_indices=(1, 2, 3, 4), **peer.options)
+        return ours, timm.create_model(
+            reference.name, features_only=True, out_indices=(1, 2, 3, 4), **reference.options)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torchvision's mnasnet warns of its initialisation
-        whole = get_model(peer.name, weights=None, **peer.options)
+        whole = get_model(reference.name, weights=None, **reference.options)
     assert isinstance(ours, Trunk)
     if isinstance(getattr(whole, "features", None), nn.Sequential):
         nodes = {f"features.{block + 1}": name for block, taps in ours.taps.items() for name, _ in taps}
@@ -282,10 +285,10 @@ def _pair(build: Builder, peer: Peer) -> tuple[Backbone, nn.Module]:
     return ours, create_feature_extractor(whole, nodes)
 
 
-def _copy_weights(theirs: nn.Module, ours: Backbone, peer: Peer) -> None:
+def _copy_weights(theirs: nn.Module, ours: Backbone, reference: Reference) -> None:
     """Strictly: the two are the same network."""
     state = theirs.state_dict()
-    if peer.library == "timm":
+    if reference.library == "timm":
         names = timm_weights.mobilenet_names(state)
     elif torchvision_weights.is_mnasnet(state):
         names = torchvision_weights.mnasnet_names(state)

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from detseg.interfaces import Size
+from detseg.structures import Size
 
 _MAX_LOG_SCALE = math.log(1000 / 16)
 """The largest enlargement a delta may ask for; beyond it exp would overflow (as in torchvision's coder)."""
@@ -42,8 +42,7 @@ def coverage(boxes: Tensor, others: Tensor) -> Tensor:
 def clip(boxes: Tensor, size: Size) -> Tensor:
     """Boxes [..., 4] cut to an image of `size`."""
     height, width = float(size[0]), float(size[1])
-    x1, y1, x2, y2 = boxes.unbind(-1)
-    return torch.stack((x1.clamp(0.0, width), y1.clamp(0.0, height), x2.clamp(0.0, width), y2.clamp(0.0, height)), -1)
+    return torch.minimum(boxes.clamp(min=0.0), boxes.new_tensor((width, height, width, height)))
 
 
 def encode(boxes: Tensor, anchors: Tensor, weights: tuple[float, float, float, float]) -> Tensor:

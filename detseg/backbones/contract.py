@@ -26,8 +26,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from detseg.cost import count_parameters
-from detseg.interfaces import Backbone, Features, Size
+from detseg.interfaces import Backbone, Features
 from detseg.settings import FILE, Value, parameters, parse_value, unknown_name
+from detseg.structures import Size
 
 _SIZES: tuple[Size, ...] = ((96, 160), (128, 64), (97, 131), (65, 190))
 """Non-square, and odd ones among them."""

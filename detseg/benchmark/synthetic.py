@@ -1,4 +1,4 @@
-"""What to measure networks with: random images, targets and weights that are like photographs, data and training.
+"""Synthetic images, targets and weights, to measure networks with as if they were in use.
 
 A new network's activations vanish and its scores tie: what follows it then takes another time than in use.
 """
@@ -6,17 +6,23 @@ A new network's activations vanish and its scores tie: what follows it then take
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import singledispatch
 from typing import Any
 
 import cv2
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import update_bn
 
-from detseg.interfaces import Batch, Pixels, Sample, Size, Source, Task
+from detseg.data.loading import collate_training
+from detseg.interfaces import Task, TrainingBatch, TrainingSample
 from detseg.model import Predictor
+from detseg.structures import VOID, BoxTargets, LabelTargets, Pixels, Size
+from detseg.tasks.detection import Detection
+from detseg.tasks.segmentation import Segmentation
 
-_CLASS_DEVIATION, _DEVIATION = 1.0, 0.1
+_CLASS_STD, _STD = 1.0, 0.1
 """Of what the head's layers for classes put out, and its others. With larger ones a random network makes so much of
 small differences that rounding shows in its results."""
 
@@ -40,14 +46,44 @@ def inputs(model: Predictor, images: Sequence[Pixels]) -> Tensor:
     return torch.from_numpy(np.stack([model.resize.apply(image) for image in images])).permute(0, 3, 1, 2)
 
 
-def batch(model: Predictor, task: Task[Any, Any, Any, Any], number: int) -> Batch[Any]:
-    """A training batch of textures of the network's size, with targets that the task makes up."""
+def batch(model: Predictor, task: Task[Any, Any, Any, Any], number: int) -> TrainingBatch[Any]:
+    """A training batch of textures of the network's size, with synthetic targets."""
     size = model.resize.size
-    source = Source(0, size, model.resize.place(size))
-    return task.collate([
-        Sample(torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))),
-               task.made_up(size, len(model.classes), seed=position), source)
-        for position, image in enumerate(textures(number, size, seed=3))])
+    return collate_training([
+        TrainingSample(torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))),
+                       targets(task, size, len(model.classes), seed=position))
+        for position, image in enumerate(textures(number, size, seed=3))], task=task, fill=model.resize.fill)
+
+
+@singledispatch
+def targets(task: Any, size: Size, num_classes: int, *, seed: int) -> Any:
+    """Targets such as an image of `size` may have, a pure function of the arguments.
+
+    A task of your own registers its targets: `@targets.register`.
+    """
+    raise TypeError(f"there are no synthetic targets for {type(task).__name__}")
+
+
+@targets.register
+def _(task: Detection, size: Size, num_classes: int, *, seed: int) -> BoxTargets:
+    """1 to 12 boxes, with consecutive seeds one more each."""
+    random, (height, width) = np.random.default_rng(seed), size
+    num_boxes = 1 + seed % 12
+    sides = random.uniform(0.05, 0.6, (num_boxes, 2)) * (width, height)
+    corners = random.uniform(0.0, 1.0, (num_boxes, 2)) * ((width, height) - sides)
+    labels = torch.from_numpy(random.integers(0, num_classes, num_boxes))
+    return BoxTargets(torch.from_numpy(np.concatenate([corners, corners + sides], axis=1)).float(), labels,
+                      torch.zeros(num_boxes, dtype=torch.bool), torch.tensor(seed))
+
+
+@targets.register
+def _(task: Segmentation, size: Size, num_classes: int, *, seed: int) -> LabelTargets:
+    """8 x 8 patches, a twentieth of them VOID."""
+    random, (height, width) = np.random.default_rng(seed), size
+    patches = random.integers(0, num_classes, (8, 8))
+    patches[random.uniform(size=(8, 8)) < 0.05] = VOID
+    rows, columns = np.arange(height) * 8 // height, np.arange(width) * 8 // width
+    return LabelTargets(torch.from_numpy(patches.astype(np.uint8)[rows[:, None], columns]))
 
 
 @torch.no_grad()
@@ -55,7 +91,7 @@ def enliven(model: Predictor, size: Size) -> None:
     """Gives a new network what training gives: outputs that differ from place to place, and BatchNorm's statistics of
     images, here of textures of `size`. Leaves it in evaluation mode.
 
-    The layers of the head that no norm follows are scaled one after the other to one deviation, as Mishkin and Matas do
+    The layers of the head that no norm follows are scaled one after the other to one std, as Mishkin and Matas do
     (2015, arXiv 1511.06422); channels of those for classes get a mean of 0, so that no class is everywhere.
     """
     parts = inputs(model, textures(8, size, seed=0)).chunk(2)
@@ -63,25 +99,16 @@ def enliven(model: Predictor, size: Size) -> None:
     of_classes = {model.head.get_submodule(name) for name in model.head.class_layers}
     hooks = [layer.register_forward_hook(_Scaling(for_classes=layer in of_classes)) for layer in model.head.modules()
              if isinstance(layer, nn.Conv2d | nn.Linear) and layer.bias is not None]
-    model.head.decode(model(parts[0]))  # a second stage runs in decoding
+    model.decode(parts[0])  # a second stage runs in decoding
     for hook in hooks:
         hook.remove()
 
-    settle(model, parts)
+    calibrate(model, parts)
 
 
-@torch.no_grad()
-def settle(network: nn.Module, batches: Iterable[Tensor]) -> None:
+def calibrate(network: nn.Module, batches: Iterable[Tensor]) -> None:
     """Gives BatchNorm the statistics of these images, the plain mean over the batches, and goes to evaluation mode."""
-    momenta = {module: module.momentum for module in network.modules() if isinstance(module, nn.BatchNorm2d)}
-    for norm in momenta:
-        norm.reset_running_stats()
-        norm.momentum = None  # the plain mean
-    network.train()
-    for images in batches:
-        network(images)
-    for norm, momentum in momenta.items():
-        norm.momentum = momentum
+    update_bn(batches, network)
     network.eval()
 
 
@@ -101,7 +128,7 @@ class _Scaling:
             means = out.transpose(0, channel).flatten(1).mean(1)
             layer.bias.sub_(means)
             out = layer.forward(*given)
-        scale = (_CLASS_DEVIATION if self.for_classes else _DEVIATION) / out.std(correction=0).clamp(min=1e-6)
+        scale = (_CLASS_STD if self.for_classes else _STD) / out.std(correction=0).clamp(min=1e-6)
         layer.weight.mul_(scale)
         layer.bias.mul_(scale)
         scaled: Tensor = layer.forward(*given)
@@ -121,7 +148,7 @@ def lower_scores(model: Predictor, image: Pixels, share: float, *, threshold: fl
               for layer, num_rows in head.class_layers.items() if num_rows == 1]
 
     def above() -> float:
-        return float((head.decode(model(images)).scores > threshold).double().mean())
+        return float((model.decode(images).scores > threshold).double().mean())
 
     step = 16.0
     while step > 0.01:

@@ -11,9 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.ops import complete_box_iou_loss, sigmoid_focal_loss
 
-from detseg import boxes
-from detseg.interfaces import VOID, BoxTargets, LabelTargets, Losses
-from detseg.matching import IGNORED, gather_targets
+from detseg.interfaces import Losses, Term
+from detseg.ops import boxes
+from detseg.ops.matching import IGNORED, gather_targets
+from detseg.structures import VOID, BoxTargets, LabelTargets
 
 BoxLoss: TypeAlias = Literal["smooth_l1", "l1", "huber", "ciou"]
 
@@ -88,8 +89,8 @@ def segmentation_cross_entropy(
 
     logits: [B, K, h, w], enlarged bilinearly to the labels' size. labels: [B, H, W]; VOID counts for nothing.
     class_weights: K factors; the second number is then the sum of the counted pixels' factors, as in a weighted mean.
-    hardest: the share of the known pixels that counts, those with the highest loss in the whole batch (online hard
-    example mining, Shrivastava et al. 2016).
+    hardest: the share of each image's known pixels that counts, those with the highest loss (online hard example
+    mining, Shrivastava et al. 2016; there of the whole batch, which would make the loss depend on how it is split).
     """
     num_classes = logits.shape[1]
     if class_weights is not None and len(class_weights) != num_classes:
@@ -102,11 +103,11 @@ def segmentation_cross_entropy(
     loss_BHW = F.cross_entropy(enlarged, wanted_BHW, weights_K, ignore_index=VOID, reduction="none")
     weights_BHW = weights_K[wanted_BHW.masked_fill(~known_BHW, 0)] * known_BHW
     if hardest < 1:
-        order = loss_BHW.detach().masked_fill(~known_BHW, -torch.inf).flatten().argsort(descending=True)
-        num_hard = (known_BHW.sum() * hardest).ceil()
-        counted = torch.zeros_like(known_BHW.flatten()).scatter_(
-            0, order, torch.arange(len(order), device=order.device) < num_hard)
-        loss_BHW, weights_BHW = loss_BHW * counted.view_as(known_BHW), weights_BHW * counted.view_as(known_BHW)
+        order = loss_BHW.detach().masked_fill(~known_BHW, -torch.inf).flatten(1).argsort(1, descending=True)
+        num_hard_B1 = (known_BHW.flatten(1).sum(1, keepdim=True) * hardest).ceil()
+        counted = torch.zeros_like(known_BHW.flatten(1)).scatter_(
+            1, order, torch.arange(order.shape[1], device=order.device) < num_hard_B1).view_as(known_BHW)
+        loss_BHW, weights_BHW = loss_BHW * counted, weights_BHW * counted
     return loss_BHW.sum(), weights_BHW.sum()
 
 
@@ -115,13 +116,13 @@ def segmentation_losses(
     align_corners: bool = False, auxiliary: Sequence[Tensor] = (), auxiliary_weight: float = 0.0,
 ) -> Losses:
     """A segmenter's `segmentation_cross_entropy`, "pixel", and the same of its auxiliary classifiers times their
-    weight, "auxiliary", where it has any; to be divided by the number of pixels that count."""
+    weight, "auxiliary", where it has any; the count is that of the pixels that count."""
     entropies = [
         segmentation_cross_entropy(
             each, targets.labels, class_weights=class_weights, hardest=hardest, align_corners=align_corners)
         for each in (logits, *auxiliary)]
-    (pixel, number), *others = entropies
-    sums = {"pixel": pixel}
+    (pixel, count), *others = entropies
+    losses = {"pixel": Term(pixel, count)}
     if others:
-        sums["auxiliary"] = auxiliary_weight * torch.stack([total for total, _ in others]).sum()
-    return Losses(sums, number)
+        losses["auxiliary"] = Term(auxiliary_weight * torch.stack([total for total, _ in others]).sum(), count)
+    return losses

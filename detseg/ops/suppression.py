@@ -1,8 +1,10 @@
 """From dense scored boxes to final detections: threshold, greedy suppression within each class, the best R.
 
-Two ways, tested equal. Eager code runs torchvision's kernel on each image. Exported and compiled graphs have fixed
-shapes: greedy suppression is the fixed point of "kept unless a kept better box of the same class overlaps", reached
-by iterating over the matrix of overlaps.
+Two ways, tested equal. Eager code runs torchvision's kernel on each image. The static form, which is exported, has
+fixed shapes and no step that depends on a value: greedy suppression is the fixed point of "kept unless a kept better
+box of the same class overlaps". Iterated from "all kept", step s settles the s best, so that as many steps as there are
+candidates are exact, however long a chain "a beats b, which would have beaten c, ..." is. It is taken block by block,
+so that a step costs a product with a small matrix.
 """
 
 from __future__ import annotations
@@ -11,35 +13,38 @@ import torch
 from torch import Tensor
 from torchvision.ops import nms
 
-from detseg.boxes import iou
-from detseg.interfaces import DenseBoxes, Detections
+from detseg.ops.boxes import iou
+from detseg.structures import DenseBoxes, Detections
 
-FIXED_POINT_STEPS = 32
-"""As long as a chain "a beats b, which would have beaten c, ..." may be. A search over smooth score fields on grids of
-anchors found at most 28, and 39 on a pyramid's finest map if the 1,000 best of it enter. After an even number of steps
-a longer chain leaves boxes too many and loses none."""
+BLOCK = 25
+"""Candidates that are settled together in the static form."""
+_STEEP = 1e30
+"""Turns "greater than 0" into 0 or 1 by a product and a clamp: runtimes for phones have no fast comparisons."""
 
 
 def used_rows(valid_BR: Tensor) -> int:
-    """How many leading rows are worth working on: as many as the fullest image uses, at least one; in exported and
-    compiled graphs, whose shapes are fixed, all."""
-    if torch.compiler.is_exporting() or torch.compiler.is_compiling():
-        return valid_BR.shape[1]
+    """How many leading rows are worth working on: as many as the fullest image uses, at least one."""
     return max(1, int(valid_BR.sum(1).max()))
 
 
 def suppress(
     dense: DenseBoxes, *, score_threshold: float, iou_threshold: float, per_class: int, max_detections: int,
-    candidates: int,
+    candidates: int, static: bool = False,
 ) -> Detections:
-    """The `max_detections` best boxes left after suppression, as fixed rows; fewer only where there are fewer scores.
+    """The `max_detections` best boxes left after suppression, as fixed rows; fewer only where fewer scores may enter.
 
-    Scores must exceed `score_threshold`; of each class the best `per_class` enter; a box falls if it overlaps a kept
-    better one of its class by an IoU above `iou_threshold`. `candidates` caps how many boxes of all classes enter
-    together in exported graphs; eager code starts with as many and takes more only while rows would stay empty.
+    Args:
+        dense: boxes and scores of a batch.
+        score_threshold: scores must exceed it.
+        iou_threshold: a box falls if it overlaps a kept better one of its class by more.
+        per_class: of each class so many of the best enter.
+        max_detections: rows of the result.
+        candidates: caps how many boxes of all classes enter the static form together; eager code starts with as many
+            and takes more only while rows would stay empty.
+        static: the form that is exported.
     """
     max_detections = min(max_detections, dense.scores.shape[1] * dense.scores.shape[2])
-    if torch.compiler.is_exporting() or torch.compiler.is_compiling():
+    if static:
         return _suppress_static(
             dense, score_threshold=score_threshold, iou_threshold=iou_threshold, per_class=per_class,
             max_detections=max_detections, candidates=candidates)
@@ -95,7 +100,7 @@ def _suppress_static(
     dense: DenseBoxes, *, score_threshold: float, iou_threshold: float, per_class: int, max_detections: int,
     candidates: int,
 ) -> Detections:
-    """A batch with fixed shapes and no step that depends on a value."""
+    """A batch with fixed shapes and no step that depends on a value; in float32."""
     num_classes = dense.scores.shape[2]
     flat = dense.scores.flatten(1)
     scores_BT, index_BT = flat.topk(min(candidates, flat.shape[1]))
@@ -104,17 +109,19 @@ def _suppress_static(
     boxes, row_BT = (dense.boxes, anchors_BT) if dense.boxes.dim() == 3 else (dense.boxes.flatten(1, 2), index_BT)
     boxes_BT4 = boxes.gather(1, row_BT[..., None].expand(-1, -1, 4))
 
-    before_TT = torch.ones(scores_BT.shape[1], scores_BT.shape[1], device=flat.device).tril(-1)
-    rivals_BTT = before_TT * (labels_BT[:, :, None] == labels_BT[:, None, :]).to(before_TT.dtype)
-    entered_BT1 = ((scores_BT > score_threshold) & (rivals_BTT.sum(2) < per_class)).to(before_TT.dtype)[..., None]
-    overlap_BTT = rivals_BTT * (iou(boxes_BT4, boxes_BT4) > iou_threshold).to(before_TT.dtype)
-    kept_BT1 = entered_BT1
-    for _ in range(FIXED_POINT_STEPS):  # with few operations: exporters take their time for each
-        kept_BT1 = entered_BT1 * (torch.bmm(overlap_BTT, kept_BT1) < 0.5).to(before_TT.dtype)
+    num_candidates = scores_BT.shape[1]
+    before_TT = torch.ones(num_candidates, num_candidates, device=flat.device).triu(1)
+    classes_BT = labels_BT.to(scores_BT.dtype)
+    same_BTT = (1.0 - (classes_BT[:, :, None] - classes_BT[:, None, :]).abs()).clamp(min=0.0)
+    rivals_BTT = before_TT * same_BTT
+    entered_BT = ((scores_BT - score_threshold) * _STEEP).clamp(0.0, 1.0)
+    if per_class < num_candidates:
+        entered_BT = entered_BT * (per_class - rivals_BTT.sum(1)).clamp(0.0, 1.0)
+    overlap_BTT = rivals_BTT * ((iou(boxes_BT4, boxes_BT4) - iou_threshold) * _STEEP).clamp(0.0, 1.0)
+    kept_BT = _fixed_point(entered_BT, overlap_BTT)
 
-    rows = min(max_detections, scores_BT.shape[1])
-    kept_scores_BT = torch.where(kept_BT1[..., 0] > 0.5, scores_BT, -1.0)
-    scores_BR, rank_BR = kept_scores_BT.topk(rows)
+    kept_scores_BT = scores_BT * kept_BT + (kept_BT - 1.0)
+    scores_BR, rank_BR = kept_scores_BT.topk(min(max_detections, num_candidates))
     valid_BR = scores_BR > 0.0
     return Detections(
         boxes_BT4.gather(1, rank_BR[..., None].expand(-1, -1, 4)) * valid_BR[..., None].to(boxes_BT4.dtype),
@@ -122,3 +129,23 @@ def _suppress_static(
         torch.where(valid_BR, labels_BT.gather(1, rank_BR), -1),
         valid_BR.sum(1),
     )
+
+
+def _fixed_point(entered_BT: Tensor, overlap_BTT: Tensor) -> Tensor:
+    """Which candidates stay, 0 or 1: those that entered and that no better one which stays overlaps.
+
+    overlap_BTT: 1 where the row's candidate is better than the column's and overlaps it.
+    """
+    entered_B1T, kept, num_candidates = entered_BT[:, None], [], entered_BT.shape[1]
+    for first in range(0, num_candidates, BLOCK):
+        last = min(first + BLOCK, num_candidates)
+        here = entered_B1T[:, :, first:last]
+        among = overlap_BTT[:, first:last, first:last]
+        now = here
+        for _ in range(last - first - 1):
+            now = torch.relu(here - torch.bmm(now, among))
+        kept.append(now)
+        if last < num_candidates:
+            fallen = torch.bmm(now, overlap_BTT[:, first:last])
+            entered_B1T = torch.relu(entered_B1T - fallen)
+    return torch.cat(kept, 2)[:, 0]

@@ -12,28 +12,28 @@ import pytest
 import torch
 from torch import nn
 
-from detseg import backbone_benchmark
-from detseg.backbone_benchmark import PEERS, RATIOS, Figures, Setup, as_json, means, peak_memory
-from detseg.backbone_table import builders
-from detseg.lifelike import settle
+from detseg.backbones import builders
+from detseg.benchmark import backbones as backbone_benchmark
+from detseg.benchmark.backbones import RATIOS, REFERENCES, Figures, Setup, as_json, means, peak_memory
+from detseg.benchmark.synthetic import calibrate
 from tools.benchmark_backbones import main
 
-KEYS = {"size", "batch_size", "threads", "step_threads", "peer_channels_last", "torch", "means", "backbones"}
+KEYS = {"size", "batch_size", "threads", "step_threads", "reference_channels_last", "torch", "means", "backbones"}
 
 
-@pytest.mark.parametrize("name", PEERS)
+@pytest.mark.parametrize("name", REFERENCES)
 def test_the_peer_is_the_same_network(name: str) -> None:
     """Weights are taken strictly; and it costs the same memory in training, tensor by tensor."""
-    peer = PEERS[name]
-    ours, theirs = backbone_benchmark._pair(builders()[name], peer)
+    reference = REFERENCES[name]
+    ours, theirs = backbone_benchmark._pair(builders()[name], reference)
     images = torch.randn(2, 3, 32, 64)
-    settle(theirs, [images])
-    backbone_benchmark._copy_weights(theirs, ours, peer)
+    calibrate(theirs, [images])
+    backbone_benchmark._copy_weights(theirs, ours, reference)
     momenta = {module.momentum for module in theirs.modules() if isinstance(module, nn.BatchNorm2d)}
     assert None not in momenta
     with torch.inference_mode():
         features = ours.eval()(images)
-        assert list(features) == ["c2", "c3", "c4", peer.last_tap]
+        assert list(features) == ["c2", "c3", "c4", reference.last_tap]
         assert backbone_benchmark._distance(features, theirs.eval()(images)) < 1e-3
         assert all(float(feature.abs().max()) > 1e-20 for feature in features.values()), "activations vanish"
     steps = [backbone_benchmark._step(network.train(), images) for network in (ours, theirs)]
@@ -42,7 +42,7 @@ def test_the_peer_is_the_same_network(name: str) -> None:
 
 
 def test_backbones_of_the_paper_have_a_peer() -> None:
-    assert PEERS.keys() == builders().keys()
+    assert REFERENCES.keys() == builders().keys()
 
 
 def test_memory_by_hand() -> None:
@@ -82,20 +82,20 @@ def test_the_command_prints_and_writes_everything(tmp_path: Path, capsys: pytest
     written = json.loads(file.read_text())
     assert written.keys() == KEYS
     assert (written["size"], written["batch_size"], written["threads"], written["step_threads"]) == (64, 2, 1, 1)
-    assert written["peer_channels_last"]
+    assert written["reference_channels_last"]
     small, v1 = written["backbones"]
     assert small.keys() == set(Figures._fields)
-    assert [(each["backbone"], each["peer"]) for each in (small, v1)] == [
+    assert [(each["backbone"], each["reference"]) for each in (small, v1)] == [
         ("mobilenet_v3_small", "torchvision mobilenet_v3_small"), ("mobilenet_v1", "timm mobilenetv1_100")]
     for each in (small, v1):
         assert each["difference"] < 1e-3
         assert all(each[name] > 0 for name in Figures._fields[2:-1])
-        assert each["memory_ratio"] == each["memory_mib"] / each["peer_memory_mib"]
+        assert each["memory_ratio"] == each["memory_mib"] / each["reference_memory_mib"]
     assert written["means"] == {name: pytest.approx((small[name] + v1[name]) / 2) for name in RATIOS}
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("| backbone | against | forward, ms | ")
     assert lines[2].startswith(f"| `mobilenet_v3_small` | torchvision mobilenet_v3_small | {small['forward_ratio']:.2f}"
-                               f" ({small['forward_ms']:.1f} / {small['peer_forward_ms']:.1f}) | ")
+                               f" ({small['forward_ms']:.1f} / {small['reference_forward_ms']:.1f}) | ")
     assert lines[4].startswith(f"| mean |  | {written['means']['forward_ratio']:.2f} | ")
     assert "laid out channels-last as ours" in lines[-1]
     assert len(lines) == 10
@@ -130,10 +130,10 @@ def test_options_that_make_no_sense(
 
 
 def test_a_backbone_without_a_peer(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(backbone_benchmark, "PEERS", {name: PEERS[name] for name in ("mobilenet_v2",)})
+    monkeypatch.setattr(backbone_benchmark, "REFERENCES", {name: REFERENCES[name] for name in ("mobilenet_v2",)})
     assert main(["mobilenet_v1"]) == 2
-    assert capsys.readouterr().err == ("error: no peer of mobilenet_v1 is known; those of mobilenet_v2 are in "
-                                       "detseg/backbone_benchmark.py\n")
+    assert capsys.readouterr().err == ("error: no reference of mobilenet_v1 is known; those of mobilenet_v2 are in "
+                                       "detseg/benchmark/backbones.py\n")
     assert list(backbone_benchmark.measurable(())) == ["mobilenet_v2"]
 
 

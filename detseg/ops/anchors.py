@@ -1,42 +1,69 @@
-"""Anchor boxes: where a detector looks before it has seen anything; and what it says there, in their order."""
+"""Anchor boxes: where a detector looks before it has seen anything; and what it says there."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from detseg.interfaces import Size
+from detseg.structures import Size
 
 
 class AnchorRaw(NamedTuple):
-    """What predictors say at every anchor, and the anchors: the raw output of a detector of one stage."""
+    """What predictors say at every anchor: the raw output of a detector of one stage, map by map."""
 
-    deltas: Tensor
-    """[B, N, 4], encoded with the head's box weights."""
-    logits: Tensor
-    """[B, N, outputs]."""
-    anchors: Tensor
-    """[N, 4] xyxy in network pixels."""
-    limits: Tensor
-    """[4]: width, height, width, height of the network's image."""
+    deltas: tuple[Tensor, ...]
+    """Each [B, A * 4, H, W], encoded with the head's box weights."""
+    logits: tuple[Tensor, ...]
+    """Each [B, A * outputs, H, W]."""
 
-
-def predict_rows(predictors: Iterable[nn.Module], maps: Sequence[Tensor], *, columns: int) -> Tensor:
-    """Each map through its predictor, and the outputs [B, A * columns, H, W] to rows in the order of the anchors:
-    [B, N, columns]."""
-    rows = [predict(x).permute(0, 2, 3, 1).reshape(x.shape[0], -1, columns)
-            for predict, x in zip(predictors, maps, strict=True)]
-    return torch.cat(rows, 1)
+    def rows(self, num_outputs: int) -> tuple[Tensor, Tensor]:
+        """Logits [B, N, outputs] and deltas [B, N, 4], float32, in the order of the anchors."""
+        return to_rows(self.logits, columns=num_outputs).float(), to_rows(self.deltas, columns=4).float()
 
 
-def image_limits(size: Size, *, device: torch.device) -> Tensor:
-    """What box corners may be at most in an image of `size`: float32 [4], width, height, width, height."""
-    return torch.tensor((size[1], size[0], size[1], size[0]), dtype=torch.float32, device=device)
+def to_rows(maps: Sequence[Tensor], *, columns: int) -> Tensor:
+    """Outputs [B, A * columns, H, W] of each map to rows in the order of the anchors: [B, N, columns]."""
+    return torch.cat([x.permute(0, 2, 3, 1).reshape(x.shape[0], -1, columns) for x in maps], 1)
+
+
+class Anchors(Protocol):
+    """Anchors of an image by the sizes of its maps."""
+
+    def __call__(self, map_sizes: Sequence[Size], size: Size, *, device: torch.device) -> Tensor:
+        """All anchors of an image of `size`, float32 [N, 4] xyxy in pixels: by map, row, column, shape."""
+
+
+class CachedAnchors:
+    """Anchors, computed once for the same maps, image size and device; `static` computes them anew, for a program that
+    is being recorded."""
+
+    def __init__(self, anchors: Anchors) -> None:
+        self.anchors = anchors
+        self._kept: dict[tuple[object, ...], Tensor] = {}
+
+    def __call__(self, maps: Sequence[Tensor], size: Size, *, static: bool = False) -> Tensor:
+        """float32 [N, 4] for the maps [B, C, H, W] of images of `size`, on their device."""
+        map_sizes, device = [(x.shape[2], x.shape[3]) for x in maps], maps[0].device
+        if static:
+            return self.anchors(map_sizes, size, device=device)
+        key = (*map_sizes, size, device)
+        if key not in self._kept:
+            if len(self._kept) >= _MOST_SIZES:  # images of any size; the oldest go
+                del self._kept[next(iter(self._kept))]
+            with torch.inference_mode(mode=False):  # what is kept in evaluation has to serve training too
+                self._kept[key] = self.anchors(map_sizes, size, device=device)
+        return self._kept[key]
+
+    def __deepcopy__(self, memo: object) -> CachedAnchors:
+        return CachedAnchors(self.anchors)
+
+
+_MOST_SIZES = 16
 
 
 @dataclass(frozen=True)
@@ -169,8 +196,8 @@ class GridAnchors:
         maps = []
         for (rows, columns), shapes in zip(map_sizes, self.around_cell(), strict=True):
             down, right = size[0] // rows, size[1] // columns
-            y = torch.arange(rows, dtype=torch.float32, device=device) * down + self.centred * down / 2
-            x = torch.arange(columns, dtype=torch.float32, device=device) * right + self.centred * right / 2
+            y = torch.arange(rows, dtype=torch.float32, device=device) * down + (down / 2 if self.centred else 0.0)
+            x = torch.arange(columns, dtype=torch.float32, device=device) * right + (right / 2 if self.centred else 0.0)
             places = torch.stack((x.expand(rows, columns), y[:, None].expand(rows, columns)), -1)
             around = torch.tensor(shapes, dtype=torch.float32, device=device)
             maps.append((places.repeat(1, 1, 2)[:, :, None] + around).reshape(-1, 4))

@@ -1,8 +1,8 @@
 """What a config's network costs on this CPU: parameters, multiply-adds, latency and training time.
 
-On request the same of torchvision's model of the same architecture, with the same weights, in the same run
-(`detseg.peers`). What is timed takes turns, so that a machine whose speed drifts treats both alike. Images, targets and
-what training would have done to the network are made up (`detseg.lifelike`).
+On request the same of torchvision's model of the same network, with the same weights, in the same run
+(`detseg.benchmark.references`). What is timed takes turns, so that a machine whose speed drifts treats both alike.
+Images, targets, and what training would have done to the network, are synthetic (`detseg.benchmark.synthetic`).
 """
 
 from __future__ import annotations
@@ -17,22 +17,23 @@ from dataclasses import dataclass
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
+from lightning.fabric import Fabric
 from rich.table import Table
-from torch import nn
 
 from detseg import config as configs
-from detseg import lifelike
-from detseg.config import Config, Experiment
+from detseg.benchmark import synthetic
+from detseg.benchmark.references import Agreement, Reference, reference_of
+from detseg.config import Config
 from detseg.cost import Timing, count_macs, count_parameters, threads, time_alternating
-from detseg.data.transforms import Stretch
-from detseg.interfaces import Batch, Pixels, Size
 from detseg.memory import keep_freed_memory
 from detseg.model import Predictor
-from detseg.peers import TORCHVISION, Agreement, Peer, peer_of
 from detseg.predict import predict_image
+from detseg.resize import Stretch
+from detseg.structures import Pixels, Size
+from detseg.training_step import TrainingStep
 
 IMAGE_SIZE: Size = (480, 640)
 """Of the image whose prediction is timed, unless another is asked for: COCO's most frequent."""
@@ -103,6 +104,8 @@ class Counts(NamedTuple):
     parameters: int
     macs: int
     """Multiply-adds of one image at the network's input size; of two stages, those of the first."""
+    region_macs: int | None = None
+    """Multiply-adds of the second stage for each region, where there is one."""
 
 
 class Times(NamedTuple):
@@ -174,15 +177,17 @@ class Figures(NamedTuple):
             table.add_column(_TORCHVISION)
             table.add_column("ratio")
             columns.append(self.against.counts + self.against.times)
-            ratios = (None, None, *self.against.ratios)
+            ratios = (None, None, None, *self.against.ratios)
         for column in table.columns[1:]:
             column.justify = "right"
-        titles = ("parameters", "multiply-adds", "network alone, ms", "whole prediction, ms",
-                  "whole prediction, unsure, ms", "training step, one process, ms", "training step, as trained, ms")
+        titles = ("parameters", "multiply-adds", "multiply-adds of a region", "network alone, ms",
+                  "whole prediction, ms", "whole prediction, unsure, ms", "training step, one process, ms",
+                  "training step, as trained, ms")
         for row, title in enumerate(titles):
             if columns[0][row] is None:
                 continue
-            cells = [f"{values[row]:,}" if row < len(self.counts) else f"{values[row]:,.1f}" for values in columns]
+            digits = 0 if row < len(self.counts) else 1
+            cells = ["" if values[row] is None else f"{values[row]:,.{digits}f}" for values in columns]
             if self.against is not None:
                 cells.append("" if ratios[row] is None else f"{ratios[row]:.2f}")
             table.add_row(title, *cells)
@@ -225,28 +230,28 @@ def measure(
     config, seconds = configs.load(path, overrides), setup.seconds
     task = config.experiment.task
     model = _built(config, setup)
-    image = lifelike.textures(1, setup.image_size, seed=1)[0]
-    peer = _peer(config, model, setup) if against_torchvision else None
+    image = synthetic.textures(1, setup.image_size, seed=1)[0]
+    title, reference = _reference(model, config, setup) if against_torchvision else ("", None)
     # The ratios are relative to the first.
-    names = (_OURS,) if peer is None else (_TORCHVISION, _OURS)
+    names = (_OURS,) if reference is None else (_TORCHVISION, _OURS)
 
     say("making activations and scores like those of a trained network")
-    lifelike.enliven(model, setup.image_size)
+    synthetic.enliven(model, setup.image_size)
     shares, equal, whole_unsure = list[float](), None, None
     with threads(setup.latency_threads):  # also while networks are made ready: weights are laid out for the threads
         if task.scored:
-            shares.append(lifelike.lower_scores(model, image, _SURE, threshold=task.score_threshold))
-        use = _inference(model, peer, config, image=image)
+            shares.append(synthetic.lower_scores(model, image, _SURE, threshold=task.score_threshold))
+        use = _inference(model, reference, config, image=image)
         say("timing the network alone")
         network = time_alternating({name: use[name].network for name in names}, seconds=seconds)
         say("timing whole predictions")
         whole = time_alternating({name: use[name].predict for name in names}, seconds=seconds)
-        if peer is not None:
+        if reference is not None:
             say("comparing predictions")
-            equal = peer.compared(use[_OURS].predict_image, _images_of_two_shapes(setup))
+            equal = reference.compared(use[_OURS].predict_image, _images_of_two_shapes(setup))
         if task.scored:
-            shares.append(lifelike.lower_scores(model, image, _UNSURE, threshold=task.score_threshold))
-            use = _inference(model, peer, config, image=image)
+            shares.append(synthetic.lower_scores(model, image, _UNSURE, threshold=task.score_threshold))
+            use = _inference(model, reference, config, image=image)
             say("timing whole predictions with many scores")
             whole_unsure = time_alternating({name: use[name].predict for name in names}, seconds=seconds)
 
@@ -266,10 +271,10 @@ def measure(
                      value(one_process), value(own_process))
 
     against = None
-    if peer is not None and equal is not None:
+    if reference is not None and equal is not None:
         against = Comparison(
-            name=f"torchvision {TORCHVISION[path.stem].title}",
-            counts=Counts(count_parameters(peer.model), count_macs(peer.network, peer.inputs(image))),
+            name=f"torchvision {title}",
+            counts=Counts(count_parameters(reference.model), count_macs(reference.network, reference.inputs(image))),
             times=times(lambda timing: timing[_TORCHVISION].median), ratios=times(lambda timing: timing[_OURS].ratio),
             equal=equal, loss_difference=abs(losses[1] / losses[0] - 1))
     height, width = model.resize.size
@@ -283,7 +288,9 @@ def _num_threads(number: int) -> str:
 
 def counts(model: Predictor) -> Counts:
     """Parameters, and multiply-adds at the network's input size."""
-    return Counts(count_parameters(model), count_macs(model, torch.zeros(1, 3, *model.resize.size)))
+    stage = model.head.second_stage
+    region = None if stage is None else count_macs(stage, torch.zeros(1, 1, *cast(Any, stage).input_shape))
+    return Counts(count_parameters(model), count_macs(model, torch.zeros(1, 3, *model.resize.size)), region)
 
 
 class _Inference(NamedTuple):
@@ -296,58 +303,35 @@ class _Inference(NamedTuple):
     predict_image: Callable[[Pixels], Any]
 
 
-def _inference(model: Predictor, peer: Peer | None, config: Config, *, image: Pixels) -> dict[str, _Inference]:
-    """The model as each of the two libraries would use it; the peer gets its weights."""
-    ready, task, images = model.ready(), config.experiment.task, lifelike.inputs(model, [image])
+def _inference(
+    model: Predictor, reference: Reference | None, config: Config, *, image: Pixels
+) -> dict[str, _Inference]:
+    """The model as each of the two libraries would use it; the reference gets its weights."""
+    ready, task, images = model.ready(), config.experiment.task, synthetic.inputs(model, [image])
     ours = partial(predict_image, ready, task)
     use = {_OURS: _Inference(torch.inference_mode()(partial(ready, images)), partial(ours, image), ours)}
-    if peer is not None:
-        peer.take_weights(model)
-        network = torch.inference_mode()(partial(peer.network, peer.inputs(image)))
-        use[_TORCHVISION] = _Inference(network, partial(peer.predict, image), peer.predict)
+    if reference is not None:
+        reference.take_weights(model)
+        network = torch.inference_mode()(partial(reference.network, reference.inputs(image)))
+        use[_TORCHVISION] = _Inference(network, partial(reference.predict, image), reference.predict)
     return use
 
 
 def _images_of_two_shapes(setup: Setup) -> list[Pixels]:
     """On which predictions are compared; all of one size where one is asked for."""
-    return (lifelike.textures(4, setup.image_size, seed=1)
-            + lifelike.textures(4, setup.size or (640, 427), seed=2))
+    return (synthetic.textures(4, setup.image_size, seed=1)
+            + synthetic.textures(4, setup.size or (640, 427), seed=2))
 
 
 def _step(name: str, model: Predictor, config: Config, setup: Setup) -> Callable[[], float]:
     """A training step from the model's weights, which it may change; it gives the loss."""
-    batch = lifelike.batch(model, config.experiment.task, setup.batch_of(model.resize.size))
-    if name == _OURS:
-        return _our_step(model, config.experiment, batch)
-    return _peer(config, model, setup).step(batch)
-
-
-def _our_step(model: Predictor, experiment: Experiment, batch: Batch[Any]) -> Callable[[], float]:
-    """What `fit` does."""
-    model = model.train().to(memory_format=torch.channels_last)
-    optimizer = experiment.optimizer.build(model)
-    for group in optimizer.param_groups:
-        group["lr"] = 0.0
-    averaged = None if experiment.ema is None else experiment.ema.build(model)
-
-    def step() -> float:
-        optimizer.zero_grad()
-        with torch.autocast("cpu", torch.bfloat16, enabled=experiment.precision == "bf16-mixed"):
-            raw = model(batch.images.contiguous(memory_format=torch.channels_last))
-        losses = model.head.loss(raw, batch.targets)
-        total = torch.stack(list(losses.sums.values())).sum()
-        torch.autograd.backward(total)
-        divisor = max(1.0, float(losses.divisor))
-        for parameter in model.parameters():
-            if parameter.grad is not None:
-                parameter.grad.div_(divisor)
-        nn.utils.clip_grad_norm_(model.parameters(), experiment.clip_norm or math.inf)
-        optimizer.step()
-        if averaged is not None:
-            averaged.update_parameters(model)
-        return float(total.detach()) / divisor
-
-    return step
+    batch = synthetic.batch(model, config.experiment.task, setup.batch_of(model.resize.size))
+    if name != _OURS:
+        return _reference(model, config, setup)[1].step(batch)
+    experiment = config.experiment.changed("accumulate", 1)
+    fabric = Fabric(accelerator="cpu", devices=1, precision=experiment.precision)
+    step = TrainingStep(model.train().to(memory_format=torch.channels_last), experiment, fabric=fabric, lr=0.0)
+    return lambda: step(batch, number=0, total_steps=1)["loss"]
 
 
 @contextmanager
@@ -397,6 +381,7 @@ def _built(config: Config, setup: Setup) -> Predictor:
     return model
 
 
-def _peer(config: Config, model: Predictor, setup: Setup) -> Peer:
-    image = lifelike.textures(1, setup.image_size, seed=1)[0]
-    return peer_of(config.path.stem, model, size=setup.size, image=image)
+def _reference(model: Predictor, config: Config, setup: Setup) -> tuple[str, Reference]:
+    image = synthetic.textures(1, setup.image_size, seed=1)[0]
+    own = config.build_model(config.experiment.classes)
+    return reference_of(model, resize=own.resize, size=setup.size, image=image)

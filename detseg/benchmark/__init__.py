@@ -1,0 +1,1 @@
+"""What networks cost, measured beside other libraries' of the same architecture."""

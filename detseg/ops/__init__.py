@@ -1,0 +1,1 @@
+"""Pure functions of tensors: all that a head may touch beside layers."""

@@ -1,0 +1,74 @@
+"""What `--sample` makes of an experiment: a few minutes on two CPU cores, on the generated sample.
+
+One recipe for each family of heads. A config names its own model settings; everything else of it stays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from types import MappingProxyType
+
+from detseg.config import SampleRun
+from detseg.data.augment import SegmentationAugment
+from detseg.optim import EMA, SGD, AdamW, Cosine, Poly
+from detseg.resize import Resize
+from detseg.settings import Value
+
+
+def ssd_sample() -> SampleRun:
+    """SSD and SSDLite at 224 x 224, for 800 steps."""
+    return SampleRun(
+        model={"size": 224},
+        optimizer=SGD(lr=0.05, momentum=0.9, weight_decay=4e-5),
+        schedule=Cosine(epochs=32, warmup_steps=100),
+        batch_size=16,
+        ema=EMA(decay=0.99),
+        clip_norm=10.0,
+        validate_every=4,
+    )
+
+
+def retinanet_sample(model: Mapping[str, Value]) -> SampleRun:
+    """RetinaNet in TensorFlow's wiring, for 600 steps. model: its settings."""
+    return SampleRun(
+        model=model,
+        optimizer=AdamW(lr=0.002, weight_decay=0.05, decay_norms=False),
+        schedule=Cosine(epochs=24, warmup_steps=50),
+        batch_size=16,
+        ema=EMA(decay=0.99),
+        clip_norm=10.0,
+        validate_every=4,
+    )
+
+
+def faster_rcnn_sample(model: Mapping[str, Value] = MappingProxyType({})) -> SampleRun:
+    """Faster R-CNN at 224 pixels and half the width, for 1,200 steps. model: further settings of it."""
+    return SampleRun(
+        model={"size": 224, "width": 0.5, "region_samples": 128, **model},
+        optimizer=SGD(lr=0.02, momentum=0.9, weight_decay=1e-4),
+        schedule=Cosine(epochs=24, warmup_steps=100),
+        batch_size=8,
+        validate_every=4,
+    )
+
+
+def segmenter_sample(
+    augment: Callable[[Resize], SegmentationAugment], model: Mapping[str, Value]
+) -> SampleRun:
+    """A segmenter, for 1,200 steps with gentler crops than `augment` gives. model: its settings."""
+
+    def gentle(resize: Resize) -> SegmentationAugment:
+        """3/4 to 3/2 of the size, no colours, half of the crops around a rare class."""
+        return replace(augment(resize), scale=(0.75, 1.5), photometric=0.0, rare_classes=0.5)
+
+    return SampleRun(
+        model=model,
+        augment=gentle,
+        optimizer=SGD(lr=0.1, momentum=0.9, weight_decay=4e-5),
+        schedule=Poly(epochs=24, power=0.9, warmup_steps=50),
+        batch_size=8,
+        ema=EMA(decay=0.99),
+        clip_norm=10.0,
+        validate_every=4,
+    )

@@ -1,0 +1,73 @@
+"""Predictions as plain values: COCO's results format, a few words, an image of ids."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from functools import singledispatch
+from typing import Any
+
+import numpy as np
+from pycocotools import mask
+
+from detseg.metrics.coco_ap import detection_rows
+from detseg.structures import Classes, ImageDetections, ImageLabels, LabelPixels
+
+
+@singledispatch
+def records(prediction: Any, classes: Classes) -> list[Mapping[str, Any]]:
+    """The prediction of an image in COCO's results format: boxes, or the run lengths of each class.
+
+    Numbers keep every digit, so that AP from the file is AP from memory. Unused classes are left out: no file knows
+    their ids. A task of your own registers its predictions: `@records.register`.
+    """
+    raise TypeError(f"there is no results format for a {type(prediction).__name__}")
+
+
+@records.register
+def _(prediction: ImageDetections, classes: Classes) -> list[Mapping[str, Any]]:
+    return [{"image_id": prediction.image_id, "category_id": int(category_id), "bbox": bbox, "score": score}
+            for _, *bbox, score, category_id in detection_rows(prediction, classes).tolist()]
+
+
+@records.register
+def _(prediction: ImageLabels, classes: Classes) -> list[Mapping[str, Any]]:
+    found: list[Mapping[str, Any]] = []
+    for k in np.unique(prediction.labels).tolist():
+        if classes.source_ids[k] in classes.used:
+            runs = mask.encode(np.asfortranarray(prediction.labels == k, dtype=np.uint8))
+            found.append({"image_id": prediction.image_id, "category_id": classes.source_ids[k],
+                          "segmentation": {"size": list(runs["size"]), "counts": runs["counts"].decode("ascii")}})
+    return found
+
+
+@singledispatch
+def summary(prediction: Any, classes: Classes, *, threshold: float) -> str:
+    """What a picture of the prediction shows, in a few words without a line break."""
+    raise TypeError(f"there is no summary of a {type(prediction).__name__}")
+
+
+@summary.register
+def _(prediction: ImageDetections, classes: Classes, *, threshold: float) -> str:
+    """How many of each class, the most frequent first."""
+    counts = Counter(prediction.labels[prediction.scores >= threshold].tolist())
+    return ", ".join(f"{count} {classes.names[label]}" for label, count in counts.most_common()) or "nothing"
+
+
+@summary.register
+def _(prediction: ImageLabels, classes: Classes, *, threshold: float) -> str:
+    """How much of the image each class has, the largest first and without what is below half a percent."""
+    shares = np.bincount(prediction.labels.ravel(), minlength=len(classes)) / prediction.labels.size
+    largest, *others = np.argsort(-shares, kind="stable").tolist()
+    return ", ".join(f"{shares[k]:.0%} {classes.names[k]}"
+                     for k in [largest, *(other for other in others if shares[other] >= 0.005)])
+
+
+def label_image(prediction: ImageLabels, classes: Classes) -> LabelPixels:
+    """The label map as an image of source ids, as test servers take it. A ValueError where one does not fit into 8
+    bits."""
+    if too_large := [source_id for source_id in classes.source_ids if not 0 <= source_id <= 255]:
+        raise ValueError(f"label images hold ids of 0 to 255, the classes have "
+                         f"{', '.join(map(str, too_large[:5]))}{', ...' * (len(too_large) > 5)}; "
+                         "predictions.json holds any")
+    return np.asarray(classes.source_ids, dtype=np.uint8)[prediction.labels]

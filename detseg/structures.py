@@ -1,0 +1,172 @@
+"""The bundles that travel between the parts: targets, predictions, classes.
+
+Shape letters as in `detseg.interfaces`. A box is xyxy in pixels, x to the right, y down, unless its name says
+otherwise; a size is always (height, width). Images are RGB with values 0..255, as uint8 or float32. Classes are 0..K-1
+with no background in detection; -1 marks padding. A label map holds a class for each pixel, and VOID where none is
+known.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+Size: TypeAlias = tuple[int, int]
+"""(height, width) in pixels."""
+
+Pixels: TypeAlias = NDArray[np.uint8]
+"""A decoded image, uint8 [H, W, 3] RGB."""
+
+LabelPixels: TypeAlias = NDArray[np.uint8]
+"""The classes of an image's pixels, uint8 [H, W]: 0..K-1, or VOID."""
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+
+IMAGENET_STD = (0.229, 0.224, 0.225)
+"""Of RGB in 0..1, as most published weights expect."""
+
+VOID = 255
+"""The label of a pixel of which nothing is known or asked: ignored by the loss and not counted."""
+
+
+@dataclass(frozen=True)
+class Classes:
+    """The classes of a data set: names, the ids they have in its files, and a colour for pictures.
+
+    Inside, class k is position k; `source_ids` maps back to files (COCO's ids run from 1 to 90 with gaps). A name that
+    starts with "unused" is a slot that published networks have and no data uses.
+    """
+
+    names: tuple[str, ...]
+    source_ids: tuple[int, ...]
+    colours: tuple[tuple[int, int, int], ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.names:
+            raise ValueError("a data set needs at least one class, got none")
+        if len(set(self.names)) != len(self.names):
+            twice = sorted({name for name in self.names if self.names.count(name) > 1})
+            raise ValueError(f"class names must differ, these stand twice: {', '.join(twice)}")
+        if len(self.source_ids) != len(self.names) or len(set(self.source_ids)) != len(self.source_ids):
+            raise ValueError(f"{len(self.names)} classes need as many different ids, got {list(self.source_ids)}")
+        if not self.colours:
+            object.__setattr__(self, "colours", tuple(_distinct_colour(k) for k in range(len(self.names))))
+        if len(self.colours) != len(self.names):
+            raise ValueError(f"{len(self.names)} classes need as many colours, got {len(self.colours)}")
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @property
+    def used(self) -> dict[int, str]:
+        """Source id to name of every class that data can contain."""
+        pairs = zip(self.source_ids, self.names, strict=True)
+        return {source_id: name for source_id, name in pairs if not name.startswith("unused")}
+
+    def difference(self, other: Classes) -> str:
+        """What tells two lists of classes apart, for an error message; empty where their used classes agree."""
+        mine, theirs = self.used, other.used
+        lines = [f"  id {i}: {mine.get(i, 'absent')!r} here, {theirs.get(i, 'absent')!r} there"
+                 for i in sorted(mine.keys() | theirs.keys()) if mine.get(i) != theirs.get(i)]
+        return "\n".join(lines[:10] + ([f"  and {len(lines) - 10} more"] if len(lines) > 10 else []))
+
+
+def _distinct_colour(k: int) -> tuple[int, int, int]:
+    """Bright RGB colours that stay apart: golden-angle steps around the hue circle."""
+    import colorsys
+
+    red, green, blue = colorsys.hsv_to_rgb((k * 0.618033988749895) % 1.0, 0.85 - 0.25 * (k % 2), 1.0)
+    return int(red * 255), int(green * 255), int(blue * 255)
+
+
+class BoxTargets(NamedTuple):
+    """True boxes of one image ([M, ...]) or, padded, of a batch ([B, M, ...])."""
+
+    boxes: Tensor
+    """float32 [..., M, 4] xyxy in network pixels; padding is zeros."""
+    labels: Tensor
+    """int64 [..., M], 0..K-1; padding is -1."""
+    crowd: Tensor
+    """bool [..., M]: a region ignored by the loss, neither positive nor negative."""
+    seed: Tensor | None = None
+    """int64 [], of a batch [B]: what a head draws at random for an image follows from it, however a batch is split.
+    None draws from torch's random state."""
+
+
+class DenseBoxes(NamedTuple):
+    """A detector's boxes and class probabilities before suppression."""
+
+    boxes: Tensor
+    """float [B, N, 4] xyxy in network pixels, clipped to the image; [B, N, K, 4] where each class has its own."""
+    scores: Tensor
+    """float [B, N, K] in 0..1, no background."""
+
+
+class Detections(NamedTuple):
+    """Finished detections of a batch: R rows for each image, best first, of which the first `num_valid` are valid."""
+
+    boxes: Tensor
+    """float [B, R, 4] xyxy in network pixels; unused rows are zeros."""
+    scores: Tensor
+    """float [B, R]; unused rows are 0."""
+    labels: Tensor
+    """int64 [B, R]; unused rows are -1."""
+    num_valid: Tensor
+    """int64 [B]."""
+
+
+class ImageDetections(NamedTuple):
+    """The detections of one image in its original pixels, best first."""
+
+    image_id: int
+    boxes: Tensor
+    """float [R, 4] xyxy, inside the image."""
+    scores: Tensor
+    """float [R]."""
+    labels: Tensor
+    """int64 [R]."""
+
+
+class LabelTargets(NamedTuple):
+    """The label map of one image ([H, W]) or of a batch ([B, H, W])."""
+
+    labels: Tensor
+    """uint8 [..., H, W] in network pixels: 0..K-1, or VOID."""
+
+
+class DenseLogits(NamedTuple):
+    """A segmenter's scores for each pixel."""
+
+    logits: Tensor
+    """float [B, K, H, W], of the network's size."""
+
+
+class LabelMaps(NamedTuple):
+    """The finished label maps of a batch."""
+
+    labels: Tensor
+    """uint8 [B, H, W], 0..K-1, in network pixels."""
+
+
+class ImageLabels(NamedTuple):
+    """The label map of one image in its original pixels."""
+
+    image_id: int
+    labels: LabelPixels
+    """Without VOID: a network has an answer everywhere."""
+
+
+class MetricTable(NamedTuple):
+    """Numbers in the rows that people of the field are used to, as plain values: for a terminal, a page or a file."""
+
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str | float, ...], ...]
+    """A float is a number of the metric, NaN where it does not exist."""
+    sections: tuple[int, ...] = ()
+    """Behind which rows a group of them ends."""
+    notes: tuple[str, ...] = ()
+    """What to read below the table."""

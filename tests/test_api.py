@@ -1,0 +1,174 @@
+"""The public surface: one call from a run, or a config and weights, to what is found in an image."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import importlib
+import io
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import detseg
+from detseg.checkpoint import load
+from detseg.report.pictures import write_picture
+from tests import tiny_segmenter
+from tests.conftest import ROOT
+
+from . import discovery
+
+OVERRIDES = ["model.size=96", "model.width=0.25", "schedule.epochs=1", "schedule.warmup_steps=1", "batch_size=4",
+             "workers=0"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A detector's run and a segmenter's, as the commands leave them, and a photograph of 60 x 90."""
+    folder = tmp_path_factory.mktemp("api")
+    data = discovery.small_config(ROOT / "configs" / "ssdlite_v3_small.py").experiment.data.generate
+    generate: Any = data
+    generate(folder / "data" / "sample", num_train=8, num_val=3)
+    tiny_segmenter.write_config(folder)
+    tiny_segmenter.generate(folder / "data" / "shades")
+    train = importlib.import_module("tools.train").main
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        with contextlib.redirect_stdout(io.StringIO()):
+            config = str(ROOT / "configs" / "ssdlite_v3_small.py")
+            assert train([config, "--data", "data/sample", "--out", "runs/boxes", "--set", *OVERRIDES]) == 0
+            assert train(["shades.py", "--out", "runs/labels", "--set", "schedule.epochs=2"]) == 0
+    picture = np.random.default_rng(0).integers(0, 256, (60, 90, 3), dtype=np.uint8)
+    write_picture(folder / "photo.png", picture)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _there(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+
+
+def bgr_pixels() -> Any:
+    return cv2.imread("photo.png")
+
+
+def pixels() -> Any:
+    return cv2.cvtColor(bgr_pixels(), cv2.COLOR_BGR2RGB)
+
+
+def test_the_public_surface() -> None:
+    assert detseg.__all__ == ["Boxes", "LabelMap", "Model", "__version__", "load"]
+    assert all(getattr(detseg, name) is not None for name in detseg.__all__)
+    with pytest.raises(AttributeError, match="module 'detseg' has no attribute 'fit'"):
+        detseg.fit  # noqa: B018
+
+
+def test_naming_the_package_needs_no_torch() -> None:
+    code = "import sys, detseg; assert detseg.__version__; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout == "False\n"
+
+
+def test_a_detector_finds_the_same_however_the_image_is_given() -> None:
+    model = detseg.load("runs/boxes")
+    found = model("photo.png")
+    assert isinstance(found, detseg.Boxes)
+    assert len(found.boxes) == len(found.scores) == len(found.labels) == len(found.names) > 0
+    assert found.names == tuple(model.classes.names[label] for label in found.labels.tolist())
+    assert bool((found.boxes >= 0).all())
+    assert bool((found.boxes <= torch.tensor([90, 60, 90, 60])).all())
+    rgb = pixels()
+    for image in (Path("photo.png"), rgb, Image.open("photo.png"), rgb[::1]):
+        other = model(image)
+        assert torch.equal(other.boxes, found.boxes)
+        assert torch.equal(other.scores, found.scores)
+    both = model(["photo.png", rgb])
+    assert [type(one) for one in both] == [detseg.Boxes] * 2
+    assert torch.equal(both[1].boxes, found.boxes)
+
+
+def test_bgr_is_asked_for_by_name() -> None:
+    model: Any = detseg.load("runs/boxes")
+    bgr = bgr_pixels()
+    assert torch.equal(model(bgr, channel_order="bgr").scores, model("photo.png").scores)
+    assert not torch.equal(model(bgr).scores, model("photo.png").scores)
+    with pytest.raises(ValueError, match="channel_order is \"rgb\" or \"bgr\", got 'BGR'"):
+        model(bgr, channel_order="BGR")
+
+
+def test_it_says_what_the_command_says(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = detseg.load("runs/boxes")
+    code = importlib.import_module("tools.predict").main(["runs/boxes", "photo.png", "--out", str(tmp_path)])
+    assert code == 0, capsys.readouterr().err
+    records = json.loads((tmp_path / "predictions.json").read_text())
+    found = model("photo.png")
+    assert [record["score"] for record in records] == found.scores.tolist()
+    picture = cv2.cvtColor(cv2.imread(str(tmp_path / "photo.png")), cv2.COLOR_BGR2RGB)
+    assert np.array_equal(model.draw("photo.png"), picture)
+    assert np.array_equal(model.draw("photo.png", found), picture)
+    assert not np.array_equal(model.draw("photo.png", found, threshold=0.0), picture)
+
+
+def test_a_segmenter_gives_a_label_map() -> None:
+    model = detseg.load("runs/labels").to("cpu")
+    assert model.device == torch.device("cpu")
+    found = model(pixels())
+    assert isinstance(found, detseg.LabelMap)
+    assert found.labels.shape == (60, 90)
+    assert found.labels.dtype == np.uint8
+    assert found.names == ("dark", "bright", "purple")
+    assert model.draw("photo.png", found).shape == (60, 90, 3)
+
+
+def test_a_config_and_weights_do_as_well_as_a_run() -> None:
+    run = detseg.load("runs/boxes")
+    files = detseg.load("runs/boxes/ssdlite_v3_small.py", "runs/boxes/best.pt")
+    assert run.title == files.title == f"runs/boxes/best.pt, after {load(Path('runs/boxes/best.pt')).step} steps"
+    assert torch.equal(run("photo.png").scores, files("photo.png").scores)
+
+
+@pytest.mark.parametrize(("image", "message"), [
+    ("no.png", "no image no.png in .*: the folder has no such file"),
+    ("shades.py", "cannot read the image shades.py: .* no image of a known kind"),
+    (np.zeros((4, 5, 3)), r"an image as an array is uint8 \[H, W, 3\], got float64 \[4, 5, 3\]"),
+    (np.zeros((4, 5), np.uint8), r"got uint8 \[4, 5\]"),
+    (np.zeros((0, 5, 3), np.uint8), r"got uint8 \[0, 5, 3\]"),
+    (torch.zeros(3, 4, 5), "an image is a path, an array .* or a Pillow image, got Tensor"),
+])
+def test_what_is_no_image(image: Any, message: str) -> None:
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        detseg.load("runs/boxes")(image)
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    (["nowhere"], "nowhere is no run folder; name one, or a config and a checkpoint"),
+    (["data"], "data holds no run: it has neither best.pt nor last.pt"),
+    (["shades.py"], "shades.py is no run folder"),
+    (["shades.py", "photo.png"], "photo.png was refused: it is a pickle that could run code, or a damaged file"),
+    (["shades.py", "runs/boxes/best.pt"], "shades.py is not the config of this checkpoint"),
+])
+def test_what_is_no_model(arguments: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        detseg.load(*arguments)
+
+
+def test_the_readme_s_lines_run_as_they_stand(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Against a run where `make train` leaves one."""
+    readme = (ROOT / "README.md").read_text("utf-8")
+    blocks = [block for block in re.findall(r"```python\n(.*?)```", readme, re.DOTALL) if "detseg.load" in block]
+    assert len(blocks) == 1
+    runs = tmp_path / "runs"
+    runs.mkdir()
+    (runs / "ssdlite_v3_large").symlink_to(Path("runs/boxes").resolve())
+    write_picture(tmp_path / "photo.jpg", pixels())
+    monkeypatch.chdir(tmp_path)
+    exec(compile(ast.parse(blocks[0]), "README.md", "exec"), {})
