@@ -15,13 +15,19 @@ from torch import Tensor
 
 from detseg import checkpoint as checkpoints
 from detseg import config as configs
-from detseg.config import Config
+from detseg.config import Config, Data
 from detseg.data.images import read_image, to_rgb
+from detseg.export.artefact import Artefact, is_artefact, open_artefact
+from detseg.export.convert import Exported, Source, export
+from detseg.export.format import Options
+from detseg.export.formats import format_named, format_of, formats
 from detseg.fingerprint import fingerprint
+from detseg.interfaces import Task
 from detseg.model import Predictor
 from detseg.predict import predict_image
+from detseg.recipes import sample_pictures, usual_data
 from detseg.report.pictures import draw_boxes, draw_labels
-from detseg.run_folder import RunFolder
+from detseg.run_folder import RunFolder, trained_run
 from detseg.structures import Classes, ImageDetections, ImageLabels, LabelPixels, Pixels
 from detseg.weights.load import load_weights
 
@@ -53,34 +59,99 @@ class LabelMap(NamedTuple):
 
 
 class Model:
-    """A trained network, ready to be called with images; `load` makes it."""
+    """A trained network, or an exported file in its runtime, ready to be called with images; `load` makes it.
 
-    def __init__(self, predictor: Predictor, config: Config, *, title: str, notes: Sequence[str] = ()) -> None:
-        self.predictor, self.config, self.title, self.notes = predictor.eval(), config, title, tuple(notes)
-        self._ready: Predictor | None = None
+    Args:
+        loaded: the network or file.
+        task: what is particular to its predictions.
+        title: what it is, for people.
+        notes: what they should know about it.
+        config: whose network it is; a file has none.
+        run: the folder it was trained in, where it comes from one.
+        source: what an export is made of; a file cannot be exported.
+    """
+
+    def __init__(
+        self, loaded: Predictor | Artefact, task: Task[Any, Any, Any, Any], *, title: str, notes: Sequence[str] = (),
+        config: Config | None = None, run: RunFolder | None = None, source: Source | None = None,
+    ) -> None:
+        self.loaded, self.task, self.title, self.notes = loaded, task, title, tuple(notes)
+        self.config, self.run, self.source = config, run, source
+        self._ready: Predictor | Artefact | None = None
 
     @property
     def classes(self) -> Classes:
         """What it knows."""
-        return self.predictor.classes
+        return self.loaded.classes
 
     @property
     def device(self) -> torch.device:
         """Where it is."""
-        return self.predictor.device
+        return self.loaded.device
+
+    @property
+    def data(self) -> Data:
+        """How data are read that it is evaluated on: by its config, or as is usual for its task."""
+        return self.config.experiment.data if self.config is not None else usual_data(self.task)
+
+    @property
+    def name(self) -> str:
+        """What a file made of it is called, without an ending."""
+        return self.run.path.resolve().name if self.run is not None else Path(self.title.split()[0].rstrip(",")).stem
+
+    @property
+    def data_folder(self) -> Path:
+        """Where the data lie that it was trained on, as far as is known; else where its config looks."""
+        known = None if self.run is None else self.run.described()["data"]
+        return Path(known or self.data.folder)
+
+    def validation_images(self, number: int) -> list[Pixels]:
+        """Up to so many images, spread over the validation data in `data_folder`. FileNotFoundError and ValueError as
+        the readers raise them."""
+        dataset = self.data.dataset(self.data.read(self.data_folder, "val"), self.loaded.resize, augment=None, seed=0)
+        items = np.linspace(0, len(dataset) - 1, min(number, len(dataset))).round().astype(int).tolist()
+        return [dataset.original(item) for item in items]
 
     def to(self, device: str | torch.device) -> Self:
-        """Moves it, and gives it back."""
-        self.predictor.to(device)
+        """Moves it, and gives it back. ValueError for an exported file, which stays with its runtime, on the CPU."""
+        if isinstance(self.loaded, Predictor):
+            self.loaded.to(device)
+        elif torch.device(device).type != "cpu":
+            raise ValueError(f"{self.loaded.path} is an exported file, which runs on the CPU; to use {device}, load "
+                             "the checkpoint it was made of")
         self._ready = None
         return self
 
     @property
-    def network(self) -> Predictor:
+    def network(self) -> Predictor | Artefact:
         """The network ready for inference on its device, made at the first use; see `Predictor.ready`."""
         if self._ready is None:
-            self._ready = self.predictor.ready()
+            self._ready = self.loaded.ready()
         return self._ready
+
+    def export(
+        self, path: str | os.PathLike[str], *, options: Options | None = None, format: str | None = None,
+        images: Sequence[ImageLike] = (), unchecked: bool = False,
+    ) -> Exported:
+        """Writes it into a file for another runtime, and compares the two.
+
+        Args:
+            path: where the file goes; its ending says the format, unless that is named.
+            options: contract, precision, input, size; None is the format's usual.
+            format: "onnx", "executorch", "litert", "coreml", "openvino", "ncnn" or "pt2".
+            images: to compare on, RGB; none: pictures of the generated sample's kind, which say less.
+            unchecked: leave the file even where it differs.
+
+        ParityError where the file does not give what the network gives; ValueError for what the format cannot hold.
+        """
+        if self.source is None:
+            raise ValueError(f"{self.title} is an exported file; export the checkpoint it was made of")
+        target = Path(path)
+        kind = format_of(target) if format is None else format_named(format)
+        if kind is None:
+            raise ValueError(f"the ending of {target.name} is of no format; name one of {', '.join(formats())}")
+        pictures = [_pixels(image, "rgb") for image in images] or sample_pictures()
+        return export(self.source, target, kind, options or kind.usual_options(), images=pictures, unchecked=unchecked)
 
     @overload
     def __call__(self, images: ImageLike, *, channel_order: ChannelOrder = "rgb") -> Any: ...
@@ -124,7 +195,7 @@ class Model:
             pixels, ImageDetections(0, found.boxes, found.scores, found.labels), self.classes, threshold=threshold)
 
     def _one(self, image: ImageLike, channel_order: ChannelOrder) -> Any:
-        found = predict_image(self.network, self.config.experiment.task, _pixels(image, channel_order))
+        found = predict_image(self.network, self.task, _pixels(image, channel_order))
         return _named(found, self.classes)
 
 
@@ -134,7 +205,7 @@ def load(
     """A trained network.
 
     Args:
-        source: a run folder, whose own config and best weights are taken; or a config, with `weights`.
+        source: a run folder, whose own config and best weights are taken; a config, with `weights`; an exported file.
         weights: a checkpoint of that config, or published weights.
         config_changed: take a checkpoint although it was trained with another config.
 
@@ -148,37 +219,46 @@ def load_model(
     source: Path, weights: Path | None, *, sample: bool = False, config_changed: bool = False
 ) -> Model:
     """`load` for commands. sample: the config as `--sample` changes it."""
+    if is_artefact(source):
+        if weights is not None:
+            raise ValueError(f"{source} is an exported file, which needs no weights; name it alone")
+        return _exported(source)
+    if weights is not None and is_artefact(weights):
+        raise ValueError(f"{weights} is an exported file, which needs no config; name it alone")
+    run = None
     if weights is None:
-        run = run_folder(source)
-        source, weights = run.config, run.best if run.best.is_file() else run.last
+        run = trained_run(source)
+        source, weights = run.config, run.weights
     config = configs.load(source, sample=sample)
-    if not checkpoints.is_checkpoint(checkpoints.read_tensors(weights)):
+    if weights.suffix == ".safetensors":
         return _published(config, weights)
-    read = checkpoints.load(weights)
+    content = checkpoints.read_tensors(weights)
+    if not checkpoints.is_checkpoint(content):
+        return _published(config, weights)
+    read = checkpoints.parsed(content, weights)
     config = config.as_trained(read.settings)
     predictor = config.build_model(read.classes)
-    title, notes = f"{weights}, after {read.step} steps", []
-    if read.fingerprint is None:
-        notes.append(f"note: {weights} was written by an older detseg and carries no fingerprint; whether {source} "
-                     "still means the same was not compared")
-    elif config_changed:
-        if checkpoints.config_differences(read, config.text, fingerprint(predictor, config.experiment.task)):
-            notes.append(f"note: {weights} was trained with another config than {source}, which was insisted on")
-    else:
-        checkpoints.check_config(
-            read, config.text, fingerprint(predictor, config.experiment.task), what=str(weights))
+    changes = checkpoints.config_differences(read, config.text, fingerprint(predictor, config.experiment.task))
+    if changes and not config_changed:
+        raise ValueError("\n".join([
+            f"{weights} was trained with another config, under which its tensors mean something else. Use the copy in "
+            "its run folder, or insist with --config-changed:", *changes]))
+    notes = [checkpoints.not_compared(weights)] if read.fingerprint is None else []
+    if changes:
+        notes.append(f"note: {weights} was trained with another config than {source}, which was insisted on")
     checkpoints.restore_model(predictor, read.weights, what=str(weights))
-    return Model(predictor, config, title=title, notes=notes)
+    task = config.experiment.task
+    return Model(
+        predictor.eval(), task, title=f"{weights}, after {read.step} steps", notes=notes, config=config, run=run,
+        source=Source(predictor, task, str(weights), step=read.step))
 
 
-def run_folder(path: Path) -> RunFolder:
-    """The run in a folder. ValueError where it holds none."""
-    run = RunFolder(path)
-    if not path.is_dir():
-        raise ValueError(f"{path} is no run folder; name one, or a config and a checkpoint")
-    if not run.best.is_file() and not run.last.is_file():
-        raise ValueError(f"{path} holds no run: it has neither {run.best.name} nor {run.last.name}")
-    return run
+def _exported(path: Path) -> Model:
+    artefact = open_artefact(path)
+    manifest = artefact.manifest
+    notes = [f"note: {artefact.format.note}"] if artefact.format.note else []
+    return Model(artefact, artefact.task, title=f"{path}, made of {manifest.checkpoint['name']} on {manifest.created}",
+                 notes=notes)
 
 
 def _published(config: Config, weights: Path) -> Model:
@@ -187,7 +267,9 @@ def _published(config: Config, weights: Path) -> Model:
     if report.fresh:
         raise ValueError(f"{weights} holds only a part of the network: {len(report.fresh)} tensors are not in it, "
                          f"{report.fresh[0]} is the first; train it with --weights {weights}")
-    return Model(predictor, config, title=report.title)
+    task = config.experiment.task
+    return Model(predictor.eval(), task, title=report.title, config=config,
+                 source=Source(predictor, task, str(weights), licence=report.licence))
 
 
 def _pixels(image: ImageLike, channel_order: ChannelOrder) -> Pixels:

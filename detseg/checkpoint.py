@@ -82,7 +82,11 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
 
 def load(path: Path) -> Checkpoint:
     """Reads a checkpoint onto the CPU. ValueError where the file is missing, cut short or something else."""
-    content = read_tensors(path)
+    return parsed(read_tensors(path), path)
+
+
+def parsed(content: Any, path: Path) -> Checkpoint:
+    """What `read_tensors` gave of a file as a checkpoint; errors as in `load`."""
     if not is_checkpoint(content):
         raise ValueError(f"{path} is no checkpoint of detseg; published weights are loaded with --weights")
     if content["format"] not in (1, FORMAT):
@@ -112,8 +116,6 @@ def read_tensors(path: Path) -> Any:
         raise ValueError(_refusal(path, str(error))) from error
     except Exception as error:  # a damaged pickle can raise anything
         raise ValueError(f"{path} cannot be read: it was cut short, or it is no checkpoint") from error
-
-
     if is_checkpoint(content) and content["format"] == 1:
         for part in ("model", "ema"):
             if content[part] is not None:
@@ -181,13 +183,10 @@ def config_differences(checkpoint: Checkpoint, text: str, fingerprint: Mapping[s
     return lines
 
 
-def check_config(checkpoint: Checkpoint, text: str, fingerprint: Mapping[str, str], *, what: str) -> None:
-    """ValueError with the `config_differences`; `what` names the checkpoint's file."""
-    lines = config_differences(checkpoint, text, fingerprint)
-    if lines:
-        raise ValueError("\n".join([
-            f"{what} was trained with another config, under which its tensors mean something else. Use the copy in its "
-            "run folder, or insist with --config-changed:", *lines]))
+def not_compared(path: Path) -> str:
+    """What to say of a checkpoint that carries nothing to compare a config with."""
+    return (f"note: {path} was written by an older detseg and carries no fingerprint; whether the config still means "
+            "the same was not compared")
 
 
 _MOST_LINES = 12

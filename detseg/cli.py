@@ -18,7 +18,7 @@ def exit_code(work: Callable[[], None]) -> int:
     except (ValueError, FileNotFoundError) as error:
         print(f"error: {_readable(error)}", file=sys.stderr)  # noqa: T201
         return 2
-    except (OSError, FloatingPointError) as error:
+    except (OSError, ArithmeticError) as error:  # FloatingPointError, and files that do not give what they should
         print(f"error: {_readable(error)}", file=sys.stderr)  # noqa: T201
         return 1
     return 0

@@ -10,8 +10,7 @@ import torch.distributed as distributed
 
 from detseg.data.loading import collate_evaluation, evaluation_batches
 from detseg.interfaces import Dataset, Metric, Task
-from detseg.model import Predictor
-from detseg.predict import predict_batch
+from detseg.predict import Network, predict_batch
 from detseg.report.pictures import draw
 from detseg.structures import Pixels, Size
 
@@ -36,7 +35,7 @@ def suitable_batch(size: Size, *, most: int) -> int:
 
 
 def evaluate(
-    predictor: Predictor,
+    predictor: Network,
     task: Task[Any, Any, Any, PredictionT],
     dataset: Dataset[Any],
     *,
@@ -49,8 +48,8 @@ def evaluate(
 ) -> Evaluation:
     """Predicts every image exactly once and computes the metric.
 
-    The network is a copy made ready, in float32 on the device of `predictor`. Under several processes each takes its
-    share, nothing is padded or repeated, and all get the same result.
+    The network is made ready unless it is, in float32 on the device of `predictor`. Under several processes each takes
+    its share, nothing is padded or repeated, and all get the same result.
 
     Args:
         predictor: the network, which is left as it is.
@@ -87,7 +86,7 @@ def evaluate(
 
 
 def draw_examples(
-    predictor: Predictor, task: Task[Any, Any, Any, Any], dataset: Dataset[Any], *, number: int, threshold: float
+    predictor: Network, task: Task[Any, Any, Any, Any], dataset: Dataset[Any], *, number: int, threshold: float
 ) -> list[Pixels]:
     """Images spread evenly over the data set, in their original size, with their predictions drawn on them."""
     network = predictor.ready()

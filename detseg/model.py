@@ -10,9 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from detseg.inference import can_fuse, fold, fuse
-from detseg.interfaces import Backbone, Features, Head, Neck
+from detseg.interfaces import Backbone, Features, Head, Neck, Task
 from detseg.resize import Resize
 from detseg.structures import Classes
+
+_AS_TRAINED, _FOLDED, _FUSED = "as trained", "BatchNorm folded", "BatchNorm folded, fused for oneDNN"
+"""What has been done to a network for inference: its `form`."""
 
 
 class Predictor(nn.Module):
@@ -37,7 +40,7 @@ class Predictor(nn.Module):
         super().__init__()
         self.backbone, self.neck, self.head = backbone, neck, head
         self.classes, self.resize, self.size_divisor = classes, resize, size_divisor
-        self.form = "as trained"
+        self.form = _AS_TRAINED
         self.scale: Tensor
         self.shift: Tensor
         # Part of the state: what a checkpoint was trained with travels with it.
@@ -85,6 +88,10 @@ class Predictor(nn.Module):
         """The same to dense predictions, in the pixels of `images`; `static` as in `Head.decode`."""
         return self.head.decode(self(images), (images.shape[2], images.shape[3]), static=static)
 
+    def finished(self, images: Tensor, task: Task[Any, Any, Any, Any], *, static: bool = False) -> Any:
+        """The same to final predictions of the task; `static` as in `Head.decode`."""
+        return task.postprocess(self.decode(images, static=static), static=static)
+
     def folded(self) -> Predictor:
         """A copy for inference: evaluation mode, no training parts, BatchNorm folded into convolutions, channels last.
 
@@ -93,15 +100,19 @@ class Predictor(nn.Module):
         model = copy.deepcopy(self)
         model.head.drop_training_parts()
         fold(model)
-        model.form = "BatchNorm folded"
+        model.form = _FOLDED
         return model
 
     def ready(self) -> Predictor:
-        """A copy to predict with on the device it is on: `folded`, and on a CPU fused (`detseg.inference`). Not for
-        export, nor for moving to another device; on a CPU it is fast with the number of threads that is set now."""
+        """A copy to predict with on the device it is on: `folded`, and on a CPU fused (`detseg.inference`); a network
+        that is ready is given back. Not for export, nor for moving to another device; on a CPU it is fast with the
+        number of threads that is set now."""
+        fusible = can_fuse(self.device) and self.scale.dtype == torch.float32
+        if self.form == (_FUSED if fusible else _FOLDED):
+            return self
         model = self.folded()
-        if can_fuse(model.device) and model.scale.dtype == torch.float32:
+        if fusible:
             images = torch.zeros(1, 3, *self.resize.size).to(memory_format=torch.channels_last)
             fuse(model, images)
-            model.form = "BatchNorm folded, fused for oneDNN"
+            model.form = _FUSED
         return model

@@ -41,6 +41,7 @@ from detseg import config as configs
 from detseg.backbones import builders
 from detseg.interfaces import Backbone, Features, FeatureSpec, Head, Losses, Source, Task
 from detseg.model import Predictor
+from detseg.ops.resample import enlarge
 from detseg.resize import Placement, Stretch
 from detseg.structures import (
     IMAGENET_MEAN,
@@ -161,8 +162,7 @@ class DecodeHead(_Head):
 
     def _logits(self, inputs: Sequence[Tensor], metas: Sequence[Mapping[str, Any]] = ()) -> Tensor:
         features = self._features(inputs)
-        logits: Tensor = self.head.decode(self.head(features), self._size(features, metas)).logits
-        return logits
+        return enlarge(self.head.decode(self.head(features), self._size(features, metas)))
 
 
 class BoxHead(_Head):

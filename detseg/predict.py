@@ -6,7 +6,7 @@ import glob
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, Protocol, Self, TypeVar
 
 import cv2
 import torch
@@ -15,12 +15,38 @@ from torch.utils._pytree import tree_map_only
 
 from detseg.data.images import read_image
 from detseg.interfaces import Source, Task
-from detseg.model import Predictor
-from detseg.structures import Pixels
+from detseg.resize import Resize
+from detseg.structures import Classes, Pixels
 
 PredictionT = TypeVar("PredictionT")
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
+
+
+class Network(Protocol):
+    """What predicts: a `Predictor`, or an exported file in its runtime."""
+
+    @property
+    def classes(self) -> Classes:
+        """What it predicts."""
+
+    @property
+    def resize(self) -> Resize:
+        """How an image becomes its input."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where images are to be brought."""
+
+    @property
+    def form(self) -> str:
+        """What was done to it for inference."""
+
+    def ready(self) -> Self:
+        """It, or a copy of it, made ready for inference."""
+
+    def finished(self, images: Tensor, task: Task[Any, Any, Any, Any], /, *, static: bool = False) -> Any:
+        """float [B, 3, H, W] RGB, 0..255, to final predictions in network pixels; `static` as in `Head.decode`."""
 
 
 class ImagePrediction(NamedTuple):
@@ -34,24 +60,24 @@ class ImagePrediction(NamedTuple):
 
 @torch.inference_mode()
 def predict_batch(
-    network: Predictor, task: Task[Any, Any, Any, PredictionT], images: Tensor, sources: Sequence[Source], *,
+    network: Network, task: Task[Any, Any, Any, PredictionT], images: Tensor, sources: Sequence[Source], *,
     static: bool = False,
 ) -> list[PredictionT]:
     """The predictions of images of the network's size, in original pixels and on the CPU: the one way to predict.
 
     Args:
-        network: in evaluation mode; `Predictor.ready()` gives a fast one.
+        network: in evaluation mode; `ready()` gives a fast one.
         task: what is particular to its predictions.
         images: float [B, 3, H, W] RGB, 0..255, as `Predictor.resize` gives them.
         sources: where each comes from.
         static: in the form that is exported: what a phone will say.
     """
     images = images.to(network.device, non_blocking=True).contiguous(memory_format=torch.channels_last)
-    finished = task.postprocess(network.decode(images, static=static), static=static)
+    finished = network.finished(images, task, static=static)
     return task.to_original(tree_map_only(Tensor, Tensor.cpu, finished), sources)
 
 
-def predict_image(network: Predictor, task: Task[Any, Any, Any, PredictionT], image: Pixels, *, image_id: int = 0,
+def predict_image(network: Network, task: Task[Any, Any, Any, PredictionT], image: Pixels, *, image_id: int = 0,
                   static: bool = False) -> PredictionT:
     """The prediction for one decoded image, uint8 [H, W, 3] RGB, in its own pixels; see `predict_batch`."""
     size = (image.shape[0], image.shape[1])
@@ -62,7 +88,7 @@ def predict_image(network: Predictor, task: Task[Any, Any, Any, PredictionT], im
 
 
 def predict_files(
-    network: Predictor,
+    network: Network,
     task: Task[Any, Any, Any, Any],
     paths: Sequence[Path],
     *,

@@ -1,6 +1,7 @@
-"""What `--sample` makes of an experiment: a few minutes on two CPU cores, on the generated sample.
+"""What many experiments have in common: how their data are read, and what `--sample` makes of them.
 
-One recipe for each family of heads. A config names its own model settings; everything else of it stays.
+A sample run takes a few minutes on two CPU cores, on the generated sample. There is one recipe for each family of
+heads. A config names its own model settings; everything else of it stays.
 """
 
 from __future__ import annotations
@@ -8,12 +9,38 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from types import MappingProxyType
+from typing import Any
 
-from detseg.config import SampleRun
+import numpy as np
+
+from detseg.config import Data, SampleRun
 from detseg.data.augment import SegmentationAugment
+from detseg.data.detection import DetectionDataset
+from detseg.data.layouts import read_boxes, read_labels
+from detseg.data.sample import draw_scene, generate_sample
+from detseg.data.segmentation import SegmentationDataset
+from detseg.interfaces import Task
+from detseg.metrics.coco_ap import CocoAP
+from detseg.metrics.mean_iou import MeanIoU
 from detseg.optim import EMA, SGD, AdamW, Cosine, Poly
 from detseg.resize import Resize
 from detseg.settings import Value
+from detseg.structures import Pixels
+
+BOXES = Data(read=read_boxes, dataset=DetectionDataset, metric=CocoAP, generate=generate_sample)
+"""Boxes in any layout that is known, measured with COCO's AP."""
+LABELS = Data(read=read_labels, dataset=SegmentationDataset, metric=MeanIoU, generate=generate_sample)
+"""Label maps in any layout that is known, measured with mIoU."""
+
+
+def usual_data(task: Task[Any, Any, Any, Any]) -> Data:
+    """Where no config says it: how data for a task are read and measured."""
+    return LABELS if task.label_maps else BOXES
+
+
+def sample_pictures(number: int = 16) -> list[Pixels]:
+    """Pictures as the generated sample has them."""
+    return [draw_scene(np.random.default_rng((7, k))).image for k in range(number)]
 
 
 def ssd_sample() -> SampleRun:

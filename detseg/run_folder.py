@@ -35,6 +35,11 @@ class RunFolder:
         return self.path / "best.pt"
 
     @property
+    def weights(self) -> Path:
+        """What to evaluate and predict with: the best checkpoint, before the first validation the newest."""
+        return self.best if self.best.is_file() else self.last
+
+    @property
     def log(self) -> Path:
         """One JSON object a line: training steps and validations."""
         return self.path / "log.jsonl"
@@ -66,8 +71,7 @@ class RunFolder:
         if not changes:
             return
         self._describe(config, data=self.described()["data"])
-        with self.log.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"kind": "config", "step": step, "changes": changes}) + "\n")
+        self.append_log({"kind": "config", "step": step, "changes": changes})
 
     def described(self) -> dict[str, Any]:
         """What stands in `resolved.json`: "config", the name of its copy; "data"; "settings"; "versions". ValueError
@@ -93,6 +97,11 @@ class RunFolder:
         entries = {name: {"value": entry.value, "from": entry.origin} for name, entry in config.entries().items()}
         content = {"config": config.path.name, "data": data, "settings": entries, "versions": versions()}
         self.resolved.write_text(json.dumps(content, indent=1) + "\n", "utf-8")
+
+    def append_log(self, record: Mapping[str, object]) -> None:
+        """Adds a line to the log."""
+        with self.log.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
 
     def cut_log(self, *, step: int, validated: int) -> None:
         """Drops what was logged after a checkpoint: steps after `step`, validations after `validated`."""
@@ -140,8 +149,7 @@ class LogWriter:
         line = {"kind": kind, "step": step, "epoch": epoch, **numbers, **others}
         plain = {name: None if isinstance(value, float) and not math.isfinite(value) else value
                  for name, value in line.items()}
-        with self.run.log.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(plain) + "\n")
+        self.run.append_log(plain)
         for name, value in numbers.items():
             self._board.add_scalar(f"{kind}/{name}", value, step)
 
@@ -176,6 +184,16 @@ def existing_run(out: Path | None, stem: str) -> RunFolder:
         raise ValueError(f"there is no run to resume in {RUNS / stem}: leave out --resume to start one, or name its "
                          "folder with --out")
     return max(runs, key=lambda run: run.last.stat().st_mtime)
+
+
+def trained_run(path: Path) -> RunFolder:
+    """The run in a folder, to use what was trained in it. ValueError where it holds none."""
+    run = RunFolder(path)
+    if not path.is_dir():
+        raise ValueError(f"{path} is no run folder; name one, or a config and a checkpoint")
+    if not run.weights.is_file():
+        raise ValueError(f"{path} holds no run: it has neither {run.best.name} nor {run.last.name}")
+    return run
 
 
 def versions() -> dict[str, str]:

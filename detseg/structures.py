@@ -139,10 +139,14 @@ class LabelTargets(NamedTuple):
 
 
 class DenseLogits(NamedTuple):
-    """A segmenter's scores for each pixel."""
+    """A segmenter's scores, at the cells where it gives them; `ops.resample` enlarges them to the image."""
 
     logits: Tensor
-    """float [B, K, H, W], of the network's size."""
+    """float32 [B, K, h, w]."""
+    size: Size
+    """Of the network's image."""
+    align_corners: bool = False
+    """Whether they are enlarged corner to corner, as by `torch.nn.functional.interpolate`."""
 
 
 class LabelMaps(NamedTuple):

@@ -21,19 +21,20 @@ from rich.console import Console
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from detseg.checkpoint import Checkpoint, check_classes, config_differences, load, restore_model, save
+from detseg.checkpoint import Checkpoint, check_classes, config_differences, load, not_compared, restore_model, save
 from detseg.config import Config, Experiment, Index, resolve_classes
 from detseg.data.layouts import SPLITS
 from detseg.data.loading import steps_per_epoch, training_batches
 from detseg.evaluate import draw_examples, evaluate, suitable_batch
 from detseg.fingerprint import fingerprint
 from detseg.interfaces import Dataset, Metric
+from detseg.launch import launch
 from detseg.model import Predictor
 from detseg.report.console import Reporter, render, shown
 from detseg.report.pictures import contact_sheet, write_picture
 from detseg.run_folder import LogWriter, RunFolder, existing_run, new_run, versions
 from detseg.structures import Classes
-from detseg.training_step import TrainingStep, launch
+from detseg.training_step import TrainingStep
 
 _FREE = frozenset({"workers", "log_every", "save_minutes", "validate_every", "eval_batch_size"})
 """Settings that may change on resume: no weight depends on them."""
@@ -92,7 +93,7 @@ def fit(
     val_set = experiment.data.dataset(val_index, model.resize, augment=None, seed=experiment.seed)
     plan = _Plan.of(experiment, num_images=len(train_set), model=model, fabric=fabric)
     step = TrainingStep(model, experiment, fabric=fabric)
-    state = _State(config, run, step, plan, classes, meaning, partial(experiment.data.metric, val_index))
+    state = _State(config, run, step, plan, meaning, partial(experiment.data.metric, val_index))
 
     # ---- fresh start, or resume
     changes = "" if checkpoint is None else state.resume(checkpoint, config_changed=config_changed)
@@ -185,7 +186,6 @@ class _State:
     run: RunFolder
     training: TrainingStep
     plan: _Plan
-    classes: Classes
     meaning: dict[str, str]
     """The fingerprint."""
     new_metric: Callable[[], Metric[Any]]
@@ -211,14 +211,14 @@ class _State:
                 step=self.step, total_steps=self.plan.total_steps, model=training.model.state_dict(),
                 ema=None if training.averaged is None else training.averaged.state_dict(),
                 optimizer=training.optimizer.state_dict(), validated=self.validated, numbers=self.numbers,
-                best=self.best_so_far, classes=self.classes, settings=self.config.settings(), versions=versions(),
-                config_text=self.config.text, fingerprint=self.meaning))
+                best=self.best_so_far, classes=training.model.classes, settings=self.config.settings(),
+                versions=versions(), config_text=self.config.text, fingerprint=self.meaning))
 
     def resume(self, checkpoint: Checkpoint, *, config_changed: bool) -> str:
         """Goes on from there, and says what has changed since. ValueError where that is the network or the classes, or
         anything that is not insisted on."""
         training, what = self.training, str(self.run.last)
-        check_classes(self.classes, checkpoint.classes, what=what)
+        check_classes(training.model.classes, checkpoint.classes, what=what)
         changes = _changes(checkpoint, self)
         if changes and not config_changed:
             raise ValueError(f"{self.run.path} was started with another config or other settings; resume with the same "
@@ -284,16 +284,16 @@ def _changes(checkpoint: Checkpoint, state: _State) -> str:
 def _introduction(state: _State, checkpoint: Checkpoint | None, *, train: Index, val: Index) -> Iterator[str]:
     """What a person should know before the first step."""
     plan, experiment, fabric, run = state.plan, state.config.experiment, state.training.fabric, state.run
+    classes = state.training.model.classes
     for what, index in (("training", train), ("validation", val)):
         yield from (f"note on the {what} data: {note}" for note in index.notes)
     if checkpoint is not None and checkpoint.fingerprint is None:
-        yield (f"note: {run.last} was written by an older detseg and carries no fingerprint; whether the config still "
-               "means the same was not compared")
+        yield not_compared(run.last)
     seen = plan.rank_batch // experiment.accumulate * (fabric.world_size if experiment.sync_batch_norm else 1)
     if seen < _FEW_IMAGES and any(isinstance(module, _BatchNorm) for module in state.training.model.modules()):
         yield (f"note: BatchNorm sees {seen} image{'s' * (seen > 1)} at a time, which makes its statistics noisy; "
                "raise batch_size, lower accumulate, or with several GPUs --set sync_batch_norm=true")
-    yield (f"{len(train)} images to train on, {len(val)} to validate on, {len(state.classes.used)} classes; "
+    yield (f"{len(train)} images to train on, {len(val)} to validate on, {len(classes.used)} classes; "
            f"{plan.total_steps} steps ({plan.epoch_steps} an epoch) on {fabric.world_size} x {fabric.device.type}, in "
            f"{run.path}" + (f", from step {state.step} on" if state.step else ""))
 

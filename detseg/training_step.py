@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import operator
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
@@ -20,19 +19,7 @@ from torch.utils._pytree import tree_map_only
 
 from detseg.config import Experiment
 from detseg.interfaces import Losses, TrainingBatch
-from detseg.memory import keep_freed_memory
 from detseg.model import Predictor
-
-
-def launch(precision: str) -> Fabric:
-    """Fabric on every GPU of the machine, else on the CPU; under torchrun as torchrun says."""
-    # Fabric's "auto" takes two processes that torchrun started on a CPU for two runs of one process each.
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", 0))
-    keep_freed_memory()
-    fabric = Fabric(accelerator="auto", devices=local or "auto", precision=cast(Any, precision),
-                    num_nodes=int(os.environ["WORLD_SIZE"]) // local if local else 1)
-    fabric.launch()
-    return fabric
 
 
 class TrainingStep:

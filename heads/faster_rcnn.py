@@ -70,7 +70,7 @@ class FasterRCNN(Head[BoxTargets, RCNNRaw, DenseBoxes]):
             raise ValueError("proposals, training_proposals, anchor_samples and region_samples must be at least 1, got "
                              f"{numbers}, and min_objectness must lie in [0, 1), got {min_objectness}")
         self.maps, self.strides = tuple(specs), tuple(spec.stride for spec in specs.values())
-        self.anchors, self._anchors = anchors, CachedAnchors(anchors)
+        self.anchors, self._anchors = anchors, CachedAnchors(anchors, stride=self.strides[0])
         self.min_objectness, self.box_weights = min_objectness, box_weights
         self.proposals, self.training_proposals = proposals, training_proposals
         self.anchor_samples, self.region_samples = anchor_samples, region_samples
@@ -107,18 +107,13 @@ class FasterRCNN(Head[BoxTargets, RCNNRaw, DenseBoxes]):
         scores = torch.where(kept, logits.softmax(-1)[..., 1:], 0.0)
         return DenseBoxes(F.pad(inside, (0, 0, 0, 0, 0, left_out)), F.pad(scores, (0, 0, 0, left_out)))
 
-    def _anchors_of(self, raw: RCNNRaw, *, static: bool = False) -> Tensor:
-        """[N, 4]; they span the maps, which may reach beyond the image."""
-        height, width = raw.maps[0].shape[2:]
-        return self._anchors(raw.maps, (height * self.strides[0], width * self.strides[0]), static=static)
-
     def _propose(self, raw: RCNNRaw, size: Size, number: int, *, static: bool) -> tuple[Tensor, Tensor]:
         """The surest regions [B, P, 4], suppressed map by map, and which rows are valid, [B, P]: the first ones."""
         num_anchors = [x.shape[2] * x.shape[3] * self.anchors.num_per_cell[0] for x in raw.maps]
         number = min(number, sum(num_anchors))
         most = min(number, max(num_anchors))
         regions, scores = [], []
-        anchors_of_maps = self._anchors_of(raw, static=static).split_with_sizes(num_anchors)
+        anchors_of_maps = self._anchors(raw.maps, size, static=static).split_with_sizes(num_anchors)
         for logits, deltas, anchors in zip(raw.logits, raw.deltas, anchors_of_maps, strict=True):
             best, rows = to_rows([logits.detach().float()], columns=1)[..., 0].topk(min(number, len(anchors)))
             shift = _rows(to_rows([deltas.detach().float()], columns=4), rows)
@@ -143,7 +138,7 @@ class FasterRCNN(Head[BoxTargets, RCNNRaw, DenseBoxes]):
 
     def _anchor_loss(self, raw: RCNNRaw, targets: BoxTargets, size: Size) -> tuple[Tensor, Tensor, Tensor]:
         """Objectness and box loss of sampled anchors, and how many they are."""
-        anchors = self._anchors_of(raw)
+        anchors = self._anchors(raw.maps, size)
         matched_BN = matching.match(
             anchors, targets, size, positive=0.7, negative=0.3, keep_best=False, keep_ties=True)
         rows, counted = matching.subsample(

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from detseg.interfaces import Features, FeatureSpec, Head, Losses
@@ -68,8 +67,8 @@ class FCN(Head[LabelTargets, FCNRaw, DenseLogits]):
             auxiliary_weight=self.auxiliary_weight)
 
     def decode(self, raw: FCNRaw, size: Size, *, static: bool = False) -> DenseLogits:
-        """The logits enlarged to the network's size."""
-        return DenseLogits(F.interpolate(raw.logits.float(), size, mode="bilinear", align_corners=False))
+        """The logits, to be enlarged to the image."""
+        return DenseLogits(raw.logits.float(), size)
 
     def drop_training_parts(self) -> None:
         """Takes out the auxiliary classifiers."""

@@ -94,9 +94,8 @@ class LRASPP(Head[LabelTargets, LRASPPRaw, DenseLogits]):
             align_corners=self.align_corners)
 
     def decode(self, raw: LRASPPRaw, size: Size, *, static: bool = False) -> DenseLogits:
-        """The scores enlarged to the network's image."""
-        return DenseLogits(F.interpolate(
-            raw.logits.float(), size, mode="bilinear", align_corners=self.align_corners))
+        """The logits, to be enlarged to the image."""
+        return DenseLogits(raw.logits.float(), size, align_corners=self.align_corners)
 
     def _pooled(self, x: Tensor) -> Tensor:
         """[B, C, rows, columns]."""

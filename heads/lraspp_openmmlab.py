@@ -91,8 +91,8 @@ class OpenMMLabLRASPP(Head[LabelTargets, OpenMMLabLRASPPRaw, DenseLogits]):
             raw.logits, targets, class_weights=self.class_weights, hardest=self.hardest)
 
     def decode(self, raw: OpenMMLabLRASPPRaw, size: Size, *, static: bool = False) -> DenseLogits:
-        """The scores enlarged to the network's image."""
-        return DenseLogits(_enlarged(raw.logits.float(), size))
+        """The logits, to be enlarged to the image."""
+        return DenseLogits(raw.logits.float(), size)
 
 
 def _enlarged(x: Tensor, size: Sequence[int]) -> Tensor:

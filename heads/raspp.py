@@ -60,7 +60,8 @@ class RASPP(Head[LabelTargets, RASPPRaw, DenseLogits]):
         """The last map to scores at its cells."""
         x = features[self.tap]
         local = self.reduce(x)
-        everywhere = self.pool(x.mean((2, 3), keepdim=True)).expand_as(local)
+        # Enlarged, and not expanded: runtimes for phones have no broadcast that lasts.
+        everywhere = F.interpolate(self.pool(x.mean((2, 3), keepdim=True)), local.shape[2:], mode="bilinear")
         logits: Tensor = self.classify(self.dropout(self.project(torch.cat((everywhere, local), 1))))
         return RASPPRaw(logits)
 
@@ -70,5 +71,5 @@ class RASPP(Head[LabelTargets, RASPPRaw, DenseLogits]):
             raw.logits, targets, class_weights=self.class_weights, hardest=self.hardest, align_corners=True)
 
     def decode(self, raw: RASPPRaw, size: Size, *, static: bool = False) -> DenseLogits:
-        """The scores enlarged to the network's image, corner to corner."""
-        return DenseLogits(F.interpolate(raw.logits.float(), size, mode="bilinear", align_corners=True))
+        """The logits, to be enlarged corner to corner."""
+        return DenseLogits(raw.logits.float(), size, align_corners=True)

@@ -72,7 +72,7 @@ class RetinaNet(Head[BoxTargets, AnchorRaw, DenseBoxes]):
         (channels,), (num_anchors,) = widths, shapes
         self.maps, self.stride = tuple(specs), next(iter(specs.values())).stride
         self.num_outputs = num_classes + 1
-        self.anchors, self._anchors = anchors, CachedAnchors(anchors)
+        self.anchors, self._anchors = anchors, CachedAnchors(anchors, stride=self.stride)
         self.gamma, self.max_negative_iou = gamma, max_negative_iou
         self.box_loss, self.box_weights, self.box_weight = box_loss, box_weights, box_weight
         self.classify, self.locate = (
@@ -91,7 +91,7 @@ class RetinaNet(Head[BoxTargets, AnchorRaw, DenseBoxes]):
     def loss(self, raw: AnchorRaw, targets: BoxTargets, size: Size) -> Losses:
         """Classification and localisation; the count is that of the matched anchors."""
         logits, deltas = raw.rows(self.num_outputs)
-        anchors = self._anchors_of(raw, static=False)
+        anchors = self._anchors(raw.logits, size)
         matched_BN = matching.match(
             anchors, targets, size, positive=0.5, negative=self.max_negative_iou, keep_best=False, keep_ties=True)
         classification = losses.focal_loss(
@@ -105,13 +105,8 @@ class RetinaNet(Head[BoxTargets, AnchorRaw, DenseBoxes]):
     def decode(self, raw: AnchorRaw, size: Size, *, static: bool = False) -> DenseBoxes:
         """Boxes inside the image, and the classes' probabilities without background."""
         logits, deltas = raw.rows(self.num_outputs)
-        found = boxes.decode(deltas, self._anchors_of(raw, static=static), self.box_weights)
+        found = boxes.decode(deltas, self._anchors(raw.logits, size, static=static), self.box_weights)
         return DenseBoxes(boxes.clip(found, size), logits.sigmoid()[..., 1:])
-
-    def _anchors_of(self, raw: AnchorRaw, *, static: bool) -> Tensor:
-        """[N, 4]; they span the maps, which may reach beyond the image."""
-        height, width = raw.logits[0].shape[2:]
-        return self._anchors(raw.logits, (height * self.stride, width * self.stride), static=static)
 
     def _initialise(self, classifier: nn.Module, *, separable: bool) -> None:
         """A std of 0.01 (torchvision), or Keras's values where convolutions are separable; and the prior."""

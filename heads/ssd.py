@@ -14,7 +14,7 @@ from torch import nn
 from detseg.interfaces import Features, FeatureSpec, Head, Losses, Term
 from detseg.layers import Norm, normal_weights, smaller_maps
 from detseg.ops import boxes, losses, matching
-from detseg.ops.anchors import AnchorRaw, CachedAnchors, SSDAnchors
+from detseg.ops.anchors import AnchorRaw, CachedAnchors, SSDAnchors, predict_maps
 from detseg.structures import BoxTargets, DenseBoxes, Size
 
 NORM = Norm(momentum=0.03, eps=1e-3)
@@ -68,9 +68,7 @@ class SSD(Head[BoxTargets, AnchorRaw, DenseBoxes]):
         maps = [features[tap] for tap in self.taps]
         for extra in self.extras:
             maps.append(extra(maps[-1]))
-        return AnchorRaw(
-            deltas=tuple(locate(x) for locate, x in zip(self.locate, maps, strict=True)),
-            logits=tuple(classify(x) for classify, x in zip(self.classify, maps, strict=True)))
+        return predict_maps(maps, locate=self.locate, classify=self.classify)
 
     def loss(self, raw: AnchorRaw, targets: BoxTargets, size: Size) -> Losses:
         """Classification and localisation; the count is that of the matched anchors."""

@@ -65,6 +65,11 @@ def one_config_a_head() -> dict[str, str]:
     return found
 
 
+def config_of_head(head: str) -> Path:
+    """The first config of a head, by the head's file name."""
+    return ROOT / "configs" / f"{one_config_a_head()[head]}.py"
+
+
 def small_config(path: Path, *, sample: bool = False) -> Config:
     """A config made small; where it has no such setting it goes without. Its detections are few, for exporting takes
     its time for each candidate."""

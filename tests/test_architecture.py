@@ -27,7 +27,7 @@ FLOORS = (
     ("ops",),
     ("interfaces",),
     ("resize",),
-    ("atomic", "cli", "cost", "memory", "settings", "structures"),
+    ("atomic", "cli", "cost", "launch", "memory", "settings", "structures"),
 )
 """The rooms of detseg from the top down; a room imports from floors below its own, or from beside it."""
 NO_ROOMS = {"utils", "util", "common", "helpers", "misc"}

@@ -130,11 +130,12 @@ def test_the_command(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in names:
         # The run knows its backbone: nothing has to be set again.
         trained = load_model(Path("new/runs") / name, None)
+        assert trained.config is not None
         assert trained.config.entries()["model.backbone"].value == name
         experiment = trained.config.experiment
         index = experiment.data.read(data, "val").relabel(trained.classes)
-        dataset = experiment.data.dataset(index, trained.predictor.resize, augment=None, seed=0)
-        found = evaluate(trained.predictor, experiment.task, dataset, metric=experiment.data.metric(index),
+        dataset = experiment.data.dataset(index, trained.loaded.resize, augment=None, seed=0)
+        found = evaluate(trained.loaded, experiment.task, dataset, metric=experiment.data.metric(index),
                          batch_size=2, workers=0)
         numbers = load(Path("new/runs") / name / "last.pt").numbers
         assert found.numbers == pytest.approx(numbers, nan_ok=True, abs=1e-6)

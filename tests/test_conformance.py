@@ -158,10 +158,10 @@ def test_it_trains_resumes_and_evaluates(
     trained = load_model(resumed.run.path, None)
     index = experiment.data.read(folder, "val")
     classes = resolve_classes(experiment.classes, index.classes)
-    assert trained.predictor.classes == classes
+    assert trained.loaded.classes == classes
     index = index.relabel(classes)
-    dataset = experiment.data.dataset(index, trained.predictor.resize, augment=None, seed=0)
-    found = evaluate(trained.predictor, experiment.task, dataset, metric=experiment.data.metric(index), batch_size=2,
+    dataset = experiment.data.dataset(index, trained.loaded.resize, augment=None, seed=0)
+    found = evaluate(trained.loaded, experiment.task, dataset, metric=experiment.data.metric(index), batch_size=2,
                      workers=0, keep_predictions=True)
     assert found.numbers == pytest.approx(load(resumed.run.best).numbers, nan_ok=True, abs=1e-6)
     assert len(found.predictions) == 3

@@ -1,320 +1,537 @@
-"""Every config's whole prediction, and two heads on every backbone, exported strictly: ONNX Runtime gives the same.
+"""Formats x heads x contracts: exported, run in the real runtime, and compared with eager code; what is refused; and
+what was tampered with.
 
-Networks are small, but used: BatchNorm has seen pictures, and scores differ from anchor to anchor. One config of each
-head is in the quick tests, the others are `slow`.
+Networks are small, but used (`micro`). By default every head goes to ONNX, every format takes a detector and a
+segmenter, and every contract of a format is written; the whole product, and every config whole, is `slow`.
 """
 
 from __future__ import annotations
 
 import copy
-import importlib
-import importlib.util
+import json
+import re
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, TypeAlias
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from detseg.backbones.mobilenet_v2 import mobilenet_v2
-from detseg.benchmark.synthetic import calibrate
 from detseg.data.images import read_image
-from detseg.data.sample import draw_scene
-from detseg.export.onnx import write_onnx
-from detseg.export.program import ExportedPrediction, Until, export_program, output_names
-from detseg.inference import fold
-from detseg.interfaces import Backbone, Head, Task
+from detseg.export.artefact import Artefact, open_artefact
+from detseg.export.contract import CONTRACTS, Contract, ExportedNetwork, Input, outputs_of
+from detseg.export.convert import Exported, ParityError, Source, check, check_options, export
+from detseg.export.format import Format, Options
+from detseg.export.formats import format_named, format_of, formats
+from detseg.export.manifest import DamagedFileError, Manifest
+from detseg.export.parity import reference
+from detseg.layers import ConvNormAct
 from detseg.model import Predictor
-from detseg.ops.anchors import SSDAnchors
-from detseg.resize import Stretch
-from detseg.structures import IMAGENET_MEAN, IMAGENET_STD, DenseBoxes, DenseLogits, LabelMaps, Pixels, Size
+from detseg.resize import KeepAspect, Letterbox
+from detseg.structures import Classes
 from detseg.tasks.detection import Detection
-from detseg.tasks.segmentation import Segmentation
-from heads.fcn import FCN
-from heads.lraspp import LRASPP
-from heads.ssd import SSD
-from heads.ssdlite import SSDLite
 
-from . import discovery
+from . import discovery, micro
+from .conftest import ROOT
 
-CONFIGS = {path.stem: path for path in discovery.configs()}
+HEADS = sorted(discovery.one_config_a_head())
+FORMATS = sorted(formats())
+QUICK = {"executorch": ("ssd", "fcn"), "litert": ("ssd", "raspp"), "openvino": ("ssdlite", "lraspp"),
+         "ncnn": ("ssdlite", "deeplabv3"), "coreml": ("ssdlite", "lraspp_openmmlab"), "pt2": ("faster_rcnn", "fcn")}
+"""Of each format; all heads go to ONNX."""
+PICTURES = micro.scenes(4, seed=1)
 
-SCORE_TOLERANCE = 2e-5
-"""Of the largest score or logit."""
-BOX_TOLERANCE = 3e-3
-"""Pixels."""
-ROUNDING = 4.0
-"""Random networks enlarge rounding more than trained ones. Folding BatchNorm changes only rounding: if that alone moves
-an output by more than a quarter of its tolerance, ONNX Runtime may move it by four times as much."""
-
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
-
-
-def _slow(names: Any, quick: set[str]) -> list[Any]:
-    return [pytest.param(name, marks=() if name in quick else pytest.mark.slow) for name in names]
-
-
-# ------------------------------------------------------------------------------------------ a used network
+pytestmark = pytest.mark.filterwarnings("ignore")
 
 
 @cache
-def _scenes(number: int, *, seed: int) -> list[Pixels]:
-    return [draw_scene(np.random.default_rng((seed, k))).image for k in range(number)]
+def source(head: str) -> Source:
+    predictor, task = micro.network(head)
+    return Source(predictor, task, f"{head}.pt", step=7)
 
 
-def _inputs(pictures: list[Pixels], size: Size) -> Tensor:
-    """float32 [B, 3, H, W]."""
-    return torch.from_numpy(np.stack([Stretch(size).apply(picture) for picture in pictures])).permute(0, 3, 1, 2)
+def usual(kind: Format, **changes: Any) -> Options:
+    return replace(kind.usual_options(), **changes)
 
 
-def _use(network: nn.Module, size: Size) -> None:
-    """With BatchNorm's first statistics activations vanish and all is equal."""
-    calibrate(network, _inputs(_scenes(32, seed=0), size).chunk(2))
-
-
-@torch.no_grad()
-def _spread_scores(head: Head[Any, Any, Any], decode: Callable[[], Any]) -> None:
-    """As in a trained network: larger class layers, until scores differ from anchor to anchor; or other biases, so that
-    no class is ahead in all pixels."""
-    layers = [layer for layer, num_rows in head.class_layers.items() if num_rows == 1]
-    dense = decode()
-    if isinstance(dense, DenseLogits):
-        head.get_parameter(f"{layers[0]}.bias").sub_(dense.logits.mean((0, 2, 3)))
-        return
-    for _ in range(60):
-        if float(dense.scores.std()) > 0.05:
-            return
-        for layer in layers:
-            head.get_parameter(f"{layer}.weight").mul_(1.5)
-        dense = decode()
-
-
-def _used_predictor(name: str) -> tuple[Predictor, Task[Any, Any, Any, Any], Size]:
-    """A config's network, small and used, its task, and a size that is not square."""
-    small = discovery.small_config(CONFIGS[name])
-    predictor = small.build_model(discovery.OWN)
-    height, width = predictor.resize.size
-    size = (height, width + 32)
-    _use(predictor, size)
-    _spread_scores(predictor.head, lambda: predictor.decode(_inputs(_scenes(2, seed=2), size)))
-    return predictor, small.experiment.task, size
-
-
-# ------------------------------------------------------------------------------------------ the same or not
-
-
-class _Tolerance(NamedTuple):
-    """How far an output may be from eager code's, by field."""
-
-    of: dict[str, float]
-
-    @classmethod
-    def measured(cls, dense: Any, unfolded: Any) -> _Tolerance:
-        of = {}
-        for name, mine, other in zip(dense._fields, dense, unfolded, strict=True):
-            usual = BOX_TOLERANCE if name == "boxes" else SCORE_TOLERANCE * float(mine.abs().max())
-            of[name] = max(usual, ROUNDING * float((mine - other).abs().max()))
-            assert of[name] < 50 * usual, f"{name}: folding alone moves them too far to compare anything"
-        return cls(of)
-
-
-def _assert_same_dense(found: Any, wanted: Any, tolerance: _Tolerance) -> None:
-    for name, mine, theirs in zip(wanted._fields, found, wanted, strict=True):
-        assert mine.dtype == theirs.dtype
-        assert float(theirs.std()) > 1e-3, "what is equal everywhere proves nothing"
-        torch.testing.assert_close(mine, theirs, rtol=0, atol=tolerance.of[name])
-
-
-def _assert_same_finished(found: Any, wanted: Any) -> None:
-    """Exactly the same; but detections whose scores are equal may stand in any order."""
-    for mine, theirs in zip(found, wanted, strict=True):
-        assert (mine.dtype, mine.shape) == (theirs.dtype, theirs.shape)
-    if isinstance(wanted, LabelMaps):
-        assert torch.equal(found.labels, wanted.labels)
-    else:
-        assert torch.equal(found.num_valid, wanted.num_valid)
-        assert torch.equal(found.scores, wanted.scores)
-        scores = wanted.scores[0, : int(wanted.num_valid)].tolist()
-        distinct = [k for k, score in enumerate(scores) if scores.count(score) == 1]
-        assert len(distinct) > 5, "all scores tie"
-        assert torch.equal(found.labels[0, distinct], wanted.labels[0, distinct])
-        assert torch.equal(found.boxes[0, distinct], wanted.boxes[0, distinct])
-        assert not found.boxes[0, len(scores) :].any()
-        assert bool((found.labels[0, len(scores) :] == -1).all())
-
-
-# ------------------------------------------------------------------------------------------ every config
-
-
-class _Both(nn.Module):
-    """Dense and finished predictions at once: one export proves both."""
-
-    def __init__(self, predictor: Predictor, task: Task[Any, Any, Any, Any]) -> None:
-        super().__init__()
-        self.predictor, self.task = predictor, task
-
-    def forward(self, images: Tensor) -> tuple[Any, Any]:
-        dense = self.predictor.decode(images, static=True)
-        return dense, self.task.postprocess(dense, static=True)
-
-
-class _Exported(NamedTuple):
-    unfolded: _Both
-    eager: _Both
-    run: Callable[[Tensor], list[Tensor]]
-    """ONNX Runtime's outputs, flat."""
-    size: Size
-
-
-def _session(network: nn.Module, size: Size, file: Path) -> Callable[[Tensor], list[Tensor]]:
-    """Strictly exported, through a file to ONNX Runtime."""
-    onnxruntime: Any = importlib.import_module("onnxruntime")
-    program = torch.export.export(network, (torch.zeros(1, 3, *size),), strict=True)
-    converted = torch.onnx.export(program, dynamo=True, verbose=False)
-    assert converted is not None
-    converted.save(str(file))
-    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
-    (given,) = session.get_inputs()
-    return lambda images: [torch.from_numpy(value) for value in session.run(None, {given.name: images.numpy()})]
+Written: TypeAlias = Callable[..., Exported]
 
 
 @pytest.fixture(scope="module")
-def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> _Exported:
-    """A config's network as ONNX Runtime has it; exported once for all tests."""
-    torch.manual_seed(0)
-    predictor, task, size = _used_predictor(request.param)
-    eager = _Both(predictor.folded(), task)
-    return _Exported(
-        _Both(predictor, task), eager, _session(eager, size, tmp_path_factory.mktemp("onnx") / "both.onnx"), size)
+def written(tmp_path_factory: pytest.TempPathFactory) -> Written:
+    """Gives what came of an export with the given options, compared, and the same again for the same."""
+    known: dict[tuple[Any, ...], Exported] = {}
+
+    def write(head: str, name: str, **changes: Any) -> Exported:
+        key = (head, name, *sorted(changes.items()))
+        if key not in known:
+            kind = format_named(name)
+            path = tmp_path_factory.mktemp(name) / f"{head}{kind.suffix}"
+            known[key] = export(source(head), path, kind, usual(kind, **changes), images=PICTURES)
+        return known[key]
+
+    return write
 
 
-every_config = pytest.mark.parametrize(
-    "exported", _slow(CONFIGS, set(discovery.one_config_a_head().values())), indirect=True)
+# ------------------------------------------------------------------------------------------ the product
 
 
-def _assert_onnx_runtime_agrees(exported: _Exported, pictures: list[Pixels]) -> None:
-    """Dense predictions up to rounding, and of its own dense predictions the same finished ones as eager code."""
-    classes = set[int]()
-    for picture in pictures:
-        images = _inputs([picture], exported.size)
-        with torch.inference_mode():
-            dense, finished = exported.eager(images)
-            tolerance = _Tolerance.measured(dense, exported.unfolded(images)[0])
-        outputs = exported.run(images)
-        found = type(dense)(*outputs[: len(dense)])
-        _assert_same_dense(found, dense, tolerance)
-        expected = exported.eager.task.postprocess(found, static=True)
-        _assert_same_finished(type(finished)(*outputs[len(dense) :]), expected)
-        classes |= set(finished.labels.flatten().tolist()) - {-1}
-    assert len(classes) > 1, "one class everywhere proves nothing"
+def cases() -> list[Any]:
+    """Every format x head x contract, `slow` but for some."""
+    found = []
+    for name, kind in formats().items():
+        for head in HEADS:
+            for contract in CONTRACTS:
+                quick = head in QUICK.get(name, HEADS) and contract == (kind.contracts or CONTRACTS)[-1]
+                quick |= head == "fcn" and name in ("executorch", "litert", "coreml", "onnx")
+                found.append(pytest.param(name, head, contract, id=f"{name}-{head}-{contract}",
+                                          marks=() if quick else pytest.mark.slow))
+    return found
 
 
-@every_config
-def test_onnx_runtime_gives_the_same_on_generated_pictures(exported: _Exported) -> None:
-    _assert_onnx_runtime_agrees(exported, _scenes(3, seed=1))
+@pytest.mark.parametrize(("name", "head", "contract"), cases())
+def test_in_its_runtime_it_gives_what_the_network_gives(
+    name: str, head: str, contract: Contract, written: Written, tmp_path: Path
+) -> None:
+    kind, made = format_named(name), source(head)
+    two_stages = made.predictor.head.second_stage is not None
+    path = tmp_path / f"{head}{kind.suffix}"
+    if contract not in (kind.two_stage_contracts if two_stages else kind.contracts):
+        with pytest.raises(ValueError, match="contract"):
+            export(made, path, kind, usual(kind, contract=contract), images=PICTURES)
+        assert not list(tmp_path.iterdir())
+        return
+    exported = written(head, name, contract=contract)
+    assert exported.parity is not None
+    assert exported.parity.passed
+    assert exported.parity.predictions.share == 1.0, "the same kept boxes, the same labels"
+    assert exported.parity.predictions.score_drift < 1e-4
+    assert exported.parity.predictions.wanted >= 8
+    artefact = open_artefact(exported.path)
+    _assert_contract(artefact, contract)
+    _assert_predicts_alone(artefact, made)
+
+
+def _assert_contract(artefact: Artefact, contract: Contract) -> None:
+    """The names, order, shapes and types that every format has."""
+    outputs = artefact.outputs(micro.inputs(PICTURES[:1], micro.SIZE))
+    shapes = {name: tuple(tensor.shape) for name, tensor in outputs.items()}
+    types = {name: tensor.dtype for name, tensor in outputs.items()}
+    assert list(shapes) == [output.name for output in artefact.manifest.outputs]
+    assert [tuple(output.shape) for output in artefact.manifest.outputs] == list(shapes.values())
+    if contract == "raw":
+        assert set(types.values()) == {torch.float32}
+        return
+    height, width = micro.SIZE
+    if artefact.task.label_maps:
+        if contract == "final":
+            assert shapes == {"labels": (1, height, width)}
+            assert types["labels"] == (torch.int32 if artefact.format.name == "coreml" else torch.uint8)
+        else:
+            assert shapes == {"scores": (1, len(discovery.OWN), height, width)}
+            assert types == {"scores": torch.float32}
+        return
+    if contract == "final":
+        assert shapes == {"boxes": (1, 8, 4), "scores": (1, 8), "labels": (1, 8), "count": (1,)}
+        assert list(types.values()) == [torch.float32, torch.float32, torch.int32, torch.int32]
+    else:
+        number = shapes["boxes"][1]
+        assert shapes == {"boxes": (1, number, 4), "scores": (1, number, len(discovery.OWN))}
+        assert set(types.values()) == {torch.float32}
+
+
+def _assert_predicts_alone(artefact: Artefact, made: Source) -> None:
+    """By its manifest: the task, the classes, the resize, and what the runtime does not do."""
+    assert artefact.task == made.task
+    assert artefact.classes == discovery.OWN
+    assert artefact.resize == made.predictor.resize
+    assert artefact.manifest.fingerprint
+    images = micro.inputs(PICTURES, micro.SIZE).round()
+    found = artefact.finished(images, artefact.task, static=True)
+    with torch.inference_mode():
+        wanted = made.predictor.finished(images, made.task, static=True)
+    for name, mine, other in zip(wanted._fields, found, wanted, strict=True):
+        assert mine.dtype == other.dtype
+        if name != "boxes":  # of two that overlap and tie, either may stay
+            torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-5)
+
+
+def test_every_format_is_found_and_described() -> None:
+    assert set(FORMATS) >= {"onnx", "executorch", "litert", "coreml", "openvino", "ncnn", "pt2"}
+    assert set(QUICK) | {"onnx"} == set(FORMATS), "name the heads that a new format is tested with"
+    for name, kind in formats().items():
+        assert format_of(Path(f"model{kind.suffix}")) is kind
+        assert (ROOT / "detseg" / "export" / "formats" / f"{name}.py").is_file()
+        extras = (ROOT / "pyproject.toml").read_text("utf-8")
+        assert kind.extra is None or f"\n{kind.extra} = [" in extras
+        assert not kind.missing((*kind.converter, *kind.runtime)), "what the tests need is installed"
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_half_precision_is_within_its_tolerance_and_smaller(name: str, written: Written, tmp_path: Path) -> None:
+    kind = format_named(name)
+    if "fp16" not in kind.precisions:
+        with pytest.raises(ValueError, match=r"no fp16 weights here .*: take --format coreml or litert or "):
+            export(source("fcn"), tmp_path / f"x{kind.suffix}", kind, usual(kind, precision="fp16"), images=PICTURES)
+        return
+    contract = kind.contracts[-1]
+    half = written("fcn", name, precision="fp16", contract=contract)
+    assert half.parity is not None
+    assert half.parity.predictions.share > 0.99
+    weights = sum(tensor.numel() for tensor in source("fcn").predictor.state_dict().values())
+    assert half.megabytes * 1e6 < 3 * weights + 60_000, "two bytes a weight and the graph, not four"
+
+
+@pytest.mark.parametrize("name", ["onnx", "openvino", "pt2"])
+def test_a_batch_of_any_size(name: str, written: Written) -> None:
+    assert format_named(name).dynamic_batch
+    artefact = open_artefact(written("ssd" if name == "pt2" else "fcn", name, dynamic_batch=True).path)
+    assert artefact.manifest.input.dynamic_batch
+    assert artefact.manifest.outputs[0].shape[0] == -1
+    images = micro.inputs(PICTURES[:3], micro.SIZE)
+    together = artefact.outputs(images)
+    for row in range(3):
+        for name, tensor in artefact.outputs(images[row : row + 1]).items():
+            torch.testing.assert_close(together[name][row].float(), tensor[0].float(), rtol=1e-4, atol=1e-4)
+
+
+def test_floats_channels_first_another_size_and_fewer_candidates(written: Written) -> None:
+    made = written("ssd", "pt2", pixels="float", layout="nchw", size=(96, 64), candidates=5)
+    artefact = open_artefact(made.path)
+    assert artefact.manifest.input == Input((96, 64), "float", "nchw")
+    assert artefact.outputs(torch.rand(1, 3, 96, 64) * 255)["boxes"].shape == (1, 5, 4)
+    assert artefact.resize.size == (96, 64)
+
+
+def test_images_of_many_sizes_get_bars(tmp_path: Path) -> None:
+    """Where the network takes any size, a file takes one, by a letterbox; of 4:3 images it is the same."""
+    made = source("fcn")
+    predictor = copy.deepcopy(made.predictor)
+    predictor.resize = KeepAspect(64, 128)
+    path = tmp_path / "x.onnx"
+    kind = format_named("onnx")
+    export(made._replace(predictor=predictor), path, kind, usual(kind), images=PICTURES[:2])
+    artefact = open_artefact(path)
+    assert artefact.resize == Letterbox((64, 85))
+    photo = np.random.default_rng(0).integers(0, 256, (480, 640, 3), dtype=np.uint8)
+    assert np.array_equal(artefact.resize.apply(photo), predictor.resize.apply(photo))
+
+
+# ------------------------------------------------------------------------------------------ refusals
+
+
+@pytest.mark.parametrize(("name", "head", "changes", "message"), [
+    ("ncnn", "ssd", {"contract": "final"},
+     "ncnn files cannot hold the contract final of SSD (ncnn has no topk and no gather): take --contract raw or "
+     "decoded, or --format coreml or executorch or litert or onnx or openvino or pt2"),
+    ("ncnn", "faster_rcnn", {"contract": "decoded"},
+     "ncnn files cannot hold the contract decoded of FasterRCNN (pnnx records"),
+    ("onnx", "faster_rcnn", {"contract": "raw"}, "a head with a second stage has no raw contract"),
+    ("ncnn", "ssd", {"contract": "raw", "pixels": "uint8"},
+     "ncnn files take no uint8 images (ncnn takes floats; Mat.from_pixels makes them of bytes): take --input float"),
+    ("coreml", "ssd", {"layout": "nhwc"},
+     "Core ML files take no images as nhwc (Core ML's images are pixel buffers): take --layout nchw, or --format "),
+    ("executorch", "ssd", {"dynamic_batch": True},
+     "ExecuTorch files take batches of one size (the program's memory is planned for one size): take no "
+     "--dynamic-batch, or --format onnx or openvino or pt2"),
+    ("pt2", "ssd", {"precision": "fp16"},
+     "PyTorch files have no fp16 weights here (torch computes in the precision of its weights, and half is slow on a "
+     "CPU): take --format coreml or litert or"),
+    ("onnx", "fcn", {"candidates": 100}, "--candidates is for detectors"),
+    ("onnx", "ssd", {"candidates": 0}, "--candidates is at least 1, got 0"),
+])
+def test_what_a_format_cannot_hold_is_refused_with_the_alternative(
+    name: str, head: str, changes: dict[str, Any], message: str
+) -> None:
+    kind = format_named(name)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        check_options(kind, usual(kind, **changes), source(head))
+
+
+def test_nothing_heavy_is_imported_before_a_refusal() -> None:
+    """Nor to list the formats."""
+    heavy = sorted({module for kind in formats().values() for module in (*kind.converter, *kind.runtime)})
+    code = (f"import sys; from detseg.export.formats import formats\n"
+            f"from detseg.export import artefact, convert\n"
+            f"[kind.missing((*kind.converter, *kind.runtime)) for kind in formats().values()]\n"
+            f"print(sorted(set({heavy!r}) & set(sys.modules)))")
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert found.stdout.strip() == "[]"
+
+
+def test_a_missing_package_is_named_with_the_line_that_installs_it(tmp_path: Path) -> None:
+    kind = replace(format_named("onnx"), converter=("onnx", "no_such_converter"), runtime=("no_such_runtime",))
+    with pytest.raises(ValueError, match=re.escape(
+            "to write ONNX files, no_such_converter must be installed: pip install 'detseg[onnx]'")):
+        export(source("fcn"), tmp_path / "x.onnx", kind, usual(kind), images=PICTURES)
+    kind = replace(kind, converter=("onnx",))
+    with pytest.raises(ValueError, match=re.escape("to compare ONNX files, no_such_runtime must be installed")):
+        export(source("fcn"), tmp_path / "x.onnx", kind, usual(kind), images=PICTURES)
+    unchecked = export(source("fcn"), tmp_path / "x.onnx", kind, usual(kind), images=PICTURES, unchecked=True)
+    assert unchecked.parity is None
+    assert unchecked.path.is_file()
+
+
+def test_what_a_user_does_wrong(tmp_path: Path) -> None:
+    kind = format_named("onnx")
+    made = source("ssd")
+    with pytest.raises(ValueError, match="there are no images to compare the file on; name some with --images"):
+        export(made, tmp_path / "x.onnx", kind, usual(kind), images=[])
+    with pytest.raises(ValueError, match=r"ONNX files end in .onnx, got x.pte"):
+        export(made, tmp_path / "x.pte", kind, usual(kind), images=PICTURES)
+    with pytest.raises(ValueError, match=r"input size is \(height, width\) in pixels, each at least 1, got \(0, 96\)"):
+        export(made, tmp_path / "x.onnx", kind, usual(kind, size=(0, 96)), images=PICTURES)
+    with pytest.raises(ValueError, match=r"there is no format 'onyx'; did you mean onnx\?"):
+        format_named("onyx")
+    with pytest.raises(ValueError, match=r"x.txt is no exported file; those end in .*\.onnx"):
+        open_artefact(tmp_path / "x.txt")
+    with pytest.raises(FileNotFoundError, match=r"there is no file .*x.onnx"):
+        open_artefact(tmp_path / "x.onnx")
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match=r"Not a directory|File exists"):
+        export(made, tmp_path / "file" / "x.onnx", kind, usual(kind), images=PICTURES)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"], "nothing else is left"
+
+
+def test_a_network_that_cannot_take_the_size_is_told_so(tmp_path: Path) -> None:
+    class Picky(Predictor):
+        def features(self, images: Tensor) -> Any:
+            raise RuntimeError("sizes must match")
+
+    made = source("fcn")
+    predictor = copy.deepcopy(made.predictor)
+    predictor.__class__ = Picky
+    kind = format_named("onnx")
+    with pytest.raises(ValueError, match="the network cannot take images of 64 x 96: sizes must match"):
+        export(made._replace(predictor=predictor), tmp_path / "x.onnx", kind, usual(kind), images=PICTURES)
+
+
+# ------------------------------------------------------------------------------------------ sabotage
+
+
+def _bgr(self: Input, packed: Tensor) -> Tensor:
+    return packed.permute(0, 3, 1, 2).flip(1).to(torch.float32)
+
+
+def _already_normal(self: Input, packed: Tensor) -> Tensor:
+    return packed.permute(0, 3, 1, 2).to(torch.float32) / 255
+
+
+def test_a_conversion_that_goes_wrong_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kind, path = format_named("onnx"), tmp_path / "x.onnx"
+    path.write_text("the file from before")
+    for mistake, cause in ((_bgr, "the file takes BGR where RGB is meant"),
+                           (_already_normal, "x.onnx was not written")):
+        monkeypatch.setattr(Input, "unpack", mistake)
+        with pytest.raises(ParityError, match=cause) as caught:
+            export(source("fcn"), path, kind, usual(kind), images=PICTURES)
+        assert path.read_text() == "the file from before"
+        assert caught.value.parity is not None
+        report = json.loads((tmp_path / "x.onnx.parity.json").read_text())
+        assert report["passed"] is False
+        assert report["problems"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["x.onnx", "x.onnx.parity.json"]
+    monkeypatch.setattr(Input, "unpack", _bgr)
+    left = export(source("fcn"), path, kind, usual(kind), images=PICTURES, unchecked=True)
+    assert left.parity is not None
+    assert not left.parity.passed
+    assert path.stat().st_size > 1000
+
+
+def _other_normalisation(predictor: Predictor) -> None:
+    predictor.set_normalisation((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+
+
+def _taking_bgr(predictor: Predictor) -> None:
+    assert isinstance(predictor.backbone, micro.Taps)
+    for layer in predictor.backbone.convs:
+        assert isinstance(layer, ConvNormAct)
+        weight = layer.get_parameter("conv.weight")
+        weight.data = weight.data.flip(1)
+    for buffer in (predictor.scale, predictor.shift):
+        buffer.copy_(buffer.flip(1))
+
+
+def _shuffled(predictor: Predictor) -> None:
+    names = predictor.classes.names
+    predictor.classes = Classes((names[1], names[0], names[2]), (5, 2, 40))
+
+
+def _shuffled_rows(predictor: Predictor) -> None:
+    """The classifier's first two classes change places, the names do not."""
+    for layer in predictor.head.class_layers:
+        for name in ("weight", "bias"):
+            tensor = predictor.head.get_parameter(f"{layer}.{name}").data
+            rows = tensor.view(-1, predictor.head.num_outputs, *tensor.shape[1:])
+            first = predictor.head.num_outputs - 3
+            rows[:, [first, first + 1]] = rows[:, [first + 1, first]].clone()
+
+
+def _another_weight(predictor: Predictor) -> None:
+    layer = next(iter(predictor.head.class_layers))
+    predictor.head.get_parameter(f"{layer}.weight").data.view(-1)[0] += 1.0
+
+
+@pytest.mark.parametrize(("head", "change", "messages"), [
+    ("fcn", _other_normalisation,
+     ["normalisation: mean (0.5, 0.5, 0.5)", "the normalisation is wrong: the file brings images"]),
+    ("ssd", _taking_bgr, ["the file takes BGR where RGB is meant"]),
+    ("fcn", _shuffled, ["it has the classes in another order"]),
+    ("ssd", _shuffled_rows,
+     ["it was made of other weights", "the classes are in another order: 0 comes as 1, 1 comes as 0"]),
+    ("fcn", _shuffled_rows, ["the classes are in another order: 0 comes as 1, 1 comes as 0"]),
+    ("fcn", _another_weight, ["it was made of other weights: other.pt"]),
+])
+def test_a_file_of_another_network_is_named(
+    head: str, change: Callable[[Predictor], None], messages: list[str], tmp_path: Path
+) -> None:
+    made, kind, path = source(head), format_named("pt2"), tmp_path / "x.pt2"
+    other = copy.deepcopy(made.predictor)
+    change(other)
+    export(made._replace(predictor=other, name="other.pt"), path, kind, usual(kind), images=PICTURES)
+    with pytest.raises(ParityError, match=re.escape(f"x.pt2 is not {head}.pt")) as caught:
+        check(path, made, PICTURES)
+    for message in messages:
+        assert message in str(caught.value)
+
+
+def test_the_file_itself_passes_its_check(written: Written) -> None:
+    assert check(written("ssd", "onnx", contract="final").path, source("ssd"), PICTURES).passed
+
+
+def _content(path: Path) -> Path:
+    """Where a format has its weights."""
+    if path.is_dir():
+        return next(path.rglob("weight.bin"))
+    beside = path.with_suffix(".bin")
+    return beside if beside.is_file() else path
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_what_was_changed_since_is_refused(name: str, written: Written, tmp_path: Path) -> None:
+    kind = format_named(name)
+    path = written("fcn", name, contract=kind.contracts[-1]).path
+    assert open_artefact(path).outputs(micro.inputs(PICTURES[:1], micro.SIZE))
+
+    def damaged(how: Callable[[bytes], bytes], where: Callable[[Path], Path]) -> Path:
+        shutil.rmtree(tmp_path / "damaged", ignore_errors=True)
+        shutil.copytree(path.parent, tmp_path / "damaged")
+        copied = tmp_path / "damaged" / path.name
+        file = where(copied)
+        file.write_bytes(how(file.read_bytes()))
+        return copied
+
+    def weight(content: bytes) -> bytes:
+        at = len(content) // 3
+        return content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :]
+
+    with pytest.raises(DamagedFileError, match=r"is not what was written|damaged|cut short"):
+        open_artefact(damaged(weight, _content))
+    with pytest.raises(DamagedFileError, match=r"cut short|is not what was written"):
+        open_artefact(damaged(lambda content: content[: len(content) * 2 // 3], _content))
+
+    edited = damaged(lambda content: content, _content)
+    text = kind.manifest(edited)
+    other = text.replace('"bolt"', '"nail"')
+    assert other != text
+    _put(kind, edited, text, other)
+    with pytest.raises(DamagedFileError, match="its manifest was edited since it was written"):
+        open_artefact(edited)
+
+
+def _put(kind: Format, path: Path, text: str, other: str) -> None:
+    """Another manifest into a file, as an editor would do it."""
+    for file in [path, *path.parent.rglob("*")]:
+        if file.is_file():
+            for old, new in ((text, other), *((text.replace('"', quote).replace("\n", line),
+                                              other.replace('"', quote).replace("\n", line))
+                                             for quote, line in (("&quot;", "&#10;"), ("&quot;", "\n")))):
+                if old.encode() in (content := file.read_bytes()):
+                    file.write_bytes(content.replace(old.encode(), new.encode()))
+                    return
+    raise AssertionError("the manifest was not found")
+
+
+def test_what_lies_beside_must_be_there(written: Written, tmp_path: Path) -> None:
+    shutil.copy(written("fcn", "ncnn", contract="decoded").path, tmp_path)
+    with pytest.raises(DamagedFileError, match=r"needs its manifest fcn.ncnn.param.json beside it"):
+        open_artefact(tmp_path / "fcn.ncnn.param")
+    shutil.copy(written("fcn", "openvino", contract="final").path, tmp_path)
+    with pytest.raises(DamagedFileError, match=r"needs its weights fcn.bin beside it"):
+        open_artefact(tmp_path / "fcn.xml")
+
+
+# ------------------------------------------------------------------------------------------ the manifest
+
+
+def test_a_manifest_says_everything_and_no_paths(written: Written) -> None:
+    path = written("ssd", "onnx", contract="final").path
+    artefact = open_artefact(path)
+    manifest = artefact.manifest
+    assert (manifest.format, manifest.contract, manifest.precision) == ("onnx", "final", "fp32")
+    assert manifest.checkpoint["name"] == "ssd.pt"
+    assert manifest.checkpoint["step"] == 7
+    assert {"torch", "onnx", "onnxruntime"} <= manifest.tools.keys()
+    assert manifest.task["score_threshold"] == 0.05
+    assert manifest.mean == pytest.approx((0.485, 0.456, 0.406), abs=1e-6)
+    values = json.loads(manifest.to_json())
+    assert values["input"] | {"size": [64, 96], "pixels": "uint8", "layout": "nhwc", "colour_order": "rgb"} == (
+        values["input"])
+    assert Manifest.from_json(manifest.to_json(), what="x") == manifest
+    assert str(ROOT).encode() not in path.read_bytes(), "it does not name the machine that it was made on"
+    session = __import__("onnxruntime").InferenceSession(path)
+    assert json.loads(session.get_modelmeta().custom_metadata_map["detseg"]) == values
+
+
+def test_a_newer_manifest_is_refused() -> None:
+    with pytest.raises(ValueError, match="x has a manifest of version 9, this detseg reads 1"):
+        Manifest.from_json('{"version": 9, "digest": ""}', what="x")
+    for text in ("", "{}", "[]", '{"version": 1}'):
+        with pytest.raises(DamagedFileError, match="x: its manifest is damaged"):
+            Manifest.from_json(text, what="x")
+
+
+# ------------------------------------------------------------------------------------------ the whole of it
 
 
 @pytest.mark.slow
 @pytest.mark.real
-@every_config
-def test_onnx_runtime_gives_the_same_on_photographs(exported: _Exported, shared: Path) -> None:
+@pytest.mark.parametrize("name", ["onnx", "executorch", "litert"])
+@pytest.mark.parametrize("config", [path.stem for path in discovery.configs()])
+def test_every_config_on_photographs(config: str, name: str, shared: Path, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    small = discovery.small_config(ROOT / "configs" / f"{config}.py")
+    predictor = small.build_model(discovery.OWN)
+    micro.use(predictor, predictor.resize.size)
+    made, kind = Source(predictor, small.experiment.task, config), format_named(name)
     files = sorted((shared / "data" / "coco_mini" / "val2017").glob("*.jpg"))[:6]
-    _assert_onnx_runtime_agrees(exported, [read_image(file) for file in files])
-
-
-# ------------------------------------------------------------------------------------------ every backbone
-
-
-class _TwoHeads(nn.Module):
-    """A backbone under a detection and a segmentation head, to dense predictions."""
-
-    def __init__(self, build: Callable[..., Backbone]) -> None:
-        super().__init__()
-        self.backbone = build(width=0.25, taps=("c3", "c4", "c5"))
-        specs = self.backbone.specs
-        self.detect = SSDLite({tap: specs[tap] for tap in ("c4", "c5")}, 3, anchors=SSDAnchors(), width=0.1)
-        self.segment = LRASPP({tap: specs[tap] for tap in ("c3", "c5")}, 3, filters=16)
-
-    def forward(self, images: Tensor) -> tuple[DenseBoxes, DenseLogits]:
-        features, size = self.backbone(images / 255), (images.shape[2], images.shape[3])
-        return (self.detect.decode(self.detect(features), size, static=True),
-                self.segment.decode(self.segment(features), size, static=True))
+    exported = export(made, tmp_path / f"x{kind.suffix}", kind, usual(kind), images=[*map(read_image, files)])
+    assert exported.parity is not None
+    assert exported.parity.predictions.wanted > 5
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", discovery.backbones())
-def test_every_backbone_under_two_heads(name: str, tmp_path: Path) -> None:
-    size = (96, 128)
-    network = _TwoHeads(discovery.backbones()[name])
-    _use(network, size)
-    _spread_scores(network.detect, lambda: network(_inputs(_scenes(2, seed=2), size))[0])
-    run = _session(network, size, tmp_path / "two.onnx")
-    folded = copy.deepcopy(network)
-    fold(folded)
-    for picture in _scenes(2, seed=1):
-        images = _inputs([picture], size)
-        boxes, scores, logits = run(images)
-        with torch.inference_mode():
-            both = zip((DenseBoxes(boxes, scores), DenseLogits(logits)), network(images), folded(images), strict=True)
-        for found, wanted, other in both:
-            _assert_same_dense(found, wanted, _Tolerance.measured(wanted, other))
-
-
-# ------------------------------------------------------------------------------------------ programs and files
-
-
-def _tiny(kind: str) -> tuple[Predictor, Task[Any, Any, Any, Any]]:
-    """Few layers, quickly exported; used."""
-    backbone = mobilenet_v2(width=0.25, taps=("c2", "c3"))
-    head: Head[Any, Any, Any] = FCN(backbone.specs, 3)
-    task: Task[Any, Any, Any, Any] = Segmentation()
-    if kind == "detector":
-        head, task = SSD(backbone.specs, 3, anchors=SSDAnchors(num_maps=3), extra_channels=(16,)), Detection(
-            max_detections=20, candidates=30)
-    size = (32, 48)
-    predictor = Predictor(
-        backbone, head, classes=discovery.OWN, resize=Stretch(size), mean=IMAGENET_MEAN, std=IMAGENET_STD)
-    _use(predictor, size)
-    _spread_scores(head, lambda: predictor.decode(_inputs(_scenes(2, seed=2), size)))
-    return predictor, task
-
-
-@pytest.mark.parametrize(("kind", "until", "shapes"), [
-    ("detector", "decode", {"boxes": (1, 756, 4), "scores": (1, 756, 3)}),
-    ("detector", "postprocess", {"boxes": (1, 20, 4), "scores": (1, 20), "labels": (1, 20), "num_valid": (1,)}),
-    ("segmenter", "decode", {"logits": (1, 3, 32, 48)}),
-    ("segmenter", "postprocess", {"labels": (1, 32, 48)}),
-])
-def test_a_program_and_its_file_name_what_they_take_and_give(
-    kind: str, until: Until, shapes: dict[str, tuple[int, ...]], tmp_path: Path
-) -> None:
-    onnxruntime: Any = importlib.import_module("onnxruntime")
-    predictor, task = _tiny(kind)
-    program = export_program(predictor, task, until=until)
-    assert output_names(program) == list(shapes)
-    images = _inputs(_scenes(1, seed=1), (32, 48))
+@pytest.mark.parametrize("name", ["onnx", "executorch", "litert", "coreml"])
+@pytest.mark.parametrize("backbone", discovery.backbones())
+def test_every_backbone(backbone: str, name: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    made = source("ssd")
+    predictor = copy.deepcopy(made.predictor)
+    predictor.backbone = discovery.backbones()[backbone](width=0.25, taps=tuple(predictor.backbone.specs))
+    kind = format_named(name)
+    network = ExportedNetwork(predictor, made.task, contract="raw", given=Input(micro.SIZE))
+    assert outputs_of(made.task).kind == "detection"
     with torch.inference_mode():
-        wanted = ExportedPrediction(predictor, task, until=until)(images)
-        found = program.module()(images)
-    assert {name: tuple(tensor.shape) for name, tensor in found.items()} == shapes
-    for name, tensor in wanted.items():
-        torch.testing.assert_close(found[name], tensor)
-
-    write_onnx(program, tmp_path / "x.onnx")
-    assert [path.name for path in tmp_path.iterdir()] == ["x.onnx"], "the weights are inside"
-    session = onnxruntime.InferenceSession(tmp_path / "x.onnx", providers=["CPUExecutionProvider"])
-    (given,) = session.get_inputs()
-    assert (given.name, given.shape, given.type) == ("images", [1, 3, 32, 48], "tensor(float)")
-    assert {one.name: tuple(one.shape) for one in session.get_outputs()} == shapes
-    assert [value.shape for value in session.run(None, {"images": images.numpy()})] == list(shapes.values())
-
-
-def test_a_program_can_be_of_another_size() -> None:
-    predictor, task = _tiny("segmenter")
-    predictor.train()
-    program = export_program(predictor, task, until="postprocess", size=(64, 32))
-    assert program.module()(torch.zeros(1, 3, 64, 32))["labels"].shape == (1, 64, 32)
-    assert predictor.training, "the network itself is left as it is"
+        assert reference(predictor.eval(), made.task, micro.inputs(PICTURES[:1], micro.SIZE), contract="raw")
+        assert network(network.given.example())
+    micro.use(predictor, micro.SIZE)
+    assert isinstance(made.task, Detection)
+    export(made._replace(predictor=predictor), tmp_path / f"x{kind.suffix}", kind, usual(kind, contract="decoded"),
+           images=PICTURES)

@@ -99,7 +99,7 @@ def test_shapes() -> None:
 def test_anchors_follow_what_the_maps_span_and_boxes_end_with_the_image() -> None:
     head = _head()
     anchors = ANCHORS(MAPS, SIZE, device=torch.device("cpu"))
-    assert torch.equal(head._anchors_of(head(_features(2))), anchors)
+    assert torch.equal(head._anchors(head(_features(2)).maps, SIZE), anchors)
     # Sure of an anchor in the middle and of one at the lower right corner of the image, not of the maps.
     middle, corner = 3 * (6 * 16 + 8) + 1, 3 * (11 * 16 + 15) + 1
     found, valid = head._propose(_raw({middle: 5.0, corner: 4.0}), (90, 121), 3, static=False)

@@ -161,8 +161,8 @@ def test_insisting_takes_the_config_as_it_is_and_says_so(capsys: pytest.CaptureF
     said = capsys.readouterr().out
     assert "note: run/best.pt was trained with another config than run/mine.py, which was insisted on" in said
     model = detseg.load("run", config_changed=True)
-    assert isinstance(model.config.experiment.task, Detection)
-    assert model.config.experiment.task.iou_threshold == 0.45
+    assert isinstance(model.task, Detection)
+    assert model.task.iou_threshold == 0.45
 
 
 def test_a_file_of_an_older_version_is_taken_and_named(capsys: pytest.CaptureFixture[str]) -> None:

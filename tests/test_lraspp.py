@@ -20,6 +20,7 @@ from detseg.backbones.mobilenet_v3 import mobilenet_v3_large, mobilenet_v3_small
 from detseg.cost import count_macs, count_parameters
 from detseg.interfaces import Backbone, Features, FeatureSpec
 from detseg.model import Predictor
+from detseg.ops.resample import enlarge
 from detseg.resize import Stretch
 from detseg.structures import IMAGENET_MEAN, IMAGENET_STD, VOID, Classes, LabelTargets
 from detseg.weights.torchvision import mobilenet_names
@@ -137,7 +138,7 @@ def test_outputs_equal_torchvisions(size: tuple[int, int]) -> None:
     with torch.inference_mode():
         wanted = reference((images / 255 - mean) / std)["out"]
         for model in (predictor, predictor.folded()):
-            found = model.head.decode(model(images), size).logits
+            found = enlarge(model.head.decode(model(images), size))
             torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4 * float(wanted.abs().max()))
     assert float(wanted.std()) > 0.01, "outputs that do not depend on the image prove nothing"
 
@@ -190,7 +191,7 @@ def test_decoded_scores_have_the_images_size() -> None:
     """Corner to corner: the scores at the corners are those of the corner cells."""
     head = LRASPP(SPECS, 4)
     raw = LRASPPRaw(torch.randn(2, 4, 5, 9))
-    logits = head.decode(raw, (33, 65)).logits
+    logits = enlarge(head.decode(raw, (33, 65)))
     assert logits.shape == (2, 4, 33, 65)
     torch.testing.assert_close(logits[:, :, ::8, ::8], raw.logits, rtol=1e-5, atol=1e-5)
     assert head.num_outputs == 4
@@ -253,7 +254,7 @@ class Windowed(nn.Module):
         self.head = LRASPP(SPECS, 3, filters=8)
 
     def forward(self, low: Tensor, high: Tensor) -> Tensor:
-        return self.head.decode(self.head({"c3.depthwise": low, "c5": high}), (1025, 257), static=True).logits
+        return enlarge(self.head.decode(self.head({"c3.depthwise": low, "c5": high}), (1025, 257), static=True))
 
 
 def _onnx(program: torch.export.ExportedProgram, given: tuple[Tensor, ...], folder: Path) -> list[Tensor]:

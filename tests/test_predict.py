@@ -94,8 +94,7 @@ def test_the_command_leaves_pictures_and_files_that_pycocotools_reads(
     for image, line in zip(images.loadImgs(images.getImgIds()), lines[1:3], strict=True):
         path = Path(image["file_name"])
         pixels = cv2.cvtColor(cv2.imread(str(path)), cv2.COLOR_BGR2RGB)
-        expected = predict_image(
-            trained.predictor.folded(), trained.config.experiment.task, pixels, image_id=image["id"])
+        expected = predict_image(trained.network, trained.task, pixels, image_id=image["id"])
         found = results.loadAnns(results.getAnnIds(imgIds=[image["id"]]))
         assert [record["score"] for record in found] == pytest.approx(expected.scores.tolist(), abs=1e-6)
         sure = [record for record in found if record["score"] >= 0.3]
@@ -201,7 +200,7 @@ def test_published_weights_predict_too(tmp_path: Path, photos: Path, capsys: pyt
 def test_without_a_listener_an_unreadable_file_is_an_error(trained: Model, photos: Path) -> None:
     (photos / "aa.jpg").touch()
     paths = [photos / "a.jpg", photos / "aa.jpg"]
-    found = predict_files(trained.predictor, Detection(), paths)
+    found = predict_files(trained.loaded, Detection(), paths)
     first = next(found)
     assert (first.image_id, first.path, first.image.shape) == (0, paths[0], (60, 90, 3))
     with pytest.raises(ValueError, match=r"cannot read the image photos/aa\.jpg: the file is empty"):

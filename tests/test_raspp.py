@@ -16,6 +16,7 @@ from detseg.backbones.mobilenet_v3 import mobilenet_v3_large
 from detseg.cost import count_macs, count_parameters
 from detseg.interfaces import Backbone, FeatureSpec
 from detseg.model import Predictor
+from detseg.ops.resample import enlarge
 from detseg.resize import Stretch
 from detseg.structures import IMAGENET_MEAN, IMAGENET_STD, VOID, Classes, LabelTargets
 from heads.raspp import RASPP, RASPPRaw
@@ -90,7 +91,7 @@ def test_what_it_computes() -> None:
         everywhere = head.pool(x.mean((2, 3), keepdim=True)) * torch.ones(1, 1, 5, 9)
         wanted = head.classify(head.project(torch.cat((everywhere, head.reduce(x)), 1)))
         torch.testing.assert_close(raw.logits, wanted)
-        logits = head.decode(raw, (33, 65)).logits
+        logits = enlarge(head.decode(raw, (33, 65)))
     assert logits.shape == (2, 4, 33, 65)
     torch.testing.assert_close(logits[:, :, ::8, ::8], raw.logits, rtol=1e-5, atol=1e-5)
 

@@ -18,8 +18,8 @@ from detseg.backbones.mobilenet_v3 import mobilenet_v3_large
 from detseg.backbones.mobilenet_v4 import mobilenet_v4_conv_medium, mobilenet_v4_hybrid_medium
 from detseg.cost import count_macs, count_parameters
 from detseg.data.coco import COCO_90
-from detseg.export.program import export_program
-from detseg.interfaces import Backbone, Features, FeatureSpec, Losses
+from detseg.export.contract import ExportedNetwork, Input, outputs_of
+from detseg.interfaces import Backbone, Features, FeatureSpec
 from detseg.layers import ConvNormAct, Norm, SharedConv
 from detseg.model import Predictor
 from detseg.necks import FPN, SeparableFPN
@@ -27,11 +27,12 @@ from detseg.ops import boxes
 from detseg.ops.anchors import AnchorRaw, GridAnchors
 from detseg.ops.losses import box_loss
 from detseg.resize import Stretch
-from detseg.structures import IMAGENET_MEAN, IMAGENET_STD, BoxTargets, Classes, Detections, Size
+from detseg.structures import IMAGENET_MEAN, IMAGENET_STD, BoxTargets, Classes, Size
 from detseg.tasks.detection import Detection
 from heads.retinanet import NORM, RetinaNet
 
 from .conftest import ROOT
+from .one_stage import box_targets, row_gradients
 
 Wiring: TypeAlias = Literal["torchvision", "tensorflow"]
 WIRINGS: tuple[Wiring, ...] = ("torchvision", "tensorflow")
@@ -204,34 +205,8 @@ def _with_different_scores(predictor: Predictor) -> Predictor:
     return predictor.eval()
 
 
-def _targets(*images: list[tuple[tuple[float, float, float, float], int, bool]]) -> BoxTargets:
-    """Box, label and crowd flag of each object by image."""
-    num_boxes = max(len(image) for image in images)
-    targets = BoxTargets(torch.zeros(len(images), num_boxes, 4), torch.full((len(images), num_boxes), -1),
-                         torch.zeros(len(images), num_boxes, dtype=torch.bool))
-    for row, image in enumerate(images):
-        for number, (box, label, crowd) in enumerate(image):
-            targets.boxes[row, number] = torch.tensor(box)
-            targets.labels[row, number] = label
-            targets.crowd[row, number] = crowd
-    return targets
-
-
-TWO_IMAGES = _targets([((10, 10, 70, 60), 0, False), ((90, 20, 150, 90), 2, False)], [((40, 5, 60, 90), 1, False)])
+TWO_IMAGES = box_targets([((10, 10, 70, 60), 0, False), ((90, 20, 150, 90), 2, False)], [((40, 5, 60, 90), 1, False)])
 EVERYWHERE = (0.0, 0.0, 160.0, 96.0)
-
-
-def _gradients(predictor: Predictor, targets: BoxTargets) -> tuple[Losses, Tensor, Tensor]:
-    """The losses, and the gradient of their sums in the rows of each delta and each logit."""
-    head = predictor.head
-    given: AnchorRaw = predictor(torch.rand(len(targets.labels), 3, *SIZE) * 255)
-    raw = AnchorRaw(deltas=tuple(x.detach().requires_grad_() for x in given.deltas),
-                    logits=tuple(x.detach().requires_grad_() for x in given.logits))
-    losses = head.loss(raw, targets, SIZE)
-    assert losses["class"].count is losses["box"].count
-    gradients = torch.autograd.grad(losses["class"].sum + losses["box"].sum, (*raw.deltas, *raw.logits))
-    logits, deltas = AnchorRaw(deltas=gradients[:len(MAPS)], logits=gradients[len(MAPS):]).rows(head.num_outputs)
-    return losses, deltas, logits
 
 
 @pytest.mark.parametrize("wiring", WIRINGS)
@@ -318,7 +293,7 @@ def test_scores_start_at_the_prior(wiring: Wiring) -> None:
 @pytest.mark.parametrize("wiring", WIRINGS)
 def test_the_gradient_of_matched_anchors(wiring: Wiring) -> None:
     """The right class goes up, all others down, the unused first output always; unmatched anchors move no box."""
-    losses, deltas, logits = _gradients(_predictor(wiring).eval(), TWO_IMAGES)
+    losses, deltas, logits = row_gradients(_predictor(wiring).eval(), TWO_IMAGES)
     number = int(losses["box"].count)
     positive = (deltas != 0).any(-1)
     assert int(positive.sum()) == number >= 4
@@ -336,10 +311,10 @@ def test_the_gradient_of_matched_anchors(wiring: Wiring) -> None:
 
 @pytest.mark.parametrize("wiring", WIRINGS)
 @pytest.mark.parametrize("targets", [
-    _targets([], []), _targets([], [((3, 3, 3, 30), 1, False), ((9, 9, 9, 9), 0, False)])],
+    box_targets([], []), box_targets([], [((3, 3, 3, 30), 1, False), ((9, 9, 9, 9), 0, False)])],
     ids=["none", "without area"])
 def test_images_without_objects_show_background_alone(targets: BoxTargets, wiring: Wiring) -> None:
-    losses, deltas, logits = _gradients(_predictor(wiring).eval(), targets)
+    losses, deltas, logits = row_gradients(_predictor(wiring).eval(), targets)
     assert int(losses["class"].count) == 0
     assert float(losses["box"].sum.detach()) == 0
     assert bool((deltas == 0).all())
@@ -349,13 +324,13 @@ def test_images_without_objects_show_background_alone(targets: BoxTargets, wirin
 @pytest.mark.parametrize("wiring", WIRINGS)
 def test_anchors_in_a_crowd_are_ignored_and_an_object_in_it_is_not(wiring: Wiring) -> None:
     predictor = _predictor(wiring).eval()
-    losses, deltas, logits = _gradients(predictor, _targets([(EVERYWHERE, 1, True)], [(EVERYWHERE, 1, True)]))
+    losses, deltas, logits = row_gradients(predictor, box_targets([(EVERYWHERE, 1, True)], [(EVERYWHERE, 1, True)]))
     assert int(losses["class"].count) == 0
     assert bool((deltas == 0).all())
     assert bool((logits == 0).all())
 
-    both = _targets([(EVERYWHERE, 1, True), ((10, 10, 70, 60), 0, False)], [((10, 10, 70, 60), 0, False)])
-    _, deltas, logits = _gradients(predictor, both)
+    both = box_targets([(EVERYWHERE, 1, True), ((10, 10, 70, 60), 0, False)], [((10, 10, 70, 60), 0, False)])
+    _, deltas, logits = row_gradients(predictor, both)
     with_gradient, positive = (logits != 0).any(-1), (deltas != 0).any(-1)
     assert torch.equal(positive[0], positive[1])
     assert bool(positive[0].any())
@@ -366,7 +341,7 @@ def test_anchors_in_a_crowd_are_ignored_and_an_object_in_it_is_not(wiring: Wirin
 def test_box_losses_by_hand() -> None:
     """An anchor of 10 x 20 and the box 1 px to its right and twice as high: deltas 0.1, 0, 0 and log 2."""
     anchors = torch.tensor([[0.0, 0.0, 10.0, 20.0]])
-    targets = _targets([((1.0, -10.0, 11.0, 30.0), 0, False)])
+    targets = box_targets([((1.0, -10.0, 11.0, 30.0), 0, False)])
     deltas = torch.tensor([[[0.05, 0.0, 0.3, 0.0]]])
     differences = (0.05, 0.0, 0.3, math.log(2))
     for kind, wanted in (
@@ -451,12 +426,13 @@ def test_every_wiring_exports_strictly(wiring: Wiring) -> None:
     torch.manual_seed(0)
     predictor = _with_different_scores(_predictor(wiring))
     task = Detection(score_threshold=0.05, iou_threshold=0.5, per_class=100, max_detections=30, candidates=200)
-    module = export_program(predictor, task, until="postprocess", size=SIZE).module()
+    given = Input(SIZE, "float", "nchw")
+    module = ExportedNetwork(predictor, task, contract="final", given=given).program().module()
     torch.manual_seed(7)
     for _ in range(2):
         images = torch.rand(1, 3, 1, 1) * 255 * torch.rand(1, 3, *SIZE)
         with torch.inference_mode():
-            found, wanted = Detections(**module(images)), task.postprocess(predictor.decode(images))
+            found, wanted = outputs_of(task).finished(module(images)), task.postprocess(predictor.decode(images))
         assert torch.equal(found.num_valid, wanted.num_valid)
         assert int(wanted.num_valid) > 5
         assert torch.equal(found.labels, wanted.labels)

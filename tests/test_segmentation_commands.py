@@ -195,7 +195,7 @@ def test_two_processes_count_every_pixel_once(place: Path) -> None:
     assert two.numbers == pytest.approx(one.numbers, abs=2e-3), "the weights differ in their last digits"
     trained = load_model(Path("shades.py"), Path("two/last.pt"))
     index = read_labels(Path("data/shades"), "val")
-    metric, task = MeanIoU(index), trained.config.experiment.task
+    metric, task = MeanIoU(index), trained.task
     for i, image_id in enumerate(index.image_ids.tolist()):
         found = predict_image(trained.network, task, read_image(index.path(i)), image_id=image_id)
         metric.update([found], [torch.from_numpy(index.labels(i, index.size(i)))])

@@ -27,6 +27,7 @@ from detseg.tasks.detection import Detection
 from heads.ssd import SSD
 
 from .conftest import ROOT
+from .one_stage import box_targets
 
 SIZE = (96, 160)
 MAPS = [(6, 10), (3, 5), (2, 3), (1, 2), (1, 1), (1, 1)]
@@ -133,20 +134,11 @@ def test_detections_equal_torchvision() -> None:
         torch.testing.assert_close(found.boxes[row, :num_valid], wanted["boxes"], rtol=0, atol=1e-2)
 
 
-def _targets(*images: list[tuple[tuple[float, float, float, float], int, bool]]) -> BoxTargets:
-    """Box, label and crowd flag of each object by image, padded as a batch."""
-    targets = []
-    for image in images:
-        boxes, labels, crowd = zip(*image, strict=True) if image else ((), (), ())
-        targets.append(BoxTargets(torch.tensor(boxes).view(-1, 4), torch.tensor(labels, dtype=torch.int64),
-                                  torch.tensor(crowd, dtype=torch.bool)))
-    return Detection().collate_targets(targets, SIZE)
-
-
 def test_the_loss_equals_torchvision() -> None:
     predictor = _used(_predictor(min_negatives=0))
     reference = _reference(predictor, Detection())
-    targets = _targets([((10, 10, 70, 60), 0, False), ((90, 20, 150, 90), 2, False)], [((40, 5, 60, 90), 1, False)], [])
+    targets = box_targets(
+        [((10, 10, 70, 60), 0, False), ((90, 20, 150, 90), 2, False)], [((40, 5, 60, 90), 1, False)], [])
     given = [{"boxes": boxes[labels >= 0], "labels": labels[labels >= 0] + 1}
              for boxes, labels in zip(targets.boxes, targets.labels, strict=True)]
     anchors = SSDAnchors(clip_sizes=False)(MAPS, SIZE, device=predictor.device)
@@ -183,7 +175,8 @@ def _with_gradient(predictor: Predictor, targets: BoxTargets) -> tuple[Tensor, T
 
 
 def test_three_negatives_for_each_positive_and_three_where_there_is_none() -> None:
-    boxes, scores = _with_gradient(_predictor(), _targets([((10, 10, 70, 60), 0, False), ((9, 9, 9, 9), 1, False)], []))
+    objects = box_targets([((10, 10, 70, 60), 0, False), ((9, 9, 9, 9), 1, False)], [])
+    boxes, scores = _with_gradient(_predictor(), objects)
     positives = int(boxes[0].sum())
     assert positives > 0
     assert scores.sum(1).tolist() == [4 * positives, 3]
@@ -191,13 +184,13 @@ def test_three_negatives_for_each_positive_and_three_where_there_is_none() -> No
 
 
 def test_no_object_at_all() -> None:
-    boxes, scores = _with_gradient(_predictor(), _targets([], []))
+    boxes, scores = _with_gradient(_predictor(), box_targets([], []))
     assert not boxes.any()
     assert scores.sum(1).tolist() == [3, 3]
 
 
 def test_a_crowd_is_ignored_by_the_loss_and_an_object_in_it_is_not() -> None:
-    boxes, scores = _with_gradient(_predictor(min_negatives=10_000), _targets(
+    boxes, scores = _with_gradient(_predictor(min_negatives=10_000), box_targets(
         [(EVERYWHERE, 1, True)], [(EVERYWHERE, 1, True), ((10, 10, 70, 60), 0, False)]))
     assert not scores[0].any()
     assert bool(boxes[1].any())

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from detseg import config
 from detseg.backbones.mnasnet import mnasnet_a1
@@ -17,7 +17,7 @@ from detseg.backbones.mobilenet_v2 import mobilenet_v2
 from detseg.backbones.mobilenet_v3 import mobilenet_v3_large, mobilenet_v3_small
 from detseg.cost import count_macs, count_parameters
 from detseg.data.coco import COCO_80
-from detseg.interfaces import Backbone, FeatureSpec, Losses
+from detseg.interfaces import Backbone, FeatureSpec
 from detseg.model import Predictor
 from detseg.ops import boxes
 from detseg.ops.anchors import AnchorRaw, SSDAnchors
@@ -26,6 +26,7 @@ from detseg.structures import IMAGENET_MEAN, IMAGENET_STD, BoxTargets, Classes
 from heads.ssdlite import BoxLoss, ClassLoss, SSDLite
 
 from .conftest import ROOT
+from .one_stage import box_targets, row_gradients
 
 TAPS = ("c4.expansion", "c5")
 SIZE = (96, 160)
@@ -159,34 +160,8 @@ def _with_different_scores(predictor: Predictor) -> Predictor:
     return predictor.eval()
 
 
-def _targets(*images: list[tuple[tuple[float, float, float, float], int, bool]]) -> BoxTargets:
-    """Box, label and crowd flag of each object by image."""
-    num_boxes = max(len(image) for image in images)
-    targets = BoxTargets(torch.zeros(len(images), num_boxes, 4), torch.full((len(images), num_boxes), -1),
-                         torch.zeros(len(images), num_boxes, dtype=torch.bool))
-    for row, image in enumerate(images):
-        for number, (box, label, crowd) in enumerate(image):
-            targets.boxes[row, number] = torch.tensor(box)
-            targets.labels[row, number] = label
-            targets.crowd[row, number] = crowd
-    return targets
-
-
-TWO_IMAGES = _targets([((10, 10, 70, 60), 0, False), ((90, 20, 150, 90), 2, False)], [((40, 5, 60, 90), 1, False)])
+TWO_IMAGES = box_targets([((10, 10, 70, 60), 0, False), ((90, 20, 150, 90), 2, False)], [((40, 5, 60, 90), 1, False)])
 EVERYWHERE = (0.0, 0.0, 160.0, 96.0)
-
-
-def _gradients(predictor: Predictor, targets: BoxTargets) -> tuple[Losses, Tensor, Tensor]:
-    """The losses, and the gradient of their sums in the rows of each delta and each logit."""
-    head = predictor.head
-    given: AnchorRaw = predictor(torch.rand(len(targets.labels), 3, *SIZE) * 255)
-    raw = AnchorRaw(deltas=tuple(x.detach().requires_grad_() for x in given.deltas),
-                    logits=tuple(x.detach().requires_grad_() for x in given.logits))
-    losses = head.loss(raw, targets, SIZE)
-    assert losses["class"].count is losses["box"].count
-    gradients = torch.autograd.grad(losses["class"].sum + losses["box"].sum, (*raw.deltas, *raw.logits))
-    logits, deltas = AnchorRaw(deltas=gradients[:len(MAPS)], logits=gradients[len(MAPS):]).rows(head.num_outputs)
-    return losses, deltas, logits
 
 
 @pytest.mark.parametrize("box_loss", ["smooth_l1", "ciou"])
@@ -274,7 +249,7 @@ def test_focal_scores_are_sigmoids_that_start_low() -> None:
 
 def test_the_gradient_of_matched_anchors() -> None:
     """The right class goes up, all others down, background first; unmatched anchors move no box."""
-    losses, deltas, logits = _gradients(_predictor().eval(), TWO_IMAGES)
+    losses, deltas, logits = row_gradients(_predictor().eval(), TWO_IMAGES)
     number = int(losses["box"].count)
     assert number >= 4
     positive = (deltas != 0).any(-1)
@@ -287,7 +262,7 @@ def test_the_gradient_of_matched_anchors() -> None:
 
 def test_the_focal_loss_encodes_background_as_zeros() -> None:
     """As encode_background_as_zeros in TensorFlow's V3 configs: no anchor ever wants the background column."""
-    losses, deltas, logits = _gradients(_predictor(class_loss="focal").eval(), TWO_IMAGES)
+    losses, deltas, logits = row_gradients(_predictor(class_loss="focal").eval(), TWO_IMAGES)
     number = int(losses["class"].count)
     positive = (deltas != 0).any(-1)
     assert bool((logits[~positive] > 0).all())
@@ -299,10 +274,10 @@ def test_the_focal_loss_encodes_background_as_zeros() -> None:
 
 @pytest.mark.parametrize("class_loss", ["multibox", "focal"])
 @pytest.mark.parametrize("targets", [
-    _targets([], []), _targets([], [((3, 3, 3, 30), 1, False), ((9, 9, 9, 9), 0, False)])],
+    box_targets([], []), box_targets([], [((3, 3, 3, 30), 1, False), ((9, 9, 9, 9), 0, False)])],
     ids=["none", "without area"])
 def test_which_anchors_show_background_in_images_without_objects(targets: BoxTargets, class_loss: ClassLoss) -> None:
-    losses, deltas, logits = _gradients(_predictor(class_loss=class_loss).eval(), targets)
+    losses, deltas, logits = row_gradients(_predictor(class_loss=class_loss).eval(), targets)
     assert int(losses["class"].count) == 0
     assert float(losses["box"].sum.detach()) == 0
     assert bool((deltas == 0).all())
@@ -312,7 +287,7 @@ def test_which_anchors_show_background_in_images_without_objects(targets: BoxTar
 
 
 def test_min_negatives_0_is_torchvisions_silence_on_empty_images() -> None:
-    losses, _, logits = _gradients(_predictor(min_negatives=0).eval(), _targets([], []))
+    losses, _, logits = row_gradients(_predictor(min_negatives=0).eval(), box_targets([], []))
     assert float(losses["class"].sum.detach()) == 0
     assert bool((logits == 0).all())
 
@@ -320,13 +295,13 @@ def test_min_negatives_0_is_torchvisions_silence_on_empty_images() -> None:
 @pytest.mark.parametrize("class_loss", ["multibox", "focal"])
 def test_anchors_in_a_crowd_are_ignored_and_an_object_in_it_is_not(class_loss: ClassLoss) -> None:
     predictor = _predictor(class_loss=class_loss, min_negatives=10_000).eval()
-    losses, deltas, logits = _gradients(predictor, _targets([(EVERYWHERE, 1, True)], [(EVERYWHERE, 1, True)]))
+    losses, deltas, logits = row_gradients(predictor, box_targets([(EVERYWHERE, 1, True)], [(EVERYWHERE, 1, True)]))
     assert int(losses["class"].count) == 0
     assert bool((deltas == 0).all())
     assert bool((logits == 0).all())
 
     right_half = (80.0, 0.0, 160.0, 96.0)
-    _, _, logits = _gradients(predictor, _targets([(right_half, 1, True)], [((10, 10, 70, 60), 0, False)]))
+    _, _, logits = row_gradients(predictor, box_targets([(right_half, 1, True)], [((10, 10, 70, 60), 0, False)]))
     anchors = boxes.clip(SSDAnchors()(MAPS, SIZE, device=predictor.device), SIZE)
     centres = (anchors[:, 0] + anchors[:, 2]) / 2
     with_gradient = (logits != 0).any(-1)
@@ -334,8 +309,8 @@ def test_anchors_in_a_crowd_are_ignored_and_an_object_in_it_is_not(class_loss: C
     assert bool(with_gradient[0, centres < 79].all())
     assert bool(with_gradient[1].all()), "the crowd is another image's"
 
-    both = _targets([(EVERYWHERE, 1, True), ((10, 10, 70, 60), 0, False)])
-    losses, deltas, logits = _gradients(predictor, both)
+    both = box_targets([(EVERYWHERE, 1, True), ((10, 10, 70, 60), 0, False)])
+    losses, deltas, logits = row_gradients(predictor, both)
     number = int(losses["class"].count)
     assert number > 0
     assert int((deltas != 0).any(-1).sum()) == int((logits != 0).any(-1).sum()) == number

@@ -8,11 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from detseg.interfaces import Source
+from detseg.ops.resample import enlarge
 from detseg.ops.suppression import suppress
 from detseg.resize import KeepAspect, Letterbox, Placement, Resize, Stretch
 from detseg.structures import (
@@ -181,10 +183,21 @@ def test_collating_label_maps_of_different_sizes_adds_void() -> None:
 
 def test_postprocessing_takes_the_highest_score_and_the_first_of_equals() -> None:
     logits = torch.tensor([[3.0, -1, 2], [1, -2, 2], [0, -1, 1]]).view(1, 3, 1, 3)
-    found = Segmentation().postprocess(DenseLogits(logits)).labels
-    assert found.tolist() == [[[0, 0, 0]]]
-    assert found.dtype == torch.uint8
-    assert Segmentation().postprocess(DenseLogits(-logits)).labels.tolist() == [[[2, 1, 2]]]
+    for static in (False, True):
+        found = Segmentation().postprocess(DenseLogits(logits, (1, 3)), static=static).labels
+        assert found.tolist() == [[[0, 0, 0]]]
+        assert found.dtype == torch.uint8
+        other = Segmentation().postprocess(DenseLogits(-logits, (1, 3)), static=static)
+        assert other.labels.tolist() == [[[2, 1, 2]]]
+
+
+@pytest.mark.parametrize("align_corners", [False, True])
+def test_a_label_map_is_that_of_the_enlarged_scores(align_corners: bool) -> None:
+    dense = DenseLogits(torch.randn(2, 7, 9, 12, generator=torch.Generator().manual_seed(0)), (70, 101), align_corners)
+    wanted = F.interpolate(dense.logits, (70, 101), mode="bilinear", align_corners=align_corners)
+    assert torch.equal(enlarge(dense), wanted)
+    for static in (False, True):
+        assert torch.equal(Segmentation().postprocess(dense, static=static).labels, wanted.argmax(1).to(torch.uint8))
 
 
 def _restored(labels: Any, resize: Resize, size: Size) -> LabelPixels:

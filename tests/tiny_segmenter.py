@@ -19,6 +19,7 @@ from detseg.data.segmentation import SegmentationDataset
 from detseg.interfaces import Backbone, Features, FeatureSpec, Head, Losses, Term
 from detseg.metrics.mean_iou import MeanIoU
 from detseg.model import Predictor
+from detseg.ops.resample import enlarge
 from detseg.report.pictures import write_labels, write_picture
 from detseg.resize import Letterbox
 from detseg.structures import VOID, Classes, DenseLogits, LabelTargets, Size
@@ -71,12 +72,12 @@ class PixelHead(Head[LabelTargets, Tensor, DenseLogits]):
         return cells
 
     def loss(self, raw: Tensor, targets: LabelTargets, size: Size) -> Losses:
-        logits = self.decode(raw, size).logits
+        logits = enlarge(self.decode(raw, size))
         entropy = F.cross_entropy(logits, targets.labels.long(), ignore_index=VOID, reduction="sum")
         return {"entropy": Term(entropy, (targets.labels != VOID).sum())}
 
     def decode(self, raw: Tensor, size: Size, *, static: bool = False) -> DenseLogits:
-        return DenseLogits(F.interpolate(raw, size, mode="bilinear", align_corners=False))
+        return DenseLogits(raw, size)
 
 
 def model(classes: Classes) -> Predictor:

@@ -2,6 +2,7 @@
 
     python tools/predict.py RUN IMAGE|DIR|GLOB ... [--out DIR] [--threshold T] [--labels DIR]
     python tools/predict.py CONFIG CHECKPOINT IMAGE|DIR|GLOB ...
+    python tools/predict.py ARTEFACT IMAGE|DIR|GLOB ...
 
 Of a run folder, its own config and best weights are taken. Leaves in --out:
 
@@ -34,6 +35,7 @@ import torch
 from detseg.api import load_model
 from detseg.atomic import records_file, write_text
 from detseg.cli import exit_code
+from detseg.export.artefact import is_artefact
 from detseg.predict import find_images, label_paths, picture_paths, predict_files
 from detseg.report.pictures import draw, write_labels, write_picture
 from detseg.report.results import label_image, records, summary
@@ -44,9 +46,9 @@ _THRESHOLD = 0.4
 def main(arguments: list[str] | None = None) -> int:
     """Reads the command line, does what it says, and gives the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", type=Path, metavar="RUN|CONFIG CHECKPOINT",
-                        help="a run folder; or the config that was trained and, behind it, best.pt or last.pt of its "
-                             "run or published weights")
+    parser.add_argument("model", type=Path, metavar="RUN|CONFIG CHECKPOINT|ARTEFACT",
+                        help="a run folder; an exported file; or the config that was trained and, behind it, best.pt "
+                             "or last.pt of its run or published weights")
     parser.add_argument("images", nargs="+", metavar="IMAGE|DIR|GLOB",
                         help="image files, folders (the images directly in them), patterns such as 'photos/**/*.jpg'")
     parser.add_argument("--out", type=Path, default=Path("predictions"), metavar="DIR",
@@ -62,7 +64,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _predict(options: argparse.Namespace) -> None:
     patterns, checkpoint = list(options.images), None
-    if not options.model.is_dir():
+    if not options.model.is_dir() and not is_artefact(options.model):
         checkpoint = Path(patterns.pop(0))
         if not patterns:
             raise ValueError(f"{options.model} is no run folder, so {checkpoint} is taken for its checkpoint; name the "
@@ -73,8 +75,9 @@ def _predict(options: argparse.Namespace) -> None:
     if options.labels is not None and options.labels.resolve() == options.out.resolve():
         raise ValueError(f"--labels and --out are both {options.out}; label maps would replace pictures")
     model = load_model(options.model, checkpoint, config_changed=options.config_changed)
-    model.to("cuda" if torch.cuda.is_available() else "cpu")
-    task, title = model.config.experiment.task, model.title
+    if model.source is not None:  # an exported file stays with its runtime
+        model.to("cuda" if torch.cuda.is_available() else "cpu")
+    task, title = model.task, model.title
     threshold = _threshold(options.threshold, scored=task.scored)
     if label_maps and not task.label_maps:
         raise ValueError(f"{options.model} predicts no label maps; leave --labels out")

@@ -2,10 +2,12 @@
 
     python tools/test.py RUN [--data DIR | --sample] [--per-class] [--static] [--json FILE] [--results FILE] ...
     python tools/test.py CONFIG CHECKPOINT ...
+    python tools/test.py ARTEFACT --data DIR ...
     torchrun --nproc_per_node 8 tools/test.py ...
 
 Of a run folder, its own config and best weights are taken, and the data it was trained on. Detections get COCO's AP and
-AR, label maps get mIoU; both in original pixels, against the original annotations.
+AR, label maps get mIoU; both in original pixels, against the original annotations. An exported file (.onnx, .pte,
+.tflite, ...) is run by its runtime, and needs no config.
 """
 
 from __future__ import annotations
@@ -13,19 +15,17 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import sys
 from pathlib import Path
 
-import torch
 from rich.console import Console
 
-from detseg.api import load_model, run_folder
+from detseg.api import load_model
 from detseg.atomic import write_records, write_text
 from detseg.checkpoint import check_classes
 from detseg.cli import exit_code
-from detseg.config import Data
 from detseg.evaluate import evaluate, suitable_batch
+from detseg.launch import evaluation_device
 from detseg.report.console import Reporter, render
 from detseg.report.results import records
 
@@ -35,7 +35,8 @@ _SAMPLE = Path("data/sample")
 def main(arguments: list[str] | None = None) -> int:
     """Reads the command line, does what it says, and gives the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", type=Path, metavar="RUN|CONFIG", help="a run folder, or the config that was trained")
+    parser.add_argument("model", type=Path, metavar="RUN|CONFIG|ARTEFACT",
+                        help="a run folder, the config that was trained, or an exported file")
     parser.add_argument("checkpoint", type=Path, nargs="?",
                         help="with a config: best.pt or last.pt of its run, or published weights")
     source = parser.add_mutually_exclusive_group()
@@ -57,27 +58,36 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _test(options: argparse.Namespace) -> None:
     model = load_model(options.model, options.checkpoint, sample=options.sample, config_changed=options.config_changed)
-    device, is_rank_zero = _device()
-    model.to(device)
-    experiment, classes, resize = model.config.experiment, model.classes, model.predictor.resize
+    device, is_rank_zero = evaluation_device()
+    if model.source is not None:  # an exported file stays with its runtime
+        model.to(device)
+    task, classes, resize = model.task, model.classes, model.loaded.resize
+    experiment = None if model.config is None else model.config.experiment
     if options.batch_size is not None and options.batch_size < 1:
         raise ValueError(f"--batch-size is at least 1, got {options.batch_size}")
 
-    data = experiment.data
-    index = data.read(data.generate(_SAMPLE) if options.sample else options.data or _own_data(options, data), "val")
+    data = model.data
+    if experiment is None and options.data is None and not options.sample:
+        raise ValueError(f"{options.model} is an exported file; name the data to evaluate it on with --data DIR or "
+                         "--sample")
+    folder = data.generate(_SAMPLE) if options.sample else options.data or model.data_folder
+    index = data.read(folder, "val")
     check_classes(index.classes, classes, what=str(options.checkpoint or options.model))
     index = index.relabel(classes)
-    dataset = data.dataset(index, resize, augment=None, seed=experiment.seed)
+    dataset = data.dataset(index, resize, augment=None, seed=0)
     metric = data.metric(index, per_class=options.per_class, reference=options.reference)
-    batch_size = (options.batch_size or experiment.eval_batch_size
-                  or suitable_batch(resize.size, most=experiment.batch_size // experiment.accumulate))
+    chosen, most, workers = None, 1, None
+    if experiment is not None:
+        chosen, workers = experiment.eval_batch_size, experiment.workers
+        most = experiment.batch_size // experiment.accumulate
+    batch_size = options.batch_size or chosen or suitable_batch(resize.size, most=most)
     console = Console(quiet=not is_rank_zero)
     for note in model.notes:
         console.print(note, highlight=False, markup=False, soft_wrap=True)
     with Reporter(console, len(dataset), first=0, title="image", unit="images") as report:
         numbers, predictions = evaluate(
-            model.predictor, experiment.task, dataset, metric=metric, batch_size=batch_size,
-            workers=1 if experiment.workers is None else experiment.workers, static=options.static,
+            model.network, task, dataset, metric=metric, batch_size=batch_size,
+            workers=1 if workers is None else workers, static=options.static,
             progress=report.advance, keep_predictions=options.results is not None)
     console.print(f"{model.title}, {model.network.form}{', static' if options.static else ''}",
                   render(metric.table(numbers)), sep="\n", soft_wrap=True)
@@ -89,22 +99,6 @@ def _test(options: argparse.Namespace) -> None:
     if options.results is not None:
         write_records(options.results, (
             record for prediction in predictions for record in records(prediction, classes)))
-
-
-def _device() -> tuple[torch.device, bool]:
-    """Where to evaluate, and whether this process is the one that talks; under torchrun each takes its share."""
-    if "WORLD_SIZE" not in os.environ:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu"), True
-    from detseg.training_step import launch
-
-    fabric = launch("32-true")
-    return fabric.device, fabric.is_global_zero
-
-
-def _own_data(options: argparse.Namespace, data: Data) -> Path:
-    """Where a run was trained, or where the config says that its data lie."""
-    trained_on = run_folder(options.model).described()["data"] if options.checkpoint is None else None
-    return Path(trained_on or data.folder)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
+from detseg.data.images import channels_first
 from detseg.data.loading import collate_training
 from detseg.interfaces import Task, TrainingBatch, TrainingSample
 from detseg.model import Predictor
@@ -50,8 +51,7 @@ def batch(model: Predictor, task: Task[Any, Any, Any, Any], number: int) -> Trai
     """A training batch of textures of the network's size, with synthetic targets."""
     size = model.resize.size
     return collate_training([
-        TrainingSample(torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))),
-                       targets(task, size, len(model.classes), seed=position))
+        TrainingSample(channels_first(image), targets(task, size, len(model.classes), seed=position))
         for position, image in enumerate(textures(number, size, seed=3))], task=task, fill=model.resize.fill)
 
 

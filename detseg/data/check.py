@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from detseg.data.box_index import BoxIndex
 from detseg.data.images import read_image
 from detseg.data.label_index import LabelIndex
-from detseg.data.layouts import has_boxes, has_label_files, read_boxes, read_labels
+from detseg.data.layouts import SPLITS, Split, has_boxes, has_label_files, read_boxes, read_labels
 from detseg.structures import VOID
 
 Level: TypeAlias = Literal["count", "note", "problem"]
@@ -49,12 +49,11 @@ def check_labels(folder: Path) -> Iterator[Finding]:
 
 def _check(
     folder: Path,
-    read: Callable[[Path, Literal["train", "val"]], _IndexT],
+    read: Callable[[Path, Split], _IndexT],
     findings: Callable[[_IndexT], Iterator[Finding]],
 ) -> Iterator[Finding]:
     found: dict[str, _IndexT] = {}
-    splits: tuple[Literal["train", "val"], ...] = ("train", "val")
-    for split in splits:
+    for split in SPLITS:
         try:
             index = read(folder, split)
         except (OSError, ValueError) as problem:

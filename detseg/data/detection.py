@@ -7,7 +7,7 @@ import torch
 
 from detseg.data.augment import Augment, BoxSample, Context
 from detseg.data.box_index import BoxIndex
-from detseg.data.images import read_image
+from detseg.data.images import channels_first, read_image
 from detseg.interfaces import Dataset, EvaluationSample, SampleKey, Source, TrainingSample
 from detseg.resize import Resize
 from detseg.structures import BoxTargets, Pixels
@@ -55,14 +55,13 @@ class DetectionDataset(Dataset[BoxTargets]):
             f"augmented to {sample.image.shape}, the network's is {self.resize.size}")
         boxes, labels, crowd = (torch.from_numpy(np.ascontiguousarray(values)) for values in sample[1:])
         targets = BoxTargets(boxes, labels, crowd, torch.tensor(for_head))
-        return TrainingSample(torch.from_numpy(np.ascontiguousarray(sample.image.transpose(2, 0, 1))), targets)
+        return TrainingSample(channels_first(sample.image), targets)
 
     def evaluation(self, item: int) -> EvaluationSample:
         """The image; the metric reads the annotations from the index."""
         size = self.index.size(item)
         source = Source(int(self.index.image_ids[item]), size, self.resize.place(size))
-        image = np.ascontiguousarray(self.resize.apply(self.original(item)).transpose(2, 0, 1))
-        return EvaluationSample(torch.from_numpy(image), source, None)
+        return EvaluationSample(channels_first(self.resize.apply(self.original(item))), source, None)
 
     def _sample(self, item: int) -> BoxSample:
         return BoxSample(self.original(item), *self.index.targets(item))

@@ -8,7 +8,9 @@ from pathlib import Path
 import cv2
 import mmcv
 import numpy as np
+import torch
 from mmengine import fileio
+from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from detseg.structures import Pixels, Size
@@ -47,6 +49,11 @@ def read_image(path: str | Path, *, size: Size | None = None, said_by: str = "it
         f"the image {path} is {turned.shape[0]} x {turned.shape[1]} (height x width), {said_by} "
         f"{size[0]} x {size[1]}: was it resized, or replaced by another? Labels would come to lie at the wrong places"
     )
+
+
+def channels_first(image: Pixels | NDArray[np.float32]) -> torch.Tensor:
+    """[H, W, 3] as a tensor [3, H, W]."""
+    return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
 
 
 def to_rgb(image: Image.Image) -> Pixels:

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from detseg.data.augment import Augment, Context, LabelSample
+from detseg.data.images import channels_first
 from detseg.data.label_index import LabelIndex
 from detseg.interfaces import Dataset, EvaluationSample, SampleKey, Source, TrainingSample
 from detseg.resize import Resize
@@ -49,16 +50,14 @@ class SegmentationDataset(Dataset[LabelTargets]):
             (seed,) = np.random.SeedSequence((self.seed, key.epoch, key.item)).generate_state(1).tolist()
             image, labels = self.augment(
                 LabelSample(image, labels), Context(seed, key.epoch, len(self), self._sample))
-        channels_first = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
-        return TrainingSample(channels_first, LabelTargets(torch.from_numpy(np.ascontiguousarray(labels))))
+        return TrainingSample(channels_first(image), LabelTargets(torch.from_numpy(np.ascontiguousarray(labels))))
 
     def evaluation(self, item: int) -> EvaluationSample:
         """The image float32 at the network's size, and its label map in original pixels as the truth."""
         pixels, labels = self._sample(item)
         size = (pixels.shape[0], pixels.shape[1])
         source = Source(int(self.index.image_ids[item]), size, self.resize.place(size))
-        image = torch.from_numpy(np.ascontiguousarray(self.resize.apply(pixels).transpose(2, 0, 1)))
-        return EvaluationSample(image, source, torch.from_numpy(labels))
+        return EvaluationSample(channels_first(self.resize.apply(pixels)), source, torch.from_numpy(labels))
 
     def _sample(self, item: int) -> LabelSample:
         image = self.original(item)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from detseg.structures import Size
 
@@ -26,6 +26,15 @@ class AnchorRaw(NamedTuple):
         return to_rows(self.logits, columns=num_outputs).float(), to_rows(self.deltas, columns=4).float()
 
 
+def predict_maps(
+    maps: Sequence[Tensor], *, locate: Iterable[nn.Module], classify: Iterable[nn.Module]
+) -> AnchorRaw:
+    """Each map through its two predictors."""
+    return AnchorRaw(
+        deltas=tuple(predict(x) for predict, x in zip(locate, maps, strict=True)),
+        logits=tuple(predict(x) for predict, x in zip(classify, maps, strict=True)))
+
+
 def to_rows(maps: Sequence[Tensor], *, columns: int) -> Tensor:
     """Outputs [B, A * columns, H, W] of each map to rows in the order of the anchors: [B, N, columns]."""
     return torch.cat([x.permute(0, 2, 3, 1).reshape(x.shape[0], -1, columns) for x in maps], 1)
@@ -39,16 +48,23 @@ class Anchors(Protocol):
 
 
 class CachedAnchors:
-    """Anchors, computed once for the same maps, image size and device; `static` computes them anew, for a program that
-    is being recorded."""
+    """Anchors, computed once for the same maps, image size and device.
 
-    def __init__(self, anchors: Anchors) -> None:
-        self.anchors = anchors
+    Args:
+        anchors: how they are computed.
+        stride: of the first map, where anchors lie on what the maps span, which may reach beyond the image.
+    """
+
+    def __init__(self, anchors: Anchors, *, stride: int | None = None) -> None:
+        self.anchors, self.stride = anchors, stride
         self._kept: dict[tuple[object, ...], Tensor] = {}
 
     def __call__(self, maps: Sequence[Tensor], size: Size, *, static: bool = False) -> Tensor:
-        """float32 [N, 4] for the maps [B, C, H, W] of images of `size`, on their device."""
+        """float32 [N, 4] for the maps [B, C, H, W] of images of `size`, on their device; `static` computes them anew,
+        for a program that is being recorded."""
         map_sizes, device = [(x.shape[2], x.shape[3]) for x in maps], maps[0].device
+        if self.stride is not None:
+            size = (map_sizes[0][0] * self.stride, map_sizes[0][1] * self.stride)
         if static:
             return self.anchors(map_sizes, size, device=device)
         key = (*map_sizes, size, device)
@@ -60,7 +76,7 @@ class CachedAnchors:
         return self._kept[key]
 
     def __deepcopy__(self, memo: object) -> CachedAnchors:
-        return CachedAnchors(self.anchors)
+        return CachedAnchors(self.anchors, stride=self.stride)
 
 
 _MOST_SIZES = 16

@@ -122,11 +122,11 @@ def _suppress_static(
 
     kept_scores_BT = scores_BT * kept_BT + (kept_BT - 1.0)
     scores_BR, rank_BR = kept_scores_BT.topk(min(max_detections, num_candidates))
-    valid_BR = scores_BR > 0.0
+    valid_BR = (scores_BR > 0.0).long()
     return Detections(
         boxes_BT4.gather(1, rank_BR[..., None].expand(-1, -1, 4)) * valid_BR[..., None].to(boxes_BT4.dtype),
-        torch.where(valid_BR, scores_BR, 0.0),
-        torch.where(valid_BR, labels_BT.gather(1, rank_BR), -1),
+        scores_BR.clamp(min=0.0),
+        (labels_BT.gather(1, rank_BR) + 1) * valid_BR - 1,
         valid_BR.sum(1),
     )
 

@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 
 from detseg.interfaces import Source, Task
+from detseg.ops.resample import label_map
 from detseg.structures import VOID, DenseLogits, ImageLabels, LabelMaps, LabelTargets, Size
 
 
@@ -28,8 +29,8 @@ class Segmentation(Task[LabelTargets, DenseLogits, LabelMaps, ImageLabels]):
         return LabelTargets(labels)
 
     def postprocess(self, dense: DenseLogits, *, static: bool = False) -> LabelMaps:
-        """The class of the highest score, the first of equals; there is one form, which is static."""
-        return LabelMaps(dense.logits.argmax(1).to(torch.uint8))
+        """The class of the highest score, the first of equals."""
+        return LabelMaps(label_map(dense, static=static))
 
     def to_original(self, finished: LabelMaps, sources: Sequence[Source]) -> list[ImageLabels]:
         """Label maps of the original size: each pixel has the label of the network's pixel in which its centre lies."""

@@ -50,6 +50,8 @@ class Format(NamedTuple):
     """The mean and std it was trained with, None where the file cannot tell."""
     tensors: Callable[[Mapping[str, Tensor], Predictor], Mapping[str, Tensor]] | None = None
     """Where a file has other layouts: its tensors as the predictor's layers take them, before `names`."""
+    licence: str | None = None
+    """Under which its source publishes such files, as SPDX names it; None where files differ."""
 
 
 def _own_names(state: Mapping[str, Tensor]) -> Mapping[str, str]:
@@ -60,26 +62,31 @@ def _backbone_names(names: Names) -> Names:
     return lambda state: {key: f"backbone.{name}" for key, name in names(state).items()}
 
 
+_BSD, _APACHE = "BSD-3-Clause", "Apache-2.0"
 _HALF = (0.5, 0.5, 0.5)
 _IMAGENET = (IMAGENET_MEAN, IMAGENET_STD)
 
 
 FORMATS = (
-    Format("torchvision SSDLite", torchvision.is_ssdlite, torchvision.ssdlite_names, COCO_90, (_HALF, _HALF)),
-    Format("torchvision Faster R-CNN", detection.is_faster_rcnn, detection.faster_rcnn_names, COCO_90, _IMAGENET),
+    Format("torchvision SSDLite", torchvision.is_ssdlite, torchvision.ssdlite_names, COCO_90, (_HALF, _HALF),
+           licence=_BSD),
+    Format("torchvision Faster R-CNN", detection.is_faster_rcnn, detection.faster_rcnn_names, COCO_90, _IMAGENET,
+           licence=_BSD),
     Format("torchvision RetinaNet", torchvision_retinanet.is_retinanet, torchvision_retinanet.retinanet_names, COCO_90,
-           _IMAGENET),
-    Format("torchvision LR-ASPP", segmentation.is_lraspp, segmentation.lraspp_names, VOC_21, _IMAGENET),
-    Format("torchvision DeepLabV3", segmentation.is_deeplabv3, segmentation.deeplabv3_names, VOC_21, _IMAGENET),
-    Format("torchvision FCN", segmentation.is_fcn, segmentation.fcn_names, VOC_21, _IMAGENET),
+           _IMAGENET, licence=_BSD),
+    Format("torchvision LR-ASPP", segmentation.is_lraspp, segmentation.lraspp_names, VOC_21, _IMAGENET, licence=_BSD),
+    Format("torchvision DeepLabV3", segmentation.is_deeplabv3, segmentation.deeplabv3_names, VOC_21, _IMAGENET,
+           licence=_BSD),
+    Format("torchvision FCN", segmentation.is_fcn, segmentation.fcn_names, VOC_21, _IMAGENET, licence=_BSD),
     Format("torchvision MobileNet", torchvision.is_mobilenet, _backbone_names(torchvision.mobilenet_names), None,
-           _IMAGENET),
-    Format("torchvision MnasNet", torchvision.is_mnasnet, _backbone_names(torchvision.mnasnet_names), None, _IMAGENET),
-    Format("OpenMMLab LR-ASPP", openmmlab.is_lraspp, openmmlab.lraspp_names, CITYSCAPES, _IMAGENET),
+           _IMAGENET, licence=_BSD),
+    Format("torchvision MnasNet", torchvision.is_mnasnet, _backbone_names(torchvision.mnasnet_names), None, _IMAGENET,
+           licence=_BSD),
+    Format("OpenMMLab LR-ASPP", openmmlab.is_lraspp, openmmlab.lraspp_names, CITYSCAPES, _IMAGENET, licence=_APACHE),
     Format("OpenMMLab SSDLite", openmmlab.is_ssdlite, openmmlab.ssdlite_names, COCO_80, _IMAGENET,
-           openmmlab.background_first),
+           openmmlab.background_first, licence=_APACHE),
     Format("TensorFlow DeepLab", tensorflow.is_deeplab, _own_names, VOC_21, (_HALF, _HALF),
-           tensorflow.deeplab_tensors),
+           tensorflow.deeplab_tensors, licence=_APACHE),
     Format("timm MobileNet", timm.is_mobilenet, _backbone_names(timm.mobilenet_names), None, None),
 )
 
@@ -95,6 +102,8 @@ class Report(NamedTuple):
     """Tensors of the network that the file does not set: they keep their initial values."""
     renormalised: bool
     """Whether the images are now normalised as these weights expect, and not as the config said."""
+    licence: str | None
+    """Of the file, where its source has one for all."""
 
     def __str__(self) -> str:
         lines = [f"{self.title}: {self.num_loaded} tensors loaded"]
@@ -115,6 +124,7 @@ def load_weights(predictor: Predictor, source: str) -> Report:
     another shape; FileNotFoundError: neither a file nor a name; ConnectionError: no network.
     """
     state, classes, normalisation = _read(source)
+    licence = None
     if classes is not None:
         title, own = "detseg checkpoint", dict(predictor.state_dict())
         names = _own_names(state)
@@ -126,7 +136,7 @@ def load_weights(predictor: Predictor, source: str) -> Report:
                              f"{', '.join(list(state)[:5])}")
         if kind.tensors is not None:
             state = dict(kind.tensors(state, predictor))
-        title, names, classes = kind.title, kind.names(state), kind.classes
+        title, names, classes, licence = kind.title, kind.names(state), kind.classes, kind.licence
         normalisation = normalisation or kind.normalisation
         own = predictor.weights()
     found = {names[key]: tensor for key, tensor in state.items() if key in names}
@@ -149,6 +159,7 @@ def load_weights(predictor: Predictor, source: str) -> Report:
         left_over=tuple(key for key in state if names.get(key) not in own),
         fresh=tuple(fresh),
         renormalised=not torch.equal(before, torch.cat((predictor.scale, predictor.shift))),
+        licence=licence,
     )
 
 

@@ -1,0 +1,302 @@
+"""From a network to a file that is proven equal to it."""
+
+from __future__ import annotations
+
+import base64
+import copy
+import dataclasses
+import hashlib
+import importlib.metadata
+import io
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import date
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+import torch
+
+from detseg.atomic import write_text
+from detseg.export.artefact import Artefact, open_artefact, opened
+from detseg.export.contract import (
+    Contract,
+    DecodedRaw,
+    ExportedNetwork,
+    Input,
+    output_specs,
+    task_values,
+)
+from detseg.export.format import Format, Job, Options
+from detseg.export.formats import formats
+from detseg.export.manifest import Manifest, fixed_resize
+from detseg.export.parity import Parity, compare
+from detseg.export.quiet import quiet
+from detseg.fingerprint import differences, fingerprint
+from detseg.interfaces import Task
+from detseg.model import Predictor
+from detseg.structures import Pixels
+from detseg.tasks.detection import Detection
+
+
+class ParityError(ArithmeticError):
+    """A file that does not give what its network gives."""
+
+    def __init__(self, message: str, parity: Parity | None = None) -> None:
+        super().__init__(message)
+        self.parity = parity
+
+
+class Source(NamedTuple):
+    """What a file is made of."""
+
+    predictor: Predictor
+    task: Task[Any, Any, Any, Any]
+    name: str
+    """Of the checkpoint."""
+    step: int | None = None
+    licence: str | None = None
+
+
+class Exported(NamedTuple):
+    """What came of it."""
+
+    path: Path
+    manifest: Manifest
+    parity: Parity | None
+    """None where it was not compared."""
+    report: Path
+    """The numbers of the comparison."""
+    seconds: dict[str, float]
+    """What took how long."""
+    megabytes: float
+
+
+def check_options(kind: Format, options: Options, source: Source) -> None:
+    """ValueError with the reason and the alternative for what a format cannot hold; nothing heavy is imported."""
+    two_stages = source.predictor.head.second_stage is not None
+
+    def contracts(one: Format) -> tuple[Contract, ...]:
+        return one.two_stage_contracts if two_stages else one.contracts
+
+    def refuse(what: str, asked: str, able: Callable[[Format], bool], instead: str = "") -> NoReturn:
+        others = [one.name for one in formats().values() if able(one)]
+        ways = [instead] * bool(instead) + [f"--format {' or '.join(others)}"] * bool(others)
+        reason = f" ({kind.reasons[asked]})" if asked in kind.reasons else ""
+        raise ValueError(f"{kind.title} files {what}{reason}: take {', or '.join(ways)}")
+
+    if options.contract not in contracts(kind):
+        if two_stages and options.contract == "raw":
+            raise ValueError("a head with a second stage has no raw contract: what lies behind the raw outputs has "
+                             "weights of its own; take --contract decoded or final")
+        head = type(source.predictor.head).__name__
+        refuse(f"cannot hold the contract {options.contract} of {head}", options.contract,
+               lambda one: options.contract in contracts(one),
+               f"--contract {' or '.join(contracts(kind))}" if contracts(kind) else "")
+    if options.precision not in kind.precisions:
+        refuse(f"have no {options.precision} weights here", options.precision,
+               lambda one: options.precision in one.precisions)
+    if options.pixels not in kind.pixels:
+        refuse(f"take no {options.pixels} images", options.pixels, lambda one: options.pixels in one.pixels,
+               f"--input {kind.pixels[0]}")
+    if options.layout not in kind.layouts:
+        refuse(f"take no images as {options.layout}", options.layout, lambda one: options.layout in one.layouts,
+               f"--layout {kind.layouts[0]}")
+    if options.dynamic_batch and not kind.dynamic_batch:
+        refuse("take batches of one size", "dynamic batch", lambda one: one.dynamic_batch, "no --dynamic-batch")
+    if options.candidates is not None and not isinstance(source.task, Detection):
+        raise ValueError("--candidates is for detectors; leave it out")
+    if options.candidates is not None and options.candidates < 1:
+        raise ValueError(f"--candidates is at least 1, got {options.candidates}")
+
+
+def export(
+    source: Source, path: Path, kind: Format, options: Options, *, images: Sequence[Pixels], unchecked: bool = False,
+    report: Path | None = None, say: Callable[[str], None] = lambda _: None,
+) -> Exported:
+    """Writes a network into a file, runs the file in its runtime and compares.
+
+    Args:
+        source: the network.
+        path: where the file goes; what lies there is replaced when all went well.
+        kind: the format.
+        options: how it is to be.
+        images: decoded ones to compare on.
+        unchecked: leave the file also where it differs, or where it cannot be compared.
+        report: where the comparison is written to; None: beside the file.
+        say: hears what is going on.
+
+    ValueError for what a format cannot hold, for missing packages and for a size that the network cannot take;
+    ParityError where the file differs: it is not left under its name. OSError where the folder cannot be written to.
+    """
+    check_options(kind, options, source)
+    kind.check_installed(kind.converter, to="write")
+    if not unchecked:
+        kind.check_installed(kind.runtime, to="compare")
+        if not images:
+            raise ValueError("there are no images to compare the file on; name some with --images, or insist on a file "
+                             "that was not compared with --unchecked")
+    if not path.name.endswith(kind.suffix):
+        raise ValueError(f"{kind.title} files end in {kind.suffix}, got {path.name}")
+    task, seconds, report = _task(source.task, options), dict[str, float](), report or parity_path(path)
+    with _workshop(path) as folder, quiet():
+        unfinished = folder / path.name
+        with _timed(seconds, "convert", say, f"converting to {kind.title} ({kind.minutes} usually)"):
+            network = _network(source.predictor, task, options)
+            specs = output_specs(network)
+            names = [output.name for output in specs]
+            kind.write(Job(network, precision=options.precision, names=names), unfinished)
+            manifest = _manifest(source, task, kind, options, network, specs)
+            manifest = dataclasses.replace(manifest, content=kind.digest(unfinished))
+            kind.embed(unfinished, manifest.to_json())
+        parity = None
+        if not unchecked or not kind.missing(kind.runtime):
+            with _timed(seconds, "compare", say, f"comparing on {len(images)} images"):
+                artefact = Artefact(unfinished, manifest, kind, opened(kind, unfinished, manifest))
+                parity = compare(artefact, _reference(source.predictor), task, images) if images else None
+        if parity is not None:
+            write_text(report, json.dumps(parity.as_json(), indent=1) + "\n")
+        if parity is not None and not parity.passed and not unchecked:
+            raise ParityError("\n  ".join([f"{path.name} was not written: it does not give what the network gives",
+                                           *parity.problems(), *parity.causes]), parity)
+        for file in kind.files(unfinished):
+            _move(file, path.parent / file.name)
+    size = sum(_bytes(file) for file in kind.files(path)) / 1e6
+    return Exported(path, manifest, parity, report, seconds, size)
+
+
+def check(path: Path, source: Source, images: Sequence[Pixels]) -> Parity:
+    """Compares a file with the network that it should be of.
+
+    DamagedFileError where the file was changed since it was written; ParityError where it is of another network, which
+    names what is different, or gives other predictions.
+    """
+    artefact = open_artefact(path)
+    manifest = artefact.manifest
+    problems = list(_other_network(manifest, source))
+    parity = compare(artefact, _reference(source.predictor), manifest.build_task(), images)
+    if not parity.passed:
+        problems += parity.problems() + parity.causes
+    if problems:
+        raise ParityError("\n  ".join([f"{path} is not {source.name}", *problems]), parity)
+    return parity
+
+
+def parity_path(path: Path) -> Path:
+    """Where the comparison of a file is written to."""
+    return path.with_name(f"{path.name}.parity.json")
+
+
+def weights_digest(predictor: Predictor) -> str:
+    """SHA-256 of all tensors, by name: the same for the same weights, whatever file they come from."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(predictor.state_dict().items()):
+        digest.update(name.encode() + str(tensor.dtype).encode() + str(tuple(tensor.shape)).encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _other_network(manifest: Manifest, source: Source) -> Iterator[str]:
+    difference = source.predictor.classes.difference(manifest.classes)
+    if difference or manifest.classes.names != source.predictor.classes.names:
+        yield f"it knows other classes, or has them in another order:\n{difference}" if difference else \
+            "it has the classes in another order"
+    changed = differences(manifest.fingerprint, fingerprint(source.predictor, source.task))
+    if changed:
+        yield "it was made with another config:"
+        yield from changed[:12]
+    elif manifest.checkpoint["sha256"] != weights_digest(source.predictor):
+        yield f"it was made of other weights: {manifest.checkpoint['name']}"
+
+
+def _task(task: Task[Any, Any, Any, Any], options: Options) -> Task[Any, Any, Any, Any]:
+    if options.candidates is None or not isinstance(task, Detection):
+        return task
+    return dataclasses.replace(
+        task, candidates=options.candidates, max_detections=min(task.max_detections, options.candidates))
+
+
+def _network(predictor: Predictor, task: Task[Any, Any, Any, Any], options: Options) -> ExportedNetwork:
+    """ValueError where the network cannot take images of the size."""
+    _, resize = fixed_resize(predictor.resize, options.size)
+    given = Input(resize.size, options.pixels, options.layout, options.dynamic_batch)
+    network = ExportedNetwork(predictor, task, contract=options.contract, given=given).eval()
+    try:
+        with torch.inference_mode():
+            network(given.example())
+    except Exception as error:  # whatever a backbone says to maps that are too small
+        height, width = given.size
+        raise ValueError(f"the network cannot take images of {height} x {width}: {error}") from error
+    return network
+
+
+def _manifest(
+    source: Source, task: Task[Any, Any, Any, Any], kind: Format, options: Options, network: ExportedNetwork,
+    specs: tuple[Any, ...],
+) -> Manifest:
+    predictor = source.predictor
+    rule, resize = fixed_resize(predictor.resize, options.size)
+    std = 1 / (255 * predictor.scale.double().flatten().cpu())
+    mean = -predictor.shift.double().flatten().cpu() * std
+    return Manifest(
+        detseg=importlib.metadata.version("detseg"), format=kind.name, contract=options.contract,
+        precision=options.precision, task=task_values(task), classes=predictor.classes, input=network.given,
+        resize=rule, fill=resize.fill, mean=tuple(round(value, 9) for value in mean.tolist()),
+        std=tuple(round(value, 9) for value in std.tolist()), outputs=specs,
+        fingerprint=fingerprint(predictor, source.task),
+        checkpoint={"name": source.name, "sha256": weights_digest(predictor), "step": source.step},
+        licence=source.licence, created=date.today().isoformat(), tools=kind.versions(),
+        decoding=_decoding(network) if options.contract == "raw" else None)
+
+
+def _decoding(network: ExportedNetwork) -> str:
+    with torch.inference_mode():
+        raw = network.predictor(network.given.unpack(network.given.example()))
+        named = network(network.given.example())
+    # Tensors of inference mode cannot be recorded with.
+    named = {name: torch.zeros(tensor.shape, dtype=tensor.dtype) for name, tensor in named.items()}
+    program = torch.export.export(DecodedRaw(network, raw), (named,), strict=False)
+    content = io.BytesIO()
+    torch.export.save(program, content)
+    return base64.b64encode(content.getvalue()).decode()
+
+
+def _reference(predictor: Predictor) -> Predictor:
+    """A copy of the network as it was trained, on the CPU, without what only the loss uses."""
+    reference = copy.deepcopy(predictor).eval().to("cpu")
+    reference.head.drop_training_parts()
+    return reference
+
+
+@contextmanager
+def _workshop(path: Path) -> Iterator[Path]:
+    """A folder beside the file to write to, made at once: what cannot be written to is told before the work."""
+    folder = path.parent / f".{path.name}.{os.getpid()}.unfinished"
+    try:
+        folder.mkdir(parents=True)
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], name: str, say: Callable[[str], None], what: str) -> Iterator[None]:
+    say(what)
+    started = time.perf_counter()
+    yield
+    seconds[name] = time.perf_counter() - started
+
+
+def _move(file: Path, to: Path) -> None:
+    if to.is_dir():
+        shutil.rmtree(to)
+    file.replace(to)
+
+
+def _bytes(file: Path) -> int:
+    return sum(one.stat().st_size for one in file.rglob("*") if one.is_file()) if file.is_dir() else file.stat().st_size
+
+

@@ -1,0 +1,151 @@
+"""What a format is: what it can hold, who writes it, who runs it, and where its manifest lies."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.export import ExportedProgram
+
+from detseg.export.contract import CONTRACTS, Contract, ExportedNetwork, PixelLayout, PixelType, Precision
+from detseg.structures import Size
+
+Arrays: TypeAlias = Mapping[str, NDArray[np.generic]]
+Run: TypeAlias = Callable[[NDArray[np.generic]], Arrays]
+"""`Input.pack`ed images to the outputs by name."""
+
+
+class Job:
+    """A network on its way into a file."""
+
+    def __init__(self, network: ExportedNetwork, *, precision: Precision, names: Sequence[str]) -> None:
+        self.network, self.precision, self.names = network, precision, tuple(names)
+        self._program: ExportedProgram | None = None
+
+    def in_precision(self, precision: Precision) -> Job:
+        """The same network in another precision, recorded but once."""
+        other = Job(self.network, precision=precision, names=self.names)
+        other._program = self._program
+        return other
+
+    @property
+    def program(self) -> ExportedProgram:
+        """The network recorded by torch.export, at its first use."""
+        if self._program is None:
+            self._program = self.network.program()
+        return self._program
+
+    @property
+    def example(self) -> torch.Tensor:
+        """Images to convert with."""
+        return self.network.given.example()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """How a file is to be.
+
+    Args:
+        contract: where it ends.
+        precision: of its weights.
+        pixels, layout: what it takes.
+        size: (height, width) of its input; None is that of the network's resize.
+        dynamic_batch: whether its batch may have any size.
+        candidates: boxes that enter its suppression; None is the config's number.
+    """
+
+    contract: Contract = "final"
+    precision: Precision = "fp32"
+    pixels: PixelType = "uint8"
+    layout: PixelLayout = "nhwc"
+    size: Size | None = None
+    dynamic_batch: bool = False
+    candidates: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Format:
+    """A kind of file, as data. Its functions import what they need when they are called."""
+
+    name: str
+    """What --format calls it."""
+    title: str
+    """The runtime's name."""
+    suffix: str
+    extra: str | None
+    """`pip install 'detseg[extra]'` brings the packages; None: they are there."""
+    converter: tuple[str, ...]
+    """Modules that writing needs."""
+    runtime: tuple[str, ...]
+    """Modules that running needs."""
+    packages: tuple[str, ...]
+    """Whose versions the manifest keeps."""
+    write: Callable[[Job, Path], None]
+    """Writes the file, without a manifest."""
+    run: Callable[[Path, int, Sequence[str]], Run]
+    """Opens the file with so many threads; the names of its outputs are given in order."""
+    embed: Callable[[Path, str], None]
+    """Puts a manifest into the file that `write` left, or beside it."""
+    manifest: Callable[[Path], str]
+    """The manifest of a file. DamagedFileError where there is none or the file is cut short."""
+    content: Callable[[Path], bytes]
+    """The file without its manifest, if it has one, to be hashed."""
+    files: Callable[[Path], tuple[Path, ...]] = lambda path: (path,)
+    """Everything that `write` and `embed` leave for a path."""
+    contracts: tuple[Contract, ...] = CONTRACTS
+    two_stage_contracts: tuple[Contract, ...] = ("decoded", "final")
+    """Of heads with a second stage."""
+    precisions: tuple[Precision, ...] = ("fp32", "fp16")
+    pixels: tuple[PixelType, ...] = ("uint8", "float")
+    layouts: tuple[PixelLayout, ...] = ("nhwc", "nchw")
+    dynamic_batch: bool = False
+    minutes: str = "seconds"
+    """How long converting usually takes, for the progress display."""
+    reasons: Mapping[str, str] = field(default_factory=dict)
+    """Why it cannot, by what is asked for: "final", "fp16", "uint8", "dynamic batch" ..."""
+    note: str = ""
+    """What a person has to know about files of this kind."""
+
+    def usual_options(self) -> Options:
+        """How a file of this kind is, unless something else is asked for."""
+        return Options(pixels=self.pixels[0], layout=self.layouts[0])
+
+    def missing(self, modules: Sequence[str]) -> list[str]:
+        """Which of the modules are not installed; nothing is imported."""
+        return [name for name in modules if not _is_installed(name)]
+
+    def check_installed(self, modules: Sequence[str], *, to: str) -> None:
+        """ValueError with the line that installs what is missing."""
+        missing = self.missing(modules)
+        if missing:
+            raise ValueError(f"to {to} {self.title} files, {' and '.join(missing)} must be installed: "
+                             f"pip install 'detseg[{self.extra}]'")
+
+    def versions(self) -> dict[str, str]:
+        """Of the packages that write and run it."""
+        found = {}
+        for package in ("torch", *self.packages):
+            try:
+                found[package] = version(package)
+            except PackageNotFoundError:
+                continue
+        return found
+
+    def digest(self, path: Path) -> str:
+        """SHA-256 of the file without its manifest."""
+        return hashlib.sha256(self.content(path)).hexdigest()
+
+
+def _is_installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # of a parent package
+        return False

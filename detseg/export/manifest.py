@@ -1,0 +1,134 @@
+"""What an exported file says about itself, and by which it is refused when something about it was changed."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Self, cast, get_args
+
+from detseg.export.contract import Contract, Input, OutputSpec, PixelLayout, PixelType, Precision, task_from
+from detseg.interfaces import Task
+from detseg.resize import Letterbox, Resize, Stretch
+from detseg.structures import Classes, Size
+
+VERSION = 1
+KEY = "detseg"
+"""What the manifest is called where a format keeps texts by name."""
+
+_RULES: dict[str, type[Stretch | Letterbox]] = {"stretch": Stretch, "letterbox": Letterbox}
+
+
+class DamagedFileError(OSError):
+    """An exported file that is not what it was when it was written."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """Everything that is needed to use a file without its config.
+
+    `digest` is a checksum against accidents and edits by hand. It is no signature: who wants to can compute a new one.
+    """
+
+    detseg: str
+    """The version that wrote it."""
+    format: str
+    contract: Contract
+    precision: Precision
+    task: Mapping[str, Any]
+    """Its kind and its numbers, thresholds among them."""
+    classes: Classes
+    input: Input
+    resize: str
+    """How an image becomes the input: "stretch" or "letterbox", bilinear without antialias."""
+    fill: tuple[int, int, int]
+    """The colour of letterbox's bars."""
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    """Of RGB in 0..1; the normalisation is inside the file."""
+    outputs: tuple[OutputSpec, ...]
+    """In their order; where a format has no bytes, it gives whole numbers of its own."""
+    fingerprint: Mapping[str, str]
+    """Of the network, see `detseg.fingerprint`."""
+    checkpoint: Mapping[str, Any]
+    """"name", "sha256" of the weights as they were loaded, "step" where it is known."""
+    licence: str | None
+    """Of the weights, where it is known."""
+    created: str
+    """A date, ISO 8601."""
+    tools: Mapping[str, str]
+    """Versions of the packages that made it."""
+    decoding: str | None = None
+    """Of a file that ends with "raw": the head's decoding as a program of torch.export, base64."""
+    content: str = ""
+    """SHA-256 of the file without its manifest."""
+
+    @property
+    def resize_rule(self) -> Resize:
+        """How an image becomes the input."""
+        return _RULES[self.resize](self.input.size, fill=self.fill)
+
+    def build_task(self) -> Task[Any, Any, Any, Any]:
+        """What makes final predictions of dense ones."""
+        return task_from(self.task)
+
+    def to_json(self) -> str:
+        """Readable text, with the digest of everything else in it."""
+        values = dataclasses.asdict(self) | {"version": VERSION, "input": self.input._asdict()}
+        values["input"] |= {"name": "images", "colour_order": "rgb", "range": [0, 255]}
+        return json.dumps(values | {"digest": _digest(values)}, indent=1)
+
+    @classmethod
+    def from_json(cls, text: str, *, what: str) -> Self:
+        """The way back. DamagedFileError where the text was edited or cut; `what` names the file. ValueError where a
+        newer detseg wrote it."""
+        try:
+            values: dict[str, Any] = dict(json.loads(text))
+            digest, version = values.pop("digest"), values.pop("version")
+        except (ValueError, KeyError, TypeError):
+            raise DamagedFileError(f"{what}: its manifest is damaged; export it again") from None
+        if version != VERSION:
+            raise ValueError(f"{what} has a manifest of version {version}, this detseg reads {VERSION}")
+        if digest != _digest(values | {"version": version}):
+            raise DamagedFileError(f"{what}: its manifest was edited since it was written; export it again")
+        return cls(**values | {
+            "classes": _classes(values["classes"]), "input": _input(values["input"]), "fill": tuple(values["fill"]),
+            "mean": tuple(values["mean"]), "std": tuple(values["std"]),
+            "outputs": tuple(OutputSpec(one["name"], tuple(one["shape"]), one["dtype"]) for one in values["outputs"])})
+
+
+def fixed_resize(resize: Resize, size: Size | None) -> tuple[Literal["stretch", "letterbox"], Resize]:
+    """The rule by which any image becomes one of a file's only size, by name and as it is.
+
+    A resize that gives images of many sizes becomes a letterbox: the same for images of the shape of `size`, which is
+    4:3 unless it is chosen, and bars around others. ValueError for a resize of your own.
+    """
+    size = size or resize.size
+    if isinstance(resize, Stretch):
+        return "stretch", dataclasses.replace(resize, size=size)
+    if isinstance(resize, Letterbox):
+        return "letterbox", dataclasses.replace(resize, size=size)
+    if not resize.fixed:
+        return "letterbox", Letterbox(size, fill=resize.fill)
+    raise ValueError(f"a file cannot say how {type(resize).__name__} resizes images; export knows Stretch, Letterbox "
+                     "and KeepAspect")
+
+
+def _digest(values: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def _classes(values: Mapping[str, Any]) -> Classes:
+    return Classes(tuple(values["names"]), tuple(values["source_ids"]),
+                   tuple(cast(tuple[int, int, int], tuple(colour)) for colour in values["colours"]))
+
+
+def _input(values: Mapping[str, Any]) -> Input:
+    assert values["pixels"] in get_args(PixelType)
+    assert values["layout"] in get_args(PixelLayout)
+    height, width = values["size"]
+    return Input((height, width), values["pixels"], values["layout"], values["dynamic_batch"])
+
+

@@ -1,0 +1,85 @@
+"""A network of very few layers for every head, used as a trained one is: what a converter is tested with.
+
+The head is that of its config, small; in place of the backbone one convolution makes each tap. A converter's time goes
+with the number of layers.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from detseg.benchmark.synthetic import calibrate
+from detseg.data.sample import draw_scene
+from detseg.interfaces import Backbone, Features, FeatureSpec, Task
+from detseg.layers import ConvNormAct, Norm
+from detseg.model import Predictor
+from detseg.resize import Stretch
+from detseg.structures import DenseBoxes, Pixels, Size
+from detseg.tasks.detection import Detection
+
+from . import discovery
+
+SIZE: Size = (64, 96)
+
+
+class Taps(Backbone):
+    """One strided convolution for each of the taps of another backbone."""
+
+    def __init__(self, specs: dict[str, FeatureSpec]) -> None:
+        super().__init__()
+        self.specs = dict(specs)
+        self.convs = nn.ModuleList(
+            ConvNormAct(3, spec.channels, kernel=3, stride=spec.stride, norm=Norm(momentum=0.1, eps=1e-5),
+                        activation="relu") for spec in specs.values())
+
+    def forward(self, images: Tensor) -> Features:
+        return {name: conv(images) for name, conv in zip(self.specs, self.convs, strict=True)}
+
+
+@cache
+def scenes(number: int, *, seed: int) -> tuple[Pixels, ...]:
+    """Generated pictures."""
+    return tuple(draw_scene(np.random.default_rng((seed, k))).image for k in range(number))
+
+
+def inputs(pictures: tuple[Pixels, ...], size: Size) -> Tensor:
+    """float32 [B, 3, H, W]."""
+    return torch.from_numpy(np.stack([Stretch(size).apply(picture) for picture in pictures])).permute(0, 3, 1, 2)
+
+
+@torch.no_grad()
+def use(predictor: Predictor, size: Size) -> None:
+    """BatchNorm sees pictures, or activations would vanish; and as in a trained network scores differ from anchor to
+    anchor, and no class is ahead in all pixels."""
+    calibrate(predictor, inputs(scenes(32, seed=0), size).chunk(2))
+    predictor.eval()
+    head, pictures = predictor.head, inputs(scenes(2, seed=2), size)
+    layers = [layer for layer, num_rows in head.class_layers.items() if num_rows == 1]
+    for _ in range(60):
+        dense = predictor.decode(pictures)
+        if not isinstance(dense, DenseBoxes):
+            head.get_parameter(f"{layers[0]}.bias").sub_(dense.logits.mean((0, 2, 3)))
+            return
+        if float(dense.scores.std()) > 0.05:
+            return
+        for layer in layers:
+            head.get_parameter(f"{layer}.weight").mul_(1.5)
+
+
+def network(head: str) -> tuple[Predictor, Task[Any, Any, Any, Any]]:
+    """A head's network by the head's file name, and its task; seeded."""
+    torch.manual_seed(0)
+    config = discovery.small_config(discovery.config_of_head(head))
+    predictor = config.build_model(discovery.OWN)
+    predictor.backbone = Taps(predictor.backbone.specs)
+    predictor.resize = Stretch(SIZE)
+    use(predictor, SIZE)
+    task = config.experiment.task
+    if isinstance(task, Detection):
+        task = Detection(score_threshold=0.05, iou_threshold=0.5, max_detections=8, candidates=12)
+    return predictor, task
