@@ -208,6 +208,35 @@ class KeepAspect(Resize):
         return height, width
 
 
+@dataclass(frozen=True)
+class Rounded(Resize):
+    """Another resize by OpenCV and rounded to whole numbers, in evaluation too: for what takes bytes."""
+
+    rule: Resize
+
+    @property
+    def size(self) -> Size:  # type: ignore[override]
+        """The rule's."""
+        return self.rule.size
+
+    @property
+    def fill(self) -> RGB:  # type: ignore[override]
+        """The rule's."""
+        return self.rule.fill
+
+    def place(self, original: Size) -> Placement:
+        """As by the rule."""
+        return self.rule.place(original)
+
+    def apply(self, image: Pixels) -> NDArray[np.float32]:
+        """The rounded image."""
+        return self.rule.apply_rounded(image).astype(np.float32)
+
+    def apply_rounded(self, image: Pixels) -> Pixels:
+        """As by the rule."""
+        return self.rule.apply_rounded(image)
+
+
 def _check(resize: Resize) -> None:
     if min(resize.size) < 1:
         raise ValueError(f"the network's input size is (height, width) in pixels, each at least 1, got {resize.size}")

@@ -49,7 +49,9 @@ def _all_taps(build: Callable[..., Backbone]) -> list[str]:
 
 
 @pytest.mark.parametrize("name", BACKBONES)
-@pytest.mark.parametrize(("width", "output_stride", "tail"), list(itertools.product((0.5, 1.0), (32, 16, 8), TAILS)))
+@pytest.mark.parametrize(("width", "output_stride", "tail"), [
+    pytest.param(*case, marks=pytest.mark.slow if case[0] < 1 and case[1] != 16 else ())
+    for case in itertools.product((0.5, 1.0), (32, 16, 8), TAILS)])
 def test_measured_shapes_are_the_promised_ones(name: str, width: float, output_stride: int, tail: str) -> None:
     build = BACKBONES[name]
     options: dict[str, Any] = {"width": width, "output_stride": output_stride, "taps": _all_taps(build)}
@@ -218,8 +220,7 @@ def test_every_tap_equals_the_published_network(reference: _Reference) -> None:
     found: list[Tensor] = []
     hooks = [module.register_forward_hook(lambda _module, _inputs, output: found.append(output.clone()))
              for module in theirs.modules()]
-    large = "large" in reference.name and "v4" in reference.name
-    for size in ((96, 160), (97, 97)) if large else ((224, 320), (321, 321)):
+    for size in ((96, 160), (97, 97)):
         images = torch.randn(1, 3, *size, dtype=torch.float64)
         found.clear()
         with torch.no_grad():

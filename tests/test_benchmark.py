@@ -125,7 +125,7 @@ def test_every_config_is_measured(name: str) -> None:
     path = CONFIGS / f"{name}.py"
     setup = Setup(seconds=0, threads=1, batch_size=2, size=(96, 128))
     loaded = config.load(path, ["model.size=96", "model.width=0.35"])
-    model, task = benchmark._built(loaded, setup), loaded.experiment.task
+    model, task = benchmark.built(loaded, setup), loaded.experiment.task
     assert counts(model).macs > 0
     synthetic.enliven(model, (96, 128))
     image = synthetic.textures(1, (96, 128), seed=1)[0]
@@ -182,7 +182,7 @@ def test_torchvision_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[
 
 def _built(name: str, size: tuple[int, int] | None) -> tuple[Config, Predictor]:
     loaded = config.load(CONFIGS / f"{name}.py")
-    model = benchmark._built(loaded, Setup(size=size))
+    model = benchmark.built(loaded, Setup(size=size))
     synthetic.enliven(model, (128, 176))
     return loaded, model
 
@@ -196,7 +196,7 @@ def _with_reference(
     task = loaded.experiment.task
     if task.scored:
         synthetic.lower_scores(model, images[0], 0.01, threshold=task.score_threshold)
-    title, reference = benchmark._reference(model, loaded, Setup(size=size))
+    title, reference = benchmark.reference_for(model, loaded, Setup(size=size))
     assert title == FOUND[name]
     ready = model.ready()
     return model, reference, reference.compared(lambda image: predict_image(ready, task, image), images)
@@ -301,7 +301,7 @@ def test_input_size_and_regions_tell_the_two_faster_rcnns_apart() -> None:
 def test_the_reference_has_the_weights_of_ours() -> None:
     loaded = config.load(Path(LARGE))
     model = loaded.build_model(loaded.experiment.classes)
-    _, reference = benchmark._reference(model, loaded, Setup())
+    _, reference = benchmark.reference_for(model, loaded, Setup())
     theirs, ours = reference.model.state_dict(), model.weights()
     assert reference.names.keys() == theirs.keys()
     assert all(torch.equal(theirs[name], ours[own]) for name, own in reference.names.items())

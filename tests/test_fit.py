@@ -166,7 +166,7 @@ def test_an_interrupted_validation_is_made_up_for(monkeypatch: pytest.MonkeyPatc
 
 
 def test_killed_and_resumed_is_bit_identical() -> None:
-    overrides = ["schedule.epochs=100", "validate_every=10"]
+    overrides = ["schedule.epochs=200", "validate_every=20"]
     command = [sys.executable, str(ROOT / "tools" / "train.py"), "brightness.py", "--data", "data", "--out", "run",
                "--set", *overrides, "save_minutes=0"]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, env=os.environ | {"PYTHONPATH": str(ROOT)}) as process:
@@ -560,7 +560,7 @@ def test_sigterm_saves_like_ctrl_c() -> None:
                           env=os.environ | {"PYTHONPATH": str(ROOT)}) as process:
         deadline = time.monotonic() + 120
         log = Path("run/log.jsonl")
-        while not log.exists() or log.read_text().count("train") < 20:
+        while not log.exists() or log.read_text().count("train") < 3:
             assert process.poll() is None, "the run ended before it could be stopped"
             assert time.monotonic() < deadline
             time.sleep(0.01)
@@ -568,8 +568,8 @@ def test_sigterm_saves_like_ctrl_c() -> None:
         said, _ = process.communicate(timeout=60)
     assert process.returncode == 130
     step = load(Path("run/last.pt")).step
-    assert f"stopped after step {step} of 300, which is saved" in " ".join(said.split())
-    assert step >= 20
+    assert f"stopped after step {step} of 600, which is saved" in " ".join(said.split())
+    assert step >= 3
     assert [line["step"] for line in map(json.loads, log.read_text().splitlines())][-1] in (step, step - 1)
     resumed, undisturbed = run(*overrides, resume=True), run(*overrides, out="undisturbed")
     assert_same_state(load(resumed.run.last), load(undisturbed.run.last))

@@ -2,6 +2,7 @@
 
     python tools/benchmark.py CONFIG [--against torchvision] [--size HEIGHT WIDTH] [--threads N] [--json FILE]
         [--set a.b=c ...]
+    python tools/benchmark.py CONFIG --artefact FILE|FORMAT ... [--candidates N ...] [--against torchvision] ...
 
 Parameters, multiply-adds, the latency of the network and of a whole prediction, and the time of a training step: see
 detseg/benchmark/predictor.py for what each is. Takes half a minute to a minute a model; nothing else should run
@@ -18,7 +19,8 @@ from pathlib import Path
 from rich.console import Console
 
 from detseg.atomic import write_text
-from detseg.benchmark.predictor import Setup, measure
+from detseg.benchmark.artefacts import ArtefactFigures, measure_artefacts
+from detseg.benchmark.predictor import Figures, Setup, measure
 from detseg.cli import exit_code
 
 
@@ -28,6 +30,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("config", type=Path, help="a file of configs/, or one of your own")
     parser.add_argument("--against", choices=("torchvision",),
                         help="measure its model of the same architecture in turns with ours")
+    parser.add_argument("--artefact", nargs="+", metavar="FILE|FORMAT", default=[],
+                        help="time exported files instead, against eager code; or formats, which are made here of the "
+                             "config's network")
+    parser.add_argument("--candidates", type=int, nargs="+", metavar="N", default=[],
+                        help="of the files that are made: boxes that enter suppression, one file for each number")
     parser.add_argument("--threads", type=int, metavar="N",
                         help="CPU threads (1 for latency, every core for training)")
     parser.add_argument("--batch-size", type=int, metavar="N",
@@ -45,10 +52,16 @@ def main(arguments: list[str] | None = None) -> int:
 def _benchmark(options: argparse.Namespace) -> None:
     setup = Setup(seconds=options.seconds, threads=options.threads, batch_size=options.batch_size,
                   size=None if options.size is None else tuple(options.size))
-    console = Console()
+    console = Console(file=sys.stdout)  # and not whatever it is while converters are kept quiet
+    figures: Figures | ArtefactFigures
     with console.status("") as status:
-        figures = measure(options.config, options.overrides, against_torchvision=options.against is not None,
-                          setup=setup, say=status.update)
+        if options.artefact:
+            figures = measure_artefacts(
+                options.config, options.artefact, options.overrides, candidates=options.candidates,
+                against_torchvision=options.against is not None, setup=setup, say=status.update)
+        else:
+            figures = measure(options.config, options.overrides, against_torchvision=options.against is not None,
+                              setup=setup, say=status.update)
     console.print(figures.table())
     console.print(figures.notes(), highlight=False, soft_wrap=True)
     if options.json is not None:

@@ -39,7 +39,7 @@ IMAGE_SIZE: Size = (480, 640)
 """Of the image whose prediction is timed, unless another is asked for: COCO's most frequent."""
 
 _OURS, _TORCHVISION = "detseg", "torchvision"
-_SURE, _UNSURE = 0.01, 0.1
+SURE, UNSURE = 0.01, 0.1
 """What suppression costs depends on how many scores are above the task's threshold. In a new network nearly all are, in
 a trained one it depends on its training. So two are timed: one score in a hundred, which is about one class an anchor,
 and one in ten, or as many as can be."""
@@ -229,9 +229,9 @@ def measure(
     """
     config, seconds = configs.load(path, overrides), setup.seconds
     task = config.experiment.task
-    model = _built(config, setup)
+    model = built(config, setup)
     image = synthetic.textures(1, setup.image_size, seed=1)[0]
-    title, reference = _reference(model, config, setup) if against_torchvision else ("", None)
+    title, reference = reference_for(model, config, setup) if against_torchvision else ("", None)
     # The ratios are relative to the first.
     names = (_OURS,) if reference is None else (_TORCHVISION, _OURS)
 
@@ -240,7 +240,7 @@ def measure(
     shares, equal, whole_unsure = list[float](), None, None
     with threads(setup.latency_threads):  # also while networks are made ready: weights are laid out for the threads
         if task.scored:
-            shares.append(synthetic.lower_scores(model, image, _SURE, threshold=task.score_threshold))
+            shares.append(synthetic.lower_scores(model, image, SURE, threshold=task.score_threshold))
         use = _inference(model, reference, config, image=image)
         say("timing the network alone")
         network = time_alternating({name: use[name].network for name in names}, seconds=seconds)
@@ -250,7 +250,7 @@ def measure(
             say("comparing predictions")
             equal = reference.compared(use[_OURS].predict_image, _images_of_two_shapes(setup))
         if task.scored:
-            shares.append(synthetic.lower_scores(model, image, _UNSURE, threshold=task.score_threshold))
+            shares.append(synthetic.lower_scores(model, image, UNSURE, threshold=task.score_threshold))
             use = _inference(model, reference, config, image=image)
             say("timing whole predictions with many scores")
             whole_unsure = time_alternating({name: use[name].predict for name in names}, seconds=seconds)
@@ -327,7 +327,7 @@ def _step(name: str, model: Predictor, config: Config, setup: Setup) -> Callable
     """A training step from the model's weights, which it may change; it gives the loss."""
     batch = synthetic.batch(model, config.experiment.task, setup.batch_of(model.resize.size))
     if name != _OURS:
-        return _reference(model, config, setup)[1].step(batch)
+        return reference_for(model, config, setup)[1].step(batch)
     experiment = config.experiment.changed("accumulate", 1)
     fabric = Fabric(accelerator="cpu", devices=1, precision=experiment.precision)
     step = TrainingStep(model.train().to(memory_format=torch.channels_last), experiment, fabric=fabric, lr=0.0)
@@ -366,14 +366,15 @@ def _serve_steps(
     if name == _OURS:
         keep_freed_memory()
     config = configs.load(path, overrides)
-    step = _step(name, _built(config, setup), config, setup)
+    step = _step(name, built(config, setup), config, setup)
     with threads(setup.train_threads), suppress(EOFError, ConnectionError):
         while True:
             connection.recv()
             connection.send(step())
 
 
-def _built(config: Config, setup: Setup) -> Predictor:
+def built(config: Config, setup: Setup) -> Predictor:
+    """A config's new network, seeded, for images of the size that is asked for."""
     torch.manual_seed(0)
     model = config.build_model(config.experiment.classes)
     if setup.size is not None:
@@ -381,7 +382,8 @@ def _built(config: Config, setup: Setup) -> Predictor:
     return model
 
 
-def _reference(model: Predictor, config: Config, setup: Setup) -> tuple[str, Reference]:
+def reference_for(model: Predictor, config: Config, setup: Setup) -> tuple[str, Reference]:
+    """torchvision's model of the same network, and what it is called; ValueError where it has none."""
     image = synthetic.textures(1, setup.image_size, seed=1)[0]
     own = config.build_model(config.experiment.classes)
     return reference_of(model, resize=own.resize, size=setup.size, image=image)

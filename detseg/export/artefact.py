@@ -18,7 +18,7 @@ from detseg.export.formats import format_of, formats
 from detseg.export.manifest import DamagedFileError, Manifest
 from detseg.export.quiet import quiet
 from detseg.interfaces import Task
-from detseg.resize import Resize
+from detseg.resize import Resize, Rounded
 from detseg.structures import Classes
 
 
@@ -40,8 +40,9 @@ class Artefact:
 
     @cached_property
     def resize(self) -> Resize:
-        """How an image becomes its input."""
-        return self.manifest.resize_rule
+        """How an image becomes its input: of bytes, with every pixel rounded."""
+        rule = self.manifest.resize_rule
+        return Rounded(rule) if self.manifest.input.pixels == "uint8" else rule
 
     @property
     def device(self) -> torch.device:

@@ -164,7 +164,7 @@ def export(
                                            *parity.problems(), *parity.causes]), parity)
         for file in kind.files(unfinished):
             _move(file, path.parent / file.name)
-    size = sum(_bytes(file) for file in kind.files(path)) / 1e6
+    size = sum(bytes_of(file) for file in kind.files(path)) / 1e6
     return Exported(path, manifest, parity, report, seconds, size)
 
 
@@ -296,7 +296,8 @@ def _move(file: Path, to: Path) -> None:
     file.replace(to)
 
 
-def _bytes(file: Path) -> int:
+def bytes_of(file: Path) -> int:
+    """Of a file, or of all in a folder."""
     return sum(one.stat().st_size for one in file.rglob("*") if one.is_file()) if file.is_dir() else file.stat().st_size
 
 

@@ -1,0 +1,199 @@
+"""Exported files against eager code: latency from a decoded image to the prediction, memory, size.
+
+All take turns in one run on the same image. Files are given, or made here of the config's network with synthetic
+weights, which has as many scores above the threshold as `detseg.benchmark.predictor` gives it.
+"""
+
+from __future__ import annotations
+
+import copy
+import gc
+import importlib
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from rich.table import Table
+
+from detseg import config as configs
+from detseg.benchmark import synthetic
+from detseg.benchmark.predictor import SURE, Setup, built, reference_for
+from detseg.cost import Timing, threads, time_alternating
+from detseg.export.artefact import Artefact, open_artefact
+from detseg.export.convert import Source, bytes_of, export
+from detseg.export.formats import format_named, format_of, formats
+from detseg.export.quiet import quiet
+from detseg.model import Predictor
+from detseg.predict import predict_image
+from detseg.structures import Pixels
+from detseg.tasks.detection import Detection
+
+
+class Row(NamedTuple):
+    """One way to predict."""
+
+    name: str
+    whole: Timing
+    """From a decoded image to the prediction in its pixels; its ratio is to the first row."""
+    runtime: Timing | None
+    """The file alone, from the resized image to its outputs."""
+    megabytes: float | None
+    """Of the file."""
+    peak_megabytes: float | None
+    """What opening the file and predicting add to a process that has imported its runtime; None where the system is
+    not Linux, which is asked."""
+
+
+class ArtefactFigures(NamedTuple):
+    """Everything measured."""
+
+    config: str
+    threads: int
+    rows: tuple[Row, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {"config": self.config, "threads": self.threads, "torch": torch.__version__, "rows": [
+            {"name": row.name, "whole": row.whole._asdict(),
+             "runtime": None if row.runtime is None else row.runtime._asdict(), "megabytes": row.megabytes,
+             "peak_megabytes": row.peak_megabytes} for row in self.rows]}
+
+    def table(self) -> Table:
+        """One row each."""
+        table = Table("", "whole, ms", "p90", "ratio", "alone, ms", "MB", "peak MB")
+        table.columns[0].no_wrap = True
+        for column in table.columns[1:]:
+            column.justify = "right"
+        for row in self.rows:
+            table.add_row(
+                row.name, f"{row.whole.median:.1f}", f"{row.whole.p90:.1f}", f"{row.whole.ratio:.2f}",
+                *("" if value is None else f"{value:.1f}" for value in (
+                    row.runtime and row.runtime.median, row.megabytes, row.peak_megabytes)))
+        return table
+
+    def notes(self) -> str:
+        """What the numbers of the table mean."""
+        number = "1 thread" if self.threads == 1 else f"{self.threads} threads"
+        return (f"{number}, medians, in turns; whole: from a decoded image to the prediction in its pixels, and its "
+                "90th percentile; ratio: of paired times, to the first row; alone: from the resized image to what "
+                "the file gives; peak: what opening and predicting add to a process; a number behind a name: "
+                "candidates that enter suppression")
+
+
+def measure_artefacts(
+    path: Path, artefacts: Sequence[str], overrides: Sequence[str] = (), *, candidates: Sequence[int] = (),
+    against_torchvision: bool = False, setup: Setup, say: Callable[[str], None],
+) -> ArtefactFigures:
+    """Times exported files and the eager network of a config against each other.
+
+    Args:
+        path: the config.
+        artefacts: files, or names of formats that are made here.
+        overrides: of the config, as `--set` takes them.
+        candidates: numbers of boxes that enter suppression in the files that are made; none: the config's.
+        against_torchvision: whether torchvision's model comes first.
+        setup: seconds of each measurement, and threads.
+        say: hears what is going on.
+
+    ValueError, FileNotFoundError and DamagedFileError as `open_artefact` and `export` raise them.
+    """
+    config = configs.load(path, overrides)
+    model = built(config, setup)
+    image = synthetic.textures(1, setup.image_size, seed=1)[0]
+    synthetic.enliven(model, setup.image_size)
+    task = config.experiment.task
+    if task.scored:
+        synthetic.lower_scores(model, image, SURE, threshold=task.score_threshold)
+    whole: dict[str, Callable[[], object]] = {}
+    with threads(setup.latency_threads), tempfile.TemporaryDirectory() as folder:
+        opened = dict(_opened(artefacts, model, task, candidates, image, Path(folder), setup, say))
+        if against_torchvision:
+            _, reference = reference_for(model, config, setup)
+            reference.take_weights(model)
+            whole["torchvision"] = partial(reference.predict, image)
+        whole["eager"] = partial(predict_image, model.ready(), task, image)
+        alone: dict[str, Callable[[], object]] = {}
+        for name, artefact in opened.items():
+            whole[name] = partial(predict_image, artefact, artefact.task, image)
+            alone[name] = partial(artefact.outputs, torch.from_numpy(
+                artefact.resize.apply(image)).permute(2, 0, 1)[None])
+        say("timing whole predictions")
+        whole_times = time_alternating(whole, seconds=setup.seconds)
+        say("timing files alone")
+        alone_times = time_alternating(alone, seconds=setup.seconds) if alone else {}
+        rows = []
+        for name in whole:
+            file = opened.get(name)
+            say(f"measuring the memory of {name}")
+            rows.append(Row(name, whole_times[name], alone_times.get(name), None if file is None else _megabytes(file),
+                            None if file is None else _peak(file.path, setup.latency_threads)))
+    return ArtefactFigures(path.stem, setup.latency_threads, tuple(rows))
+
+
+def _opened(
+    artefacts: Sequence[str], model: Predictor, task: Any, candidates: Sequence[int], image: Pixels, folder: Path,
+    setup: Setup, say: Callable[[str], None],
+) -> Iterator[tuple[str, Artefact]]:
+    for one in artefacts:
+        if one not in formats():
+            yield one, open_artefact(Path(one), threads=setup.latency_threads)
+            continue
+        kind = format_named(one)
+        for number in candidates if candidates and isinstance(task, Detection) else (None,):
+            options = replace(kind.usual_options(), candidates=number, contract=kind.contracts[-1])
+            name = kind.title if number is None else f"{kind.title} {number}"
+            path = folder / f"{one}-{number}{kind.suffix}"
+            say(f"converting to {name} (usually {kind.minutes})")
+            export(Source(copy.deepcopy(model), task, "synthetic weights"), path, kind, options, images=[image])
+            yield name, open_artefact(path, threads=setup.latency_threads)
+
+
+def _megabytes(artefact: Artefact) -> float:
+    return sum(bytes_of(one) for one in artefact.format.files(artefact.path)) / 1e6
+
+
+def _peak(path: Path, number: int) -> float | None:
+    """In a process of its own: what it holds at most, less what it held before."""
+    if not sys.platform.startswith("linux"):
+        return None
+    code = ("import sys; from pathlib import Path; from detseg.benchmark.artefacts import added_megabytes\n"
+            "print(added_megabytes(Path(sys.argv[1]), int(sys.argv[2])))")
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(path), str(number)], capture_output=True, text=True, check=True)
+    return float(done.stdout.split()[-1])
+
+
+def added_megabytes(path: Path, number: int) -> float:
+    """What opening a file and predicting with it add to the largest memory of this process, which has imported the
+    runtime before."""
+    torch.set_num_threads(number)
+    kind = format_of(path)
+    assert kind is not None
+    with quiet():
+        for module in kind.runtime:
+            importlib.import_module(module)
+        before = _forget_peak()
+        artefact = open_artefact(path, threads=number)
+        image = synthetic.textures(1, (480, 640), seed=1)[0]
+        for _ in range(3):
+            predict_image(artefact, artefact.task, image)
+    return (_memory("VmHWM") - before) / 1024
+
+
+def _forget_peak() -> int:
+    """Lets Linux count this process's largest memory anew, and gives what it holds now, in kilobytes."""
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5")
+    return _memory("VmRSS")
+
+
+def _memory(name: str) -> int:
+    """Kilobytes."""
+    lines = Path("/proc/self/status").read_text("utf-8").splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))

@@ -1,0 +1,42 @@
+"""tools/benchmark.py --artefact: files that are made or given, in one table with eager code."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from .conftest import ROOT
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+CONFIG = str(ROOT / "configs" / "ssdlite_v3_small.py")
+SMALL = ["--set", "model.size=96", "model.width=0.35", "--seconds", "0"]
+
+
+def test_formats_are_made_and_timed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main = importlib.import_module("tools.benchmark").main
+    assert main([CONFIG, "--artefact", "pt2", "--candidates", "10", "20", "--json", str(tmp_path / "x.json"),
+                 *SMALL]) == 0
+    out = capsys.readouterr().out
+    rows = [line for line in out.splitlines() if re.match(r"│ (eager|PyTorch 10|PyTorch 20) ", line)]
+    assert len(rows) == 3
+    assert "1 thread, medians, in turns" in out
+    written = json.loads((tmp_path / "x.json").read_text())
+    assert [row["name"] for row in written["rows"]] == ["eager", "PyTorch 10", "PyTorch 20"]
+    eager, *files = written["rows"]
+    assert eager["whole"]["ratio"] == 1
+    assert eager["megabytes"] is eager["runtime"] is None
+    for row in files:
+        assert row["runtime"]["median"] > 0
+        assert row["megabytes"] > 0.5
+        assert row["peak_megabytes"] > 0.1
+
+
+@pytest.mark.parametrize(("artefact", "code", "message"), [
+    ("nowhere.onnx", 2, "there is no file nowhere.onnx"), ("onyx", 2, "onyx is no exported file; those end in")])
+def test_what_a_user_does_wrong(artefact: str, code: int, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert importlib.import_module("tools.benchmark").main([CONFIG, "--artefact", artefact, *SMALL]) == code
+    assert message in capsys.readouterr().err
