@@ -27,17 +27,17 @@ from torch import Tensor
 
 from detseg.data.images import read_image
 from detseg.export.artefact import Artefact, open_artefact
-from detseg.export.contract import CONTRACTS, Contract, ExportedNetwork, Input, outputs_of
+from detseg.export.contract import CONTRACTS, Contract, Input
 from detseg.export.convert import Exported, ParityError, Source, check, check_options, export
 from detseg.export.format import Format, Options
 from detseg.export.formats import format_named, format_of, formats
 from detseg.export.manifest import DamagedFileError, Manifest
-from detseg.export.parity import reference
 from detseg.layers import ConvNormAct
 from detseg.model import Predictor
-from detseg.resize import KeepAspect, Letterbox, Rounded
-from detseg.structures import Classes
-from detseg.tasks.detection import Detection
+from detseg.ops.anchors import SSDAnchors
+from detseg.resize import KeepAspect, Letterbox, Rounded, Stretch
+from detseg.structures import IMAGENET_MEAN, IMAGENET_STD, Classes
+from heads.ssdlite import SSDLite
 
 from . import discovery, micro
 from .conftest import ROOT
@@ -522,17 +522,15 @@ def test_every_config_on_photographs(config: str, name: str, shared: Path, tmp_p
 @pytest.mark.parametrize("name", ["onnx", "executorch", "litert", "coreml"])
 @pytest.mark.parametrize("backbone", discovery.backbones())
 def test_every_backbone(backbone: str, name: str, tmp_path: Path) -> None:
+    """Under SSDLite."""
     torch.manual_seed(0)
-    made = source("ssd")
-    predictor = copy.deepcopy(made.predictor)
-    predictor.backbone = discovery.backbones()[backbone](width=0.25, taps=tuple(predictor.backbone.specs))
-    kind = format_named(name)
-    network = ExportedNetwork(predictor, made.task, contract="raw", given=Input(micro.SIZE))
-    assert outputs_of(made.task).kind == "detection"
-    with torch.inference_mode():
-        assert reference(predictor.eval(), made.task, micro.inputs(PICTURES[:1], micro.SIZE), contract="raw")
-        assert network(network.given.example())
+    trunk = discovery.backbones()[backbone](width=0.25, taps=("c4", "c5"))
+    head = SSDLite(trunk.specs, len(discovery.OWN), anchors=SSDAnchors(), width=0.1)
+    predictor = Predictor(trunk, head, classes=discovery.OWN, resize=Stretch(micro.SIZE), mean=IMAGENET_MEAN,
+                          std=IMAGENET_STD)
     micro.use(predictor, micro.SIZE)
-    assert isinstance(made.task, Detection)
-    export(made._replace(predictor=predictor), tmp_path / f"x{kind.suffix}", kind, usual(kind, contract="decoded"),
-           images=PICTURES)
+    kind = format_named(name)
+    exported = export(Source(predictor, source("ssdlite").task, backbone), tmp_path / f"x{kind.suffix}", kind,
+                      usual(kind, contract="decoded"), images=PICTURES)
+    assert exported.parity is not None
+    assert exported.parity.predictions.wanted >= 8
