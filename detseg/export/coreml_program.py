@@ -234,7 +234,8 @@ _OPERATIONS: dict[str, Callable[[Values], Any]] = {
         [int(side) for side in v["shape_out"]]),
     "stack": lambda v: torch.stack([_tensor(one) for one in v["values"]], int(v["axis"])),
     "sub": _pair(torch.sub), "tanh": _one(torch.tanh), "tile": lambda v: _tensor(v["x"]).repeat(_ints(v["reps"])),
-    "thresholded_relu": lambda v: F.threshold(_tensor(v["x"]), float(v["alpha"]), 0.0), "topk": _topk, "transpose": lambda v: _tensor(v["x"]).permute(_ints(v["perm"])),
+    "thresholded_relu": lambda v: F.threshold(_tensor(v["x"]), float(v["alpha"]), 0.0),
+    "topk": _topk, "transpose": lambda v: _tensor(v["x"]).permute(_ints(v["perm"])),
     "upsample_bilinear": lambda v: _upsampled(v, "bilinear"),
     "upsample_nearest_neighbor": lambda v: _upsampled(v, "nearest"),
 }
