@@ -17,6 +17,7 @@ from detseg import checkpoint as checkpoints
 from detseg import config as configs
 from detseg.config import Config, Data
 from detseg.data.images import read_image, to_rgb
+from detseg.data.loading import spread
 from detseg.export.artefact import Artefact, is_artefact, open_artefact
 from detseg.export.convert import Exported, Source, export
 from detseg.export.format import Options
@@ -97,7 +98,10 @@ class Model:
     @property
     def name(self) -> str:
         """What a file made of it is called, without an ending."""
-        return self.run.path.resolve().name if self.run is not None else Path(self.title.split()[0].rstrip(",")).stem
+        if self.run is not None:
+            return self.run.path.resolve().name
+        assert self.source is not None, "nothing is made of a file"
+        return Path(self.source.name).stem
 
     @property
     def data_folder(self) -> Path:
@@ -109,8 +113,7 @@ class Model:
         """Up to so many images, spread over the validation data in `data_folder`. FileNotFoundError and ValueError as
         the readers raise them."""
         dataset = self.data.dataset(self.data.read(self.data_folder, "val"), self.loaded.resize, augment=None, seed=0)
-        items = np.linspace(0, len(dataset) - 1, min(number, len(dataset))).round().astype(int).tolist()
-        return [dataset.original(item) for item in items]
+        return [dataset.original(item) for item in spread(len(dataset), number)]
 
     def to(self, device: str | torch.device) -> Self:
         """Moves it, and gives it back. ValueError for an exported file, which stays with its runtime, on the CPU."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,24 @@ def atomic_write(path: Path, *, failure: str, sync: bool = False) -> Iterator[Pa
     finally:
         with contextlib.suppress(OSError):
             unfinished.unlink()
+
+
+@contextlib.contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Gives a new folder beside `path` for it and what belongs to it, and moves all that was written there beside when
+    the block ends well, `path` last; each replaces what was there. A place that cannot be written to is an OSError at
+    once. Whatever fails, nothing is left."""
+    folder = path.parent / f".{path.name}.{os.getpid()}.unfinished"
+    try:
+        folder.mkdir(parents=True)
+        yield folder
+        for file in sorted(folder.iterdir(), key=lambda file: file.name == path.name):
+            to = path.with_name(file.name)
+            if to.is_dir():
+                shutil.rmtree(to)
+            file.replace(to)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -69,10 +69,7 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
 
     OSError (a full disk, a folder that cannot be written to) leaves the old file as it was.
     """
-    classes = checkpoint.classes
-    state = {"format": FORMAT, **vars(checkpoint), "classes": {
-        "names": list(classes.names), "source_ids": list(classes.source_ids),
-        "colours": [list(colour) for colour in classes.colours]}}
+    state = {"format": FORMAT, **vars(checkpoint), "classes": checkpoint.classes.as_plain()}
     # In memory first: torch's own writer turns a full disk into a RuntimeError about positions in a zip archive.
     content = io.BytesIO()
     torch.save(state, content)
@@ -139,9 +136,7 @@ def inference_weights(content: Mapping[str, Any]) -> dict[str, Tensor]:
 
 def stored_classes(content: Mapping[str, Any]) -> Classes:
     """The classes of a checkpoint's content."""
-    listed = content["classes"]
-    return Classes(names=tuple(listed["names"]), source_ids=tuple(listed["source_ids"]),
-                   colours=tuple((red, green, blue) for red, green, blue in listed["colours"]))
+    return Classes.from_plain(content["classes"])
 
 
 def restore_model(model: nn.Module, state: Mapping[str, Tensor], *, what: str) -> None:

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
-import numpy as np
 import torch.distributed as distributed
 
-from detseg.data.loading import collate_evaluation, evaluation_batches
+from detseg.data.loading import collate_evaluation, evaluation_batches, spread
 from detseg.interfaces import Dataset, Metric, Task
 from detseg.predict import Network, predict_batch
 from detseg.report.pictures import draw
@@ -90,9 +89,8 @@ def draw_examples(
 ) -> list[Pixels]:
     """Images spread evenly over the data set, in their original size, with their predictions drawn on them."""
     network = predictor.ready()
-    items = np.linspace(0, len(dataset) - 1, min(number, len(dataset))).round().astype(int).tolist()
     pictures = []
-    for item in items:
+    for item in spread(len(dataset), number):
         images, sources, _ = collate_evaluation([dataset.evaluation(item)], fill=network.resize.fill)
         (prediction,) = predict_batch(network, task, images, sources)
         pictures.append(draw(prediction, dataset.original(item), dataset.classes, threshold=threshold))

@@ -8,10 +8,9 @@ classes, each number of the post-processing, and each module of the network with
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-import torch
 from torch import nn
 
 from detseg.interfaces import Task
@@ -23,8 +22,7 @@ _PLAIN = (bool, int, float, str, type(None))
 def fingerprint(predictor: Predictor, task: Task[Any, Any, Any, Any]) -> dict[str, str]:
     """The meaning of a network as its config builds it, by name; call it before anything changes its modules."""
     classes = predictor.classes
-    std = 1 / (255 * predictor.scale.double().flatten())
-    mean = -predictor.shift.double().flatten() * std
+    mean, std = predictor.normalisation
     found = {
         "resize": repr(predictor.resize),
         "normalisation": f"mean {_rounded(mean)}, std {_rounded(std)}",
@@ -62,5 +60,5 @@ def _is_plain(value: object) -> bool:
     return isinstance(value, _PLAIN) or (dataclasses.is_dataclass(value) and not isinstance(value, type))
 
 
-def _rounded(values: torch.Tensor) -> str:
-    return "(" + ", ".join(f"{value:.4g}" for value in values.tolist()) + ")"
+def _rounded(values: Iterable[float]) -> str:
+    return "(" + ", ".join(f"{value:.4g}" for value in values) + ")"

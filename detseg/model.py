@@ -67,6 +67,13 @@ class Predictor(nn.Module):
             self.scale.copy_(scale.view(1, 3, 1, 1))
             self.shift.copy_(shift.view(1, 3, 1, 1))
 
+    @property
+    def normalisation(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """The mean and std of RGB in 0..1 that `set_normalisation` was given, up to rounding."""
+        std = 1 / (255 * self.scale.double().flatten())
+        mean = -self.shift.double().flatten() * std
+        return tuple(mean.tolist()), tuple(std.tolist())
+
     def features(self, images: Tensor) -> Features:
         """uint8 or float [B, 3, H, W] RGB, 0..255, to the maps that the head reads."""
         height, width = images.shape[2], images.shape[3]

@@ -389,8 +389,7 @@ def _load_backbone(backbone: Backbone, weights: str) -> None:
         backbone, _NoHead(), classes=Classes(names=("thing",), source_ids=(0,)), resize=Stretch((32, 32)),
         mean=IMAGENET_MEAN, std=IMAGENET_STD)
     report = load_weights(predictor, weights)
-    scale, shift = predictor.scale.flatten(), predictor.shift.flatten()
-    mean, std = ([round(float(value), 3) for value in values] for values in (-shift / scale, 1 / scale))
+    mean, std = ([round(255 * value, 3) for value in values] for values in predictor.normalisation)
     print_log(f"{report.title}: {report.num_loaded} tensors loaded; these weights expect a data_preprocessor with "
               f"mean={mean}, std={std}, bgr_to_rgb=True", logger="current")
 

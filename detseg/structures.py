@@ -8,8 +8,9 @@ known.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, Self, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,6 +61,17 @@ class Classes:
 
     def __len__(self) -> int:
         return len(self.names)
+
+    def as_plain(self) -> dict[str, Any]:
+        """Lists by name, for files."""
+        return {"names": list(self.names), "source_ids": list(self.source_ids),
+                "colours": [list(colour) for colour in self.colours]}
+
+    @classmethod
+    def from_plain(cls, values: Mapping[str, Any]) -> Self:
+        """The way back. KeyError where a list is missing, ValueError where they make no classes."""
+        return cls(names=tuple(values["names"]), source_ids=tuple(values["source_ids"]),
+                   colours=tuple((red, green, blue) for red, green, blue in values["colours"]))
 
     @property
     def used(self) -> dict[int, str]:

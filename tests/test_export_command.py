@@ -17,6 +17,7 @@ import detseg
 from detseg.export.formats import formats
 
 from . import tiny_segmenter
+from .commands import run
 
 CHANGED = """    predictor = tiny_segmenter.model(classes)
     predictor.set_normalisation((0.1, 0.1, 0.1), (0.25, 0.25, 0.25))
@@ -47,15 +48,6 @@ def place(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
     shutil.copytree(trained, copied)
     monkeypatch.chdir(copied)
     return copied
-
-
-def run(name: str, *arguments: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
-    """A command's exit code, output and errors."""
-    capsys.readouterr()
-    code = importlib.import_module(f"tools.{name}").main(list(arguments))
-    captured = capsys.readouterr()
-    assert "Traceback" not in captured.err
-    return code, captured.out, captured.err
 
 
 def test_a_file_is_written_and_described(capsys: pytest.CaptureFixture[str]) -> None:

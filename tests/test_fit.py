@@ -568,7 +568,7 @@ def test_sigterm_saves_like_ctrl_c() -> None:
         said, _ = process.communicate(timeout=60)
     assert process.returncode == 130
     step = load(Path("run/last.pt")).step
-    assert f"stopped after step {step} of 600, which is saved" in " ".join(said.split())
+    assert f"stopped after step {step} of 300, which is saved" in " ".join(said.split())
     assert step >= 3
     assert [line["step"] for line in map(json.loads, log.read_text().splitlines())][-1] in (step, step - 1)
     resumed, undisturbed = run(*overrides, resume=True), run(*overrides, out="undisturbed")

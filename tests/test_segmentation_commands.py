@@ -31,6 +31,7 @@ from detseg.predict import predict_image
 from detseg.structures import ImageLabels
 from detseg.train import fit
 from tests import tiny_segmenter
+from tests.commands import run
 from tests.conftest import ROOT
 
 
@@ -55,14 +56,6 @@ def place(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
         (tmp_path / path.name).symlink_to(path)
     monkeypatch.chdir(tmp_path)
     return tmp_path
-
-
-def run(name: str, *arguments: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
-    """A tool's exit code, output and errors."""
-    code = int(importlib.import_module(f"tools.{name}").main([*arguments]))
-    captured = capsys.readouterr()
-    assert "Traceback" not in captured.err
-    return code, captured.out, captured.err
 
 
 def test_training_leaves_a_whole_run(place: Path) -> None:

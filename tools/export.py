@@ -94,6 +94,7 @@ def _export(options: argparse.Namespace) -> None:
         contract=options.contract, precision="fp16" if options.fp16 else "fp32", pixels=options.input or usual.pixels,
         layout=options.layout or usual.layout, size=tuple(options.size) if options.size else None,
         dynamic_batch=options.dynamic_batch, candidates=options.candidates)
+    # Export asks the same; but reading a data set's index for the images takes its time.
     check_options(kind, wanted, model.source)
     kind.check_installed(kind.converter, to="write")
     path = options.out or Path("exports") / f"{model.name}{kind.suffix}"

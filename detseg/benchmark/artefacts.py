@@ -6,7 +6,6 @@ weights, which has as many scores above the threshold as `detseg.benchmark.predi
 
 from __future__ import annotations
 
-import copy
 import gc
 import importlib
 import subprocess
@@ -23,10 +22,10 @@ from rich.table import Table
 
 from detseg import config as configs
 from detseg.benchmark import synthetic
-from detseg.benchmark.predictor import SURE, Setup, built, reference_for
+from detseg.benchmark.predictor import SURE, Setup, built, num_threads, reference_for
 from detseg.cost import Timing, threads, time_alternating
 from detseg.export.artefact import Artefact, open_artefact
-from detseg.export.convert import Source, bytes_of, export
+from detseg.export.convert import Source, export
 from detseg.export.formats import format_named, format_of, formats
 from detseg.export.quiet import quiet
 from detseg.model import Predictor
@@ -79,11 +78,10 @@ class ArtefactFigures(NamedTuple):
 
     def notes(self) -> str:
         """What the numbers of the table mean."""
-        number = "1 thread" if self.threads == 1 else f"{self.threads} threads"
-        return (f"{number}, medians, in turns; whole: from a decoded image to the prediction in its pixels, and its "
-                "90th percentile; ratio: of paired times, to the first row; alone: from the resized image to what "
-                "the file gives; peak: what opening and predicting add to a process; a number behind a name: "
-                "candidates that enter suppression")
+        return (f"{num_threads(self.threads)}, medians, in turns; whole: from a decoded image to the prediction in its "
+                "pixels, and its 90th percentile; ratio: of paired times, to the first row; alone: from the resized "
+                "image to what the file gives; peak: what opening and predicting add to a process; a number behind a "
+                "name: candidates that enter suppression")
 
 
 def measure_artefacts(
@@ -131,8 +129,9 @@ def measure_artefacts(
         for name in whole:
             file = opened.get(name)
             say(f"measuring the memory of {name}")
-            rows.append(Row(name, whole_times[name], alone_times.get(name), None if file is None else _megabytes(file),
-                            None if file is None else _peak(file.path, setup.latency_threads)))
+            of_file = (None, None) if file is None else (
+                file.format.megabytes(file.path), _peak(file.path, setup.latency_threads))
+            rows.append(Row(name, whole_times[name], alone_times.get(name), *of_file))
     return ArtefactFigures(path.stem, setup.latency_threads, tuple(rows))
 
 
@@ -150,12 +149,8 @@ def _opened(
             name = kind.title if number is None else f"{kind.title} {number}"
             path = folder / f"{one}-{number}{kind.suffix}"
             say(f"converting to {name} (usually {kind.minutes})")
-            export(Source(copy.deepcopy(model), task, "synthetic weights"), path, kind, options, images=[image])
+            export(Source(model, task, "synthetic weights"), path, kind, options, images=[image])
             yield name, open_artefact(path, threads=setup.latency_threads)
-
-
-def _megabytes(artefact: Artefact) -> float:
-    return sum(bytes_of(one) for one in artefact.format.files(artefact.path)) / 1e6
 
 
 def _peak(path: Path, number: int) -> float | None:

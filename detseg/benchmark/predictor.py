@@ -196,14 +196,14 @@ class Figures(NamedTuple):
     def notes(self) -> str:
         """What the numbers of the table mean."""
         setup, (height, width), train_step_ms = self.setup, self.size, self.times.train_step_ms
-        prediction = (f"prediction: {_num_threads(setup.latency_threads)}, a decoded image of {setup.image_size[1]} x "
+        prediction = (f"prediction: {num_threads(setup.latency_threads)}, a decoded image of {setup.image_size[1]} x "
                       f"{setup.image_size[0]}")
         prediction += f", not resized: --size {height} {width}" if setup.size else f", input {width} x {height}"
         if self.score_shares:
             sure, unsure = self.score_shares
             prediction += (f"; {sure:.1%} of all scores are above {self.score_threshold}, {unsure:.1%} where unsure")
         lines = [prediction,
-                 f"training: {_num_threads(setup.train_threads)}, batch {self.batch_size} at {width} x {height}; as "
+                 f"training: {num_threads(setup.train_threads)}, batch {self.batch_size} at {width} x {height}; as "
                  f"trained: in a process that keeps freed memory, {1000 * self.batch_size / train_step_ms:.1f} "
                  "images/s; in one process: freed memory goes back to the system"]
         if self.against is not None:
@@ -282,7 +282,8 @@ def measure(
                    task.score_threshold, tuple(shares), against)
 
 
-def _num_threads(number: int) -> str:
+def num_threads(number: int) -> str:
+    """For people."""
     return "1 thread" if number == 1 else f"{number} threads"
 
 

@@ -37,6 +37,12 @@ ReadT = TypeVar("ReadT")
 BatchT = TypeVar("BatchT")
 
 
+def spread(num_items: int, number: int) -> list[int]:
+    """Up to `number` items, evenly over all."""
+    items: list[int] = np.linspace(0, num_items - 1, min(number, num_items)).round().astype(int).tolist()
+    return items
+
+
 def steps_per_epoch(num_items: int, *, batch_size: int, world_size: int = 1) -> int:
     """Whole steps in one pass over the items; what is left over waits for another epoch's order.
 

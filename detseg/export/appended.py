@@ -8,7 +8,7 @@ from __future__ import annotations
 import zipfile
 from pathlib import Path
 
-from detseg.export.manifest import DamagedFileError
+from detseg.export.manifest import edited, no_manifest
 
 NAME = "detseg.json"
 
@@ -19,26 +19,18 @@ def embed(path: Path, text: str) -> None:
         archive.writestr(NAME, text)
 
 
-def manifest(path: Path) -> str:
-    """The appended manifest. DamagedFileError where there is none."""
-    with _archive(path) as archive:
-        try:
-            return archive.read(NAME).decode("utf-8")
-        except (zipfile.BadZipFile, UnicodeDecodeError):
-            raise DamagedFileError(f"{path}: its manifest was edited since it was written; export it again") from None
-        except KeyError:
-            raise _missing(path) from None
-
-
-def _archive(path: Path) -> zipfile.ZipFile:
+def manifest(path: Path, *, ending: str = NAME) -> str:
+    """The manifest in a file that is an archive or ends in one, where its name has this ending. DamagedFileError where
+    there is none, or it was edited."""
     try:
-        return zipfile.ZipFile(path)
-    except zipfile.BadZipFile:
-        raise _missing(path) from None
-
-
-def _missing(path: Path) -> DamagedFileError:
-    return DamagedFileError(f"{path} has no manifest at its end: it was cut short, or detseg did not write it")
+        with zipfile.ZipFile(path) as archive:
+            name = next(name for name in archive.namelist() if name.endswith(ending))
+            try:
+                return archive.read(name).decode("utf-8", "replace")
+            except zipfile.BadZipFile:  # its checksum
+                raise edited(path) from None
+    except (zipfile.BadZipFile, StopIteration):
+        raise no_manifest(path) from None
 
 
 def content(path: Path) -> bytes:

@@ -70,15 +70,17 @@ class Artefact:
 
     def finished(self, images: Tensor, task: Task[Any, Any, Any, Any], *, static: bool = False) -> Any:
         """float [B, 3, H, W] in 0..255 to final predictions of the task."""
-        outputs = self.outputs(images)
+        return self.finish(self.outputs(images), task, static=static)
+
+    def finish(self, outputs: Mapping[str, Tensor], task: Task[Any, Any, Any, Any], *, static: bool = False) -> Any:
+        """What the file gave to final predictions of the task."""
         if self.manifest.contract == "final":
             return self._names.finished(outputs)
-        return task.postprocess(self._names.dense(self.decoded(outputs)), static=static)
+        decoded = self._decoded(outputs) if self.manifest.contract == "raw" else outputs
+        return task.postprocess(self._names.dense(decoded), static=static)
 
-    def decoded(self, outputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """The contract "decoded" of what a file gives that ends with less."""
-        if self.manifest.contract != "raw":
-            return outputs
+    def _decoded(self, outputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Of a file that ends with "raw", what one gives that ends with "decoded"."""
         batch = len(next(iter(outputs.values())))
         with torch.inference_mode():
             found = [self._decoding({name: tensor[row : row + 1] for name, tensor in outputs.items()})

@@ -1,4 +1,4 @@
-"""A manifest as a JSON file beside a file whose format has no place for it."""
+"""What lies beside a file: its weights, or a manifest as JSON where a format has no place for it."""
 
 from __future__ import annotations
 
@@ -19,8 +19,13 @@ def embed(path: Path, text: str) -> None:
 
 def manifest(path: Path) -> str:
     """Reads it. DamagedFileError where it is not there."""
+    return read(path, place(path), what="manifest").decode("utf-8", "replace")
+
+
+def read(path: Path, other: Path, *, what: str) -> bytes:
+    """What lies beside `path`, and is called `what` for people. DamagedFileError where it is not there."""
     try:
-        return place(path).read_text("utf-8")
-    except (FileNotFoundError, UnicodeDecodeError):
+        return other.read_bytes()
+    except FileNotFoundError:
         raise DamagedFileError(
-            f"{path} needs its manifest {place(path).name} beside it: copy both, or export it again") from None
+            f"{path} needs its {what} {other.name} beside it: copy both, or export it again") from None

@@ -34,8 +34,6 @@ PixelLayout: TypeAlias = Literal["nhwc", "nchw"]
 Precision: TypeAlias = Literal["fp32", "fp16"]
 
 CONTRACTS: tuple[Contract, ...] = get_args(Contract)
-IMAGES = "images"
-"""The name of the only input."""
 
 
 class Input(NamedTuple):
@@ -163,7 +161,6 @@ def outputs_of(task: Task[Any, Any, Any, Any]) -> Outputs:
 
 def task_values(task: Task[Any, Any, Any, Any]) -> dict[str, Any]:
     """A task as plain values, for `task_from`."""
-    assert hasattr(task, "__dataclass_fields__")
     return {"kind": outputs_of(task).kind} | asdict(cast(Any, task))
 
 
@@ -197,10 +194,9 @@ class ExportedNetwork(nn.Module):
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """`Input.pack`ed images to the contract's outputs."""
         pixels = self.given.unpack(images)
-        raw = self.predictor(pixels)
         if self.contract == "raw":
-            return named_raw(raw)
-        dense = self.predictor.head.decode(raw, (pixels.shape[2], pixels.shape[3]), static=True)
+            return named_raw(self.predictor(pixels))
+        dense = self.predictor.decode(pixels, static=True)
         if self.contract == "decoded":
             return self.outputs.of_dense(dense)
         return self.outputs.of_finished(self.task.postprocess(dense, static=True))
@@ -266,9 +262,13 @@ class OutputSpec:
 
 
 def output_specs(network: ExportedNetwork) -> tuple[OutputSpec, ...]:
-    """What a file will give, found out by running it once."""
-    with torch.inference_mode():
-        given = network(network.given.example())
+    """What a file will give, found out by running the network once. ValueError where it cannot take such images."""
+    try:
+        with torch.inference_mode():
+            given = network(network.given.example())
+    except Exception as error:  # whatever a backbone says to maps that are too small
+        height, width = network.given.size
+        raise ValueError(f"the network cannot take images of {height} x {width}: {error}") from error
     free = network.given.dynamic_batch
     return tuple(
         OutputSpec(name, (-1 if free else tensor.shape[0], *tensor.shape[1:]), str(tensor.dtype).removeprefix("torch."))

@@ -9,8 +9,6 @@ import hashlib
 import importlib.metadata
 import io
 import json
-import os
-import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,16 +18,9 @@ from typing import Any, NamedTuple, NoReturn
 
 import torch
 
-from detseg.atomic import write_text
+from detseg.atomic import atomic_folder, write_text
 from detseg.export.artefact import Artefact, open_artefact, opened
-from detseg.export.contract import (
-    Contract,
-    DecodedRaw,
-    ExportedNetwork,
-    Input,
-    output_specs,
-    task_values,
-)
+from detseg.export.contract import Contract, DecodedRaw, ExportedNetwork, Input, output_specs, task_values
 from detseg.export.format import Format, Job, Options
 from detseg.export.formats import formats
 from detseg.export.manifest import Manifest, fixed_resize
@@ -68,11 +59,14 @@ class Exported(NamedTuple):
     manifest: Manifest
     parity: Parity | None
     """None where it was not compared."""
-    report: Path
-    """The numbers of the comparison."""
     seconds: dict[str, float]
     """What took how long."""
     megabytes: float
+
+    @property
+    def report(self) -> Path:
+        """The numbers of the comparison."""
+        return parity_path(self.path)
 
 
 def check_options(kind: Format, options: Options, source: Source) -> None:
@@ -115,7 +109,7 @@ def check_options(kind: Format, options: Options, source: Source) -> None:
 
 def export(
     source: Source, path: Path, kind: Format, options: Options, *, images: Sequence[Pixels], unchecked: bool = False,
-    report: Path | None = None, say: Callable[[str], None] = lambda _: None,
+    say: Callable[[str], None] = lambda _: None,
 ) -> Exported:
     """Writes a network into a file, runs the file in its runtime and compares.
 
@@ -126,7 +120,6 @@ def export(
         options: how it is to be.
         images: decoded ones to compare on.
         unchecked: leave the file also where it differs, or where it cannot be compared.
-        report: where the comparison is written to; None: beside the file.
         say: hears what is going on.
 
     ValueError for what a format cannot hold, for missing packages and for a size that the network cannot take;
@@ -141,31 +134,34 @@ def export(
                              "that was not compared with --unchecked")
     if not path.name.endswith(kind.suffix):
         raise ValueError(f"{kind.title} files end in {kind.suffix}, got {path.name}")
-    task, seconds, report = _task(source.task, options), dict[str, float](), report or parity_path(path)
-    with _workshop(path) as folder, quiet():
+    task, seconds, parity = _task(source.task, options), dict[str, float](), None
+    rule, resize = fixed_resize(source.predictor.resize, options.size)
+    with atomic_folder(path) as folder, quiet():
         unfinished = folder / path.name
         with _timed(seconds, "convert", say, f"converting to {kind.title} ({kind.minutes} usually)"):
-            network = _network(source.predictor, task, options)
+            given = Input(resize.size, options.pixels, options.layout, options.dynamic_batch)
+            network = ExportedNetwork(source.predictor, task, contract=options.contract, given=given).eval()
             specs = output_specs(network)
-            names = [output.name for output in specs]
-            kind.write(Job(network, precision=options.precision, names=names), unfinished)
-            manifest = _manifest(source, task, kind, options, network, specs)
-            manifest = dataclasses.replace(manifest, content=kind.digest(unfinished))
+            kind.write(Job(network, options.precision, tuple(output.name for output in specs)), unfinished)
+            mean, std = (tuple(round(value, 9) for value in values) for values in source.predictor.normalisation)
+            manifest = Manifest(
+                detseg=importlib.metadata.version("detseg"), format=kind.name, contract=options.contract,
+                precision=options.precision, task=task_values(task), classes=source.predictor.classes, input=given,
+                resize=rule, fill=resize.fill, mean=mean, std=std, outputs=specs,
+                fingerprint=fingerprint(source.predictor, source.task),
+                checkpoint={"name": source.name, "sha256": weights_digest(source.predictor), "step": source.step},
+                licence=source.licence, created=date.today().isoformat(), tools=kind.versions(),
+                decoding=_decoding(network) if options.contract == "raw" else None, content=kind.digest(unfinished))
             kind.embed(unfinished, manifest.to_json())
-        parity = None
-        if not unchecked or not kind.missing(kind.runtime):
+        if images and not kind.missing(kind.runtime):
             with _timed(seconds, "compare", say, f"comparing on {len(images)} images"):
                 artefact = Artefact(unfinished, manifest, kind, opened(kind, unfinished, manifest))
-                parity = compare(artefact, _reference(source.predictor), task, images) if images else None
-        if parity is not None:
-            write_text(report, json.dumps(parity.as_json(), indent=1) + "\n")
-        if parity is not None and not parity.passed and not unchecked:
-            raise ParityError("\n  ".join([f"{path.name} was not written: it does not give what the network gives",
-                                           *parity.problems(), *parity.causes]), parity)
-        for file in kind.files(unfinished):
-            _move(file, path.parent / file.name)
-    size = sum(bytes_of(file) for file in kind.files(path)) / 1e6
-    return Exported(path, manifest, parity, report, seconds, size)
+                parity = compare(artefact, _reference(source.predictor), task, images)
+            write_text(parity_path(path), json.dumps(parity.as_json(), indent=1) + "\n")
+            if not parity.passed and not unchecked:
+                raise ParityError("\n  ".join([f"{path.name} was not written: it does not give what the network gives",
+                                               *parity.problems(), *parity.causes]), parity)
+    return Exported(path, manifest, parity, seconds, kind.megabytes(path))
 
 
 def check(path: Path, source: Source, images: Sequence[Pixels]) -> Parity:
@@ -200,10 +196,10 @@ def weights_digest(predictor: Predictor) -> str:
 
 
 def _other_network(manifest: Manifest, source: Source) -> Iterator[str]:
-    difference = source.predictor.classes.difference(manifest.classes)
-    if difference or manifest.classes.names != source.predictor.classes.names:
-        yield f"it knows other classes, or has them in another order:\n{difference}" if difference else \
-            "it has the classes in another order"
+    if difference := source.predictor.classes.difference(manifest.classes):
+        yield f"it knows other classes:\n{difference}"
+    elif manifest.classes.names != source.predictor.classes.names:
+        yield "it has the classes in another order"
     changed = differences(manifest.fingerprint, fingerprint(source.predictor, source.task))
     if changed:
         yield "it was made with another config:"
@@ -217,39 +213,6 @@ def _task(task: Task[Any, Any, Any, Any], options: Options) -> Task[Any, Any, An
         return task
     return dataclasses.replace(
         task, candidates=options.candidates, max_detections=min(task.max_detections, options.candidates))
-
-
-def _network(predictor: Predictor, task: Task[Any, Any, Any, Any], options: Options) -> ExportedNetwork:
-    """ValueError where the network cannot take images of the size."""
-    _, resize = fixed_resize(predictor.resize, options.size)
-    given = Input(resize.size, options.pixels, options.layout, options.dynamic_batch)
-    network = ExportedNetwork(predictor, task, contract=options.contract, given=given).eval()
-    try:
-        with torch.inference_mode():
-            network(given.example())
-    except Exception as error:  # whatever a backbone says to maps that are too small
-        height, width = given.size
-        raise ValueError(f"the network cannot take images of {height} x {width}: {error}") from error
-    return network
-
-
-def _manifest(
-    source: Source, task: Task[Any, Any, Any, Any], kind: Format, options: Options, network: ExportedNetwork,
-    specs: tuple[Any, ...],
-) -> Manifest:
-    predictor = source.predictor
-    rule, resize = fixed_resize(predictor.resize, options.size)
-    std = 1 / (255 * predictor.scale.double().flatten().cpu())
-    mean = -predictor.shift.double().flatten().cpu() * std
-    return Manifest(
-        detseg=importlib.metadata.version("detseg"), format=kind.name, contract=options.contract,
-        precision=options.precision, task=task_values(task), classes=predictor.classes, input=network.given,
-        resize=rule, fill=resize.fill, mean=tuple(round(value, 9) for value in mean.tolist()),
-        std=tuple(round(value, 9) for value in std.tolist()), outputs=specs,
-        fingerprint=fingerprint(predictor, source.task),
-        checkpoint={"name": source.name, "sha256": weights_digest(predictor), "step": source.step},
-        licence=source.licence, created=date.today().isoformat(), tools=kind.versions(),
-        decoding=_decoding(network) if options.contract == "raw" else None)
 
 
 def _decoding(network: ExportedNetwork) -> str:
@@ -272,32 +235,8 @@ def _reference(predictor: Predictor) -> Predictor:
 
 
 @contextmanager
-def _workshop(path: Path) -> Iterator[Path]:
-    """A folder beside the file to write to, made at once: what cannot be written to is told before the work."""
-    folder = path.parent / f".{path.name}.{os.getpid()}.unfinished"
-    try:
-        folder.mkdir(parents=True)
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-@contextmanager
 def _timed(seconds: dict[str, float], name: str, say: Callable[[str], None], what: str) -> Iterator[None]:
     say(what)
     started = time.perf_counter()
     yield
     seconds[name] = time.perf_counter() - started
-
-
-def _move(file: Path, to: Path) -> None:
-    if to.is_dir():
-        shutil.rmtree(to)
-    file.replace(to)
-
-
-def bytes_of(file: Path) -> int:
-    """Of a file, or of all in a folder."""
-    return sum(one.stat().st_size for one in file.rglob("*") if one.is_file()) if file.is_dir() else file.stat().st_size
-
-

@@ -1,8 +1,8 @@
-"""A Core ML program evaluated operation by operation in torch, where there is no Core ML: what is converted can be
-compared anywhere. It proves the conversion, not Apple's kernels. Half precision is that of weights and casts; what is
-between is computed in single precision.
+"""A Core ML program evaluated operation by operation in torch: what is converted can be compared without Core ML.
 
-The operations are those of coremltools' model intermediate language, by its documentation; others are refused by name.
+It proves the conversion, not Apple's kernels. Half precision is that of weights and casts; what is between is computed
+in single precision. The operations are those of coremltools' model intermediate language, by its documentation; others
+are refused by name.
 """
 
 from __future__ import annotations
@@ -24,16 +24,27 @@ _DTYPES = {"fp32": torch.float32, "int32": torch.int32, "int16": torch.int16,
            "int8": torch.int8, "uint8": torch.uint8, "uint16": torch.int32, "bool": torch.bool}
 
 
+SPEC = Path("Data") / "com.apple.CoreML" / "model.mlmodel"
+"""Where a package has its program."""
+
+
+def read_spec(package: Path) -> Any:
+    """The Model of a package; errors are protobuf's own."""
+    with quiet():
+        from coremltools.proto import Model_pb2
+    spec = Model_pb2.Model()
+    spec.ParseFromString((package / SPEC).read_bytes())
+    return spec
+
+
 def evaluator(package: Path) -> Callable[[Mapping[str, Tensor]], dict[str, Tensor]]:
     """The saved program of a package as a function of its inputs by name. ValueError for unknown operations."""
     with quiet():
         from coremltools.converters.mil.frontend.milproto.load import load
-        from coremltools.proto import Model_pb2
 
-        spec = Model_pb2.Model()
-        spec.ParseFromString((package / "Data" / "com.apple.CoreML" / "model.mlmodel").read_bytes())
+        spec = read_spec(package)
         program = load(spec, specification_version=spec.specificationVersion,
-                       file_weights_dir=str(package / "Data" / "com.apple.CoreML" / "weights"))
+                       file_weights_dir=str((package / SPEC).with_name("weights")))
     main = program.functions["main"]
     operations = [operation for operation in main.operations if operation.op_type != "const"]
     if unknown := {one.op_type for one in operations} - _OPERATIONS.keys():

@@ -8,12 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch.export import ExportedProgram
 
 from detseg.export.contract import CONTRACTS, Contract, ExportedNetwork, PixelLayout, PixelType, Precision
 from detseg.structures import Size
@@ -23,30 +21,13 @@ Run: TypeAlias = Callable[[NDArray[np.generic]], Arrays]
 """`Input.pack`ed images to the outputs by name."""
 
 
-class Job:
+class Job(NamedTuple):
     """A network on its way into a file."""
 
-    def __init__(self, network: ExportedNetwork, *, precision: Precision, names: Sequence[str]) -> None:
-        self.network, self.precision, self.names = network, precision, tuple(names)
-        self._program: ExportedProgram | None = None
-
-    def in_precision(self, precision: Precision) -> Job:
-        """The same network in another precision, recorded but once."""
-        other = Job(self.network, precision=precision, names=self.names)
-        other._program = self._program
-        return other
-
-    @property
-    def program(self) -> ExportedProgram:
-        """The network recorded by torch.export, at its first use."""
-        if self._program is None:
-            self._program = self.network.program()
-        return self._program
-
-    @property
-    def example(self) -> torch.Tensor:
-        """Images to convert with."""
-        return self.network.given.example()
+    network: ExportedNetwork
+    precision: Precision
+    names: tuple[str, ...]
+    """Of its outputs, in order."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,6 +123,15 @@ class Format:
     def digest(self, path: Path) -> str:
         """SHA-256 of the file without its manifest."""
         return hashlib.sha256(self.content(path)).hexdigest()
+
+    def megabytes(self, path: Path) -> float:
+        """Of the file and what lies beside it."""
+        return sum(_bytes(file) for file in self.files(path)) / 1e6
+
+
+def _bytes(file: Path) -> int:
+    """Of a file, or of all in a folder."""
+    return sum(one.stat().st_size for one in file.rglob("*") if one.is_file()) if file.is_dir() else file.stat().st_size
 
 
 def _is_installed(module: str) -> bool:

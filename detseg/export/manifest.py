@@ -7,7 +7,8 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Self, cast, get_args
+from pathlib import Path
+from typing import Any, Literal, Self, get_args
 
 from detseg.export.contract import Contract, Input, OutputSpec, PixelLayout, PixelType, Precision, task_from
 from detseg.interfaces import Task
@@ -92,11 +93,21 @@ class Manifest:
         if version != VERSION:
             raise ValueError(f"{what} has a manifest of version {version}, this detseg reads {VERSION}")
         if digest != _digest(values | {"version": version}):
-            raise DamagedFileError(f"{what}: its manifest was edited since it was written; export it again")
+            raise edited(what)
         return cls(**values | {
-            "classes": _classes(values["classes"]), "input": _input(values["input"]), "fill": tuple(values["fill"]),
-            "mean": tuple(values["mean"]), "std": tuple(values["std"]),
+            "classes": Classes.from_plain(values["classes"]), "input": _input(values["input"]),
+            "fill": tuple(values["fill"]), "mean": tuple(values["mean"]), "std": tuple(values["std"]),
             "outputs": tuple(OutputSpec(one["name"], tuple(one["shape"]), one["dtype"]) for one in values["outputs"])})
+
+
+def no_manifest(path: Path) -> DamagedFileError:
+    """What is wrong with a file that should have one."""
+    return DamagedFileError(f"{path} has no manifest: it was cut short, or detseg did not write it")
+
+
+def edited(what: object) -> DamagedFileError:
+    """What is wrong with a file whose manifest is not the one that was written."""
+    return DamagedFileError(f"{what}: its manifest was edited since it was written; export it again")
 
 
 def fixed_resize(resize: Resize, size: Size | None) -> tuple[Literal["stretch", "letterbox"], Resize]:
@@ -118,11 +129,6 @@ def fixed_resize(resize: Resize, size: Size | None) -> tuple[Literal["stretch", 
 
 def _digest(values: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
-
-
-def _classes(values: Mapping[str, Any]) -> Classes:
-    return Classes(tuple(values["names"]), tuple(values["source_ids"]),
-                   tuple(cast(tuple[int, int, int], tuple(colour)) for colour in values["colours"]))
 
 
 def _input(values: Mapping[str, Any]) -> Input:

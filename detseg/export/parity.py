@@ -17,10 +17,9 @@ from torch import Tensor
 from torchvision.ops import box_iou
 
 from detseg.export.artefact import Artefact
-from detseg.export.contract import Input, Precision, named_raw, outputs_of
+from detseg.export.contract import Precision, named_raw, outputs_of
 from detseg.interfaces import Task
 from detseg.model import Predictor
-from detseg.resize import Resize
 from detseg.structures import IMAGENET_MEAN, IMAGENET_STD, Detections, LabelMaps, Pixels
 
 
@@ -147,15 +146,13 @@ class _Compared(NamedTuple):
     """One image on both sides."""
 
     image: Tensor
-    outputs: dict[str, Tensor]
     found: Any
     """The file's final prediction."""
     wanted: Any
 
 
 def compare(
-    artefact: Artefact, predictor: Predictor, task: Task[Any, Any, Any, Any], images: Sequence[Pixels], *,
-    advance: Callable[[], None] = lambda: None,
+    artefact: Artefact, predictor: Predictor, task: Task[Any, Any, Any, Any], images: Sequence[Pixels]
 ) -> Parity:
     """A file and the network it should be, on decoded images.
 
@@ -164,37 +161,28 @@ def compare(
         predictor: the network, on the CPU; it is not changed.
         task: with the numbers that the file was made with.
         images: uint8 [H, W, 3] RGB each.
-        advance: hears of every image.
 
     ValueError without images. What makes the difference is looked for among the usual mistakes.
     """
     if not images:
         raise ValueError("there are no images to compare on; name some with --images")
     tolerance = TOLERANCES[artefact.manifest.precision]
-    given, contract = artefact.manifest.input, artefact.manifest.contract
     parity, seen = Parity(len(images), tolerance), list[_Compared]()
-    for pixels in resized(images, artefact.resize, given):
+    for image in images:
+        pixels = torch.from_numpy(artefact.resize.apply(image)).permute(2, 0, 1)[None]
         outputs = artefact.outputs(pixels)
-        found = artefact.finished(pixels, task, static=True)
-        dense_outputs, wanted = reference(predictor, task, pixels, contract=contract)
+        found = artefact.finish(outputs, task, static=True)
+        dense_outputs, wanted = reference(predictor, task, pixels, contract=artefact.manifest.contract)
         for name, tensor in dense_outputs.items():
             if outputs[name].shape != tensor.shape:
                 parity.causes.append(f"{name} has the shape {list(outputs[name].shape)}, not {list(tensor.shape)}")
                 return parity
             parity.outputs.setdefault(name, Difference()).add(outputs[name], tensor)
         agree(wanted, found, task, parity.predictions, tolerance)
-        seen.append(_Compared(pixels, outputs, found, wanted))
-        advance()
+        seen.append(_Compared(pixels, found, wanted))
     if not parity.passed:
         parity.causes += list(_causes(seen[:4], predictor, task, tolerance))
     return parity
-
-
-def resized(images: Sequence[Pixels], resize: Resize, given: Input) -> Iterator[Tensor]:
-    """float32 [1, 3, H, W] of each image as a file gets it."""
-    for image in images:
-        pixels = torch.from_numpy(resize.apply(image)).permute(2, 0, 1)[None]
-        yield pixels.round() if given.pixels == "uint8" else pixels
 
 
 @torch.inference_mode()
@@ -298,7 +286,7 @@ def _normalised(predictor: Predictor, mean: Sequence[float], std: Sequence[float
 
 def _shuffled(seen: Sequence[_Compared], task: Task[Any, Any, Any, Any], tolerance: Tolerance) -> str | None:
     """Whether all is the same but for the classes' order."""
-    pairs: dict[int, set[int]] = {}
+    pairs: dict[int, int] = {}
     wanted_labels, found_labels = list[Tensor](), list[Tensor]()
     for one in seen:
         if isinstance(one.wanted, LabelMaps):
@@ -319,9 +307,9 @@ def _shuffled(seen: Sequence[_Compared], task: Task[Any, Any, Any, Any], toleran
         best = int(counts.argmax())
         if counts[best] < tolerance.matched * counts.sum():
             return None
-        pairs[label] = {best}
-    moved = {label: min(others) for label, others in pairs.items() if min(others) != label}
-    if not moved or len(set(map(min, pairs.values()))) < len(pairs):
+        pairs[label] = best
+    moved = {label: other for label, other in pairs.items() if other != label}
+    if not moved or len(set(pairs.values())) < len(pairs):
         return None
     listed = ", ".join(f"{label} comes as {other}" for label, other in list(moved.items())[:5])
     return f"the classes are in another order: {listed}"

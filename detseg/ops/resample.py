@@ -6,9 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from detseg.ops.arithmetic import is_positive
 from detseg.structures import DenseLogits
-
-_STEEP = 1e30
 
 
 def enlarge(dense: DenseLogits) -> Tensor:
@@ -26,9 +25,8 @@ def label_map(dense: DenseLogits, *, static: bool = False) -> Tensor:
     labels = torch.zeros_like(best, dtype=best.dtype if static else torch.uint8)
     for label in range(1, logits.shape[1]):
         score = _enlarged(logits[:, label : label + 1], dense)
-        if static:  # runtimes for phones are fast with arithmetic and slow with comparisons
-            better = ((score - best) * _STEEP).clamp(0.0, 1.0)
-            labels = labels + better * (label - labels)
+        if static:
+            labels = labels + is_positive(score - best) * (label - labels)
         else:
             labels.masked_fill_(score > best, label)
         best = torch.maximum(best, score)

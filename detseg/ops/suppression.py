@@ -13,13 +13,12 @@ import torch
 from torch import Tensor
 from torchvision.ops import nms
 
+from detseg.ops.arithmetic import is_positive
 from detseg.ops.boxes import iou
 from detseg.structures import DenseBoxes, Detections
 
 BLOCK = 25
 """Candidates that are settled together in the static form."""
-_STEEP = 1e30
-"""Turns "greater than 0" into 0 or 1 by a product and a clamp: runtimes for phones have no fast comparisons."""
 
 
 def used_rows(valid_BR: Tensor) -> int:
@@ -114,10 +113,10 @@ def _suppress_static(
     classes_BT = labels_BT.to(scores_BT.dtype)
     same_BTT = (1.0 - (classes_BT[:, :, None] - classes_BT[:, None, :]).abs()).clamp(min=0.0)
     rivals_BTT = before_TT * same_BTT
-    entered_BT = ((scores_BT - score_threshold) * _STEEP).clamp(0.0, 1.0)
+    entered_BT = is_positive(scores_BT - score_threshold)
     if per_class < num_candidates:
         entered_BT = entered_BT * (per_class - rivals_BTT.sum(1)).clamp(0.0, 1.0)
-    overlap_BTT = rivals_BTT * ((iou(boxes_BT4, boxes_BT4) - iou_threshold) * _STEEP).clamp(0.0, 1.0)
+    overlap_BTT = rivals_BTT * is_positive(iou(boxes_BT4, boxes_BT4) - iou_threshold)
     kept_BT = _fixed_point(entered_BT, overlap_BTT)
 
     kept_scores_BT = scores_BT * kept_BT + (kept_BT - 1.0)

@@ -1,7 +1,7 @@
 """Core ML (.mlpackage), for Apple's devices: an ML Program for iOS 17 and macOS 14 on.
 
 uint8 images are Core ML's image type: a pixel buffer, of which only red, green and blue are read. Label maps come as
-int32: there is no smaller type. Where Core ML itself is not, its program is evaluated operation by operation.
+int32: there is no smaller type. Core ML itself is not run, but its program is evaluated operation by operation.
 """
 
 from __future__ import annotations
@@ -17,17 +17,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.export import ExportedProgram
 
+from detseg.export.coreml_program import SPEC, evaluator, read_spec
 from detseg.export.format import Arrays, Format, Job, Run
-from detseg.export.manifest import KEY, DamagedFileError
-from detseg.export.quiet import quiet
-
-_SPEC = Path("Data") / "com.apple.CoreML" / "model.mlmodel"
+from detseg.export.manifest import KEY, DamagedFileError, no_manifest
 
 
 def write(job: Job, path: Path) -> None:
     """Converted; with fp16, it is computed in half precision."""
-    with quiet():
-        import coremltools as ct
+    import coremltools as ct
 
     network = copy.copy(job.network)  # recorded with floats, which is what an image is inside
     network.given = network.given._replace(pixels="float")
@@ -44,9 +41,7 @@ def write(job: Job, path: Path) -> None:
 
 
 def run(path: Path, threads: int, names: Sequence[str]) -> Run:
-    """On macOS by Core ML, elsewhere by `coreml_program`."""
-    from detseg.export.coreml_program import evaluator
-
+    """The program evaluated operation by operation, on every system; see `coreml_program`."""
     evaluate = evaluator(path)
 
     def call(images: NDArray[np.generic]) -> Arrays:
@@ -60,14 +55,14 @@ def embed(path: Path, text: str) -> None:
     """As user-defined metadata."""
     spec = _spec(path)
     spec.description.metadata.userDefined[KEY] = text
-    (path / _SPEC).write_bytes(spec.SerializeToString(deterministic=True))
+    (path / SPEC).write_bytes(spec.SerializeToString(deterministic=True))
 
 
 def manifest(path: Path) -> str:
     """The metadata's entry. DamagedFileError where there is none."""
     text: str = _spec(path).description.metadata.userDefined.get(KEY, "")
     if not text:
-        raise DamagedFileError(f"{path} has no manifest: detseg did not write it")
+        raise no_manifest(path)
     return text
 
 
@@ -80,14 +75,10 @@ def content(path: Path) -> bytes:
 
 
 def _spec(path: Path) -> Any:
-    with quiet():
-        from coremltools.proto import Model_pb2
-    spec = Model_pb2.Model()
     try:
-        spec.ParseFromString((path / _SPEC).read_bytes())
+        return read_spec(path)
     except Exception as error:  # protobuf's own
         raise DamagedFileError(f"{path} is cut short, or no package of Core ML") from error
-    return spec
 
 
 def _decompositions() -> dict[Any, Callable[..., Tensor]]:

@@ -5,7 +5,6 @@ The file has one method, `forward`; its outputs stand in the manifest's order.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,7 +22,7 @@ def write(job: Job, path: Path) -> None:
     from executorch.exir import to_edge_transform_and_lower
     from executorch.exir.passes.constant_prop_pass import constant_prop_pass
 
-    program = constant_prop_pass(copy.deepcopy(job.program))
+    program = constant_prop_pass(job.network.program())
     lowered = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()])
     path.write_bytes(lowered.to_executorch().buffer)
 

@@ -16,7 +16,7 @@ def write(job: Job, path: Path) -> None:
     """Converted; with fp16, weights are kept in half precision and widened when the file is opened."""
     import litert_torch
 
-    litert_torch.convert(job.network, sample_kwargs={"images": job.example}).export(str(path))
+    litert_torch.convert(job.network, sample_kwargs={"images": job.network.given.example()}).export(str(path))
     if job.precision == "fp16":
         _halve(path)
 

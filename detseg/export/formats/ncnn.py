@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from detseg.export import beside
 from detseg.export.contract import ExportedNetwork
 from detseg.export.format import Arrays, Format, Job, Run
-from detseg.export.manifest import DamagedFileError
 from detseg.export.quiet import silent_programs
 
 
@@ -40,9 +39,10 @@ def write(job: Job, path: Path) -> None:
 
     module = _AsTuple(job.network, job.names).eval()
     with tempfile.TemporaryDirectory() as folder, silent_programs():
-        pnnx.export(module, str(Path(folder) / "model.pt"), (job.example,), fp16=job.precision == "fp16")
-        for suffix in (".param", ".bin"):
-            shutil.copy(Path(folder) / f"model.ncnn{suffix}", _weights(path) if suffix == ".bin" else path)
+        example = job.network.given.example()
+        pnnx.export(module, str(Path(folder) / "model.pt"), (example,), fp16=job.precision == "fp16")
+        shutil.copy(Path(folder) / "model.ncnn.param", path)
+        shutil.copy(Path(folder) / "model.ncnn.bin", _weights(path))
 
 
 def run(path: Path, threads: int, names: Sequence[str]) -> Run:
@@ -72,11 +72,7 @@ def run(path: Path, threads: int, names: Sequence[str]) -> Run:
 
 def content(path: Path) -> bytes:
     """Both files."""
-    try:
-        return path.read_bytes() + _weights(path).read_bytes()
-    except FileNotFoundError:
-        raise DamagedFileError(
-            f"{path} needs its weights {_weights(path).name} beside it: copy both, or export it again") from None
+    return path.read_bytes() + beside.read(path, _weights(path), what="weights")
 
 
 def files(path: Path) -> tuple[Path, ...]:

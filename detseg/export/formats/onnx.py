@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from detseg.export.format import Arrays, Format, Job, Run
-from detseg.export.manifest import KEY, DamagedFileError
+from detseg.export.manifest import KEY, DamagedFileError, no_manifest
 
 _ENTRY = b"\x0a" + bytes([len(KEY)]) + KEY.encode() + b"\x12"
 """How protobuf writes the key of a metadata entry, and what announces its value."""
@@ -25,13 +25,18 @@ _METADATA_FIELD = b"\x72"
 def write(job: Job, path: Path) -> None:
     """One file with the weights inside; with fp16, the layers' weights are kept in half precision and widened when it
     is opened."""
-    converted = torch.onnx.export(
-        job.program, dynamo=True, verbose=False, input_names=["images"], output_names=list(job.names))
-    assert converted is not None, "None is what the exporter before dynamo gives"
-    model = converted.model_proto
+    model = converted(job)
     if job.precision == "fp16":
         _halve(model)
     path.write_bytes(model.SerializeToString())
+
+
+def converted(job: Job) -> Any:
+    """The ModelProto of a network, in single precision."""
+    program = torch.onnx.export(
+        job.network.program(), dynamo=True, verbose=False, input_names=["images"], output_names=list(job.names))
+    assert program is not None, "None is what the exporter before dynamo gives"
+    return program.model_proto
 
 
 def run(path: Path, threads: int, names: Sequence[str]) -> Run:
@@ -72,14 +77,13 @@ def content(path: Path) -> bytes:
 def _split(path: Path) -> tuple[bytes, str]:
     whole = path.read_bytes()
     at = whole.rfind(_ENTRY)
-    damaged = DamagedFileError(f"{path} has no manifest at its end: it was cut short, or detseg did not write it")
     if at < 0:
-        raise damaged
+        raise no_manifest(path)
     length, start = _read_varint(whole, at + len(_ENTRY))
     value = whole[start : start + length]
     front = _METADATA_FIELD + _varint(start + length - at)
     if start + length != len(whole) or whole[at - len(front) : at] != front:
-        raise damaged
+        raise no_manifest(path)
     return whole[: at - len(front)], value.decode("utf-8", "replace")
 
 

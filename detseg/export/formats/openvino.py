@@ -11,9 +11,10 @@ from xml.etree import ElementTree
 import numpy as np
 from numpy.typing import NDArray
 
+from detseg.export import beside
 from detseg.export.format import Arrays, Format, Job, Run
 from detseg.export.formats import onnx
-from detseg.export.manifest import KEY, DamagedFileError
+from detseg.export.manifest import KEY, DamagedFileError, no_manifest
 
 
 def write(job: Job, path: Path) -> None:
@@ -22,7 +23,7 @@ def write(job: Job, path: Path) -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         between = Path(folder) / "model.onnx"
-        onnx.write(job.in_precision("fp32"), between)
+        between.write_bytes(onnx.converted(job).SerializeToString())
         model = openvino.convert_model(between)
     openvino.save_model(model, path, compress_to_fp16=job.precision == "fp16")
 
@@ -55,7 +56,7 @@ def manifest(path: Path) -> str:
     """The entry. DamagedFileError where there is none."""
     entry = _parsed(path).getroot().find(f"rt_info/{KEY}")
     if entry is None:
-        raise DamagedFileError(f"{path} has no manifest: detseg did not write it")
+        raise no_manifest(path)
     return str(entry.get("value", ""))
 
 
@@ -64,11 +65,8 @@ def content(path: Path) -> bytes:
     root = _parsed(path).getroot()
     for information in root.findall("rt_info"):
         root.remove(information)
-    weights = path.with_suffix(".bin")
-    if not weights.is_file():
-        raise DamagedFileError(f"{path} needs its weights {weights.name} beside it: copy both, or export it again")
     layers: str = ElementTree.canonicalize(ElementTree.tostring(root, "unicode"), strip_text=True)
-    return layers.encode() + weights.read_bytes()
+    return layers.encode() + beside.read(path, path.with_suffix(".bin"), what="weights")
 
 
 def files(path: Path) -> tuple[Path, ...]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,14 +10,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from detseg.export.appended import NAME
+from detseg.export import appended
 from detseg.export.format import Arrays, Format, Job, Run
 from detseg.export.manifest import DamagedFileError
+
+_ENTRY = f"/extra/{appended.NAME}"
+"""Behind the archive's root."""
 
 
 def write(job: Job, path: Path) -> None:
     """The program and its weights."""
-    torch.export.save(job.program, path)
+    torch.export.save(job.network.program(), path)
 
 
 def run(path: Path, threads: int, names: Sequence[str]) -> Run:
@@ -36,36 +38,23 @@ def run(path: Path, threads: int, names: Sequence[str]) -> Run:
 def embed(path: Path, text: str) -> None:
     """Adds it to the archive, as torch's `extra_files` does."""
     with zipfile.ZipFile(path, "a") as archive:
-        archive.writestr(f"{_root(archive)}/extra/{NAME}", text)
+        root = archive.namelist()[0].partition("/")[0]
+        archive.writestr(f"{root}{_ENTRY}", text)
 
 
 def manifest(path: Path) -> str:
     """The archive's entry."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            text = archive.read(f"{_root(archive)}/extra/{NAME}")
-    except (zipfile.BadZipFile, KeyError, IndexError) as error:
-        if "CRC" in str(error):
-            raise DamagedFileError(f"{path}: its manifest was edited since it was written; export it again") from None
-        raise DamagedFileError(f"{path} has no manifest: it was cut short, or detseg did not write it") from None
-    return text.decode("utf-8", "replace")
+    return appended.manifest(path, ending=_ENTRY)
 
 
 def content(path: Path) -> bytes:
     """Every other entry with its name."""
-    whole = io.BytesIO()
-    with zipfile.ZipFile(path) as archive:
-        for name in sorted(archive.namelist()):
-            if not name.endswith(f"/extra/{NAME}"):
-                try:
-                    whole.write(name.encode() + b"\0" + archive.read(name))
-                except zipfile.BadZipFile as error:
-                    raise DamagedFileError(f"{path} is not what was written: {error}; export it again") from None
-    return whole.getvalue()
-
-
-def _root(archive: zipfile.ZipFile) -> str:
-    return archive.namelist()[0].partition("/")[0]
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = sorted(name for name in archive.namelist() if not name.endswith(_ENTRY))
+            return b"".join(name.encode() + b"\0" + archive.read(name) for name in names)
+    except zipfile.BadZipFile as error:
+        raise DamagedFileError(f"{path} is not what was written: {error}; export it again") from None
 
 
 FORMAT = Format(
