@@ -346,7 +346,7 @@ class LayerScale(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] to the same."""
-        return x * self.gamma[:, None, None]
+        return x * self.gamma.view(1, -1, 1, 1)
 
 
 class UniversalBottleneck(nn.Module):
@@ -434,10 +434,11 @@ class MobileAttention(nn.Module):
         inner = self.norm(x)
         # One key and value serve all heads, so that the heads are but more queries.
         query = self.query(inner).reshape(num_images, self.num_heads, self.key_channels, -1).transpose(2, 3)
-        query = query.reshape(num_images, 1, -1, self.key_channels)
-        key = self.key(self.smaller_key(inner)).flatten(2).transpose(1, 2)[:, None]
-        value = self.value(self.smaller_value(inner)).flatten(2).transpose(1, 2)[:, None]
-        mixed = F.scaled_dot_product_attention(query, key, value)
+        query = query.reshape(num_images, -1, self.key_channels) * self.key_channels**-0.5
+        key = self.key(self.smaller_key(inner)).flatten(2)
+        value = self.value(self.smaller_value(inner)).flatten(2).transpose(1, 2)
+        # Two products and a softmax instead of scaled_dot_product_attention: phones' runtimes take them as they are.
+        mixed = torch.bmm(torch.bmm(query, key).softmax(2), value)
         mixed = mixed.reshape(num_images, self.num_heads, -1, self.key_channels).transpose(2, 3)
         output = self.scale(self.output(mixed.reshape(num_images, -1, height, width)))
         return Parts(None, None, x + self.drop_path(output))

@@ -278,7 +278,7 @@ def test_what_was_measured_is_told() -> None:
     ("batch norms", Mixed, "BatchNorms differ: 1 of momentum 0.1 and eps 0.001, 1 of momentum 0.1 and eps 1e-05"),
     ("quantises", Einsum, " (1 x, in Einsum)"),
     ("quantises", Softmax, "no 8-bit kernel for aten.softmax (1 x, in Softmax)"),
-    ("quantises", Attending, "no 8-bit kernel for aten.scaled_dot_product_attention (1 x, in attention)"),
+    ("quantises", Attending, "no 8-bit kernel for aten.bmm (2 x, in attention); aten.softmax (1 x, in attention)"),
 ])
 def test_a_broken_promise_is_named(check: str, build: Callable[[], Backbone], message: str) -> None:
     with pytest.raises(Broken, match=re.escape(message)):

@@ -68,8 +68,8 @@ class Input(NamedTuple):
 
     def unpack(self, packed: Tensor) -> Tensor:
         """The way back: float32 [B, 3, H, W]."""
-        images = packed.permute(0, 3, 1, 2) if self.layout == "nhwc" else packed
-        return images.to(torch.float32)
+        images = packed.to(torch.float32)  # first: XNNPACK transposes floats
+        return images.permute(0, 3, 1, 2) if self.layout == "nhwc" else images
 
 
 class Outputs(ABC):

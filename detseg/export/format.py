@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from detseg.export.contract import CONTRACTS, Contract, ExportedNetwork, PixelLayout, PixelType, Precision
+from detseg.export.contract import CONTRACTS, Contract, ExportedNetwork, Input, PixelLayout, PixelType, Precision
 from detseg.structures import Size
 
 Arrays: TypeAlias = Mapping[str, NDArray[np.generic]]
@@ -52,6 +52,40 @@ class Options:
     candidates: int | None = None
 
 
+class PhoneBenchmark(NamedTuple):
+    """A runtime's own benchmark program for Android."""
+
+    program: str
+    arguments: Callable[[str, int, int, Input], Sequence[str]]
+    """Of a file, threads, runs and what the file takes."""
+    pattern: str
+    """Finds the mean "time" of a run in what it says; or of all, if it finds the number of "runs" too."""
+    unit: float = 1.0
+    """Of the time, in milliseconds."""
+
+
+class Operators(NamedTuple):
+    """A file's operators as its runtime computes them."""
+
+    total: int
+    delegated: int | None
+    """How many of them are in the hands of a delegate, such as XNNPACK; None where the runtime has none."""
+    slowest: tuple[tuple[str, int, float | None], ...]
+    """Of those that no delegate takes, by kind: name, number, and milliseconds of one run where the runtime tells."""
+
+    @classmethod
+    def counted(cls, delegated: int | None, others: Iterable[tuple[str, float | None]]) -> Operators:
+        """Of the name and time of each operator outside a delegate."""
+        kinds: dict[str, list[float | None]] = {}
+        for name, milliseconds in others:
+            kinds.setdefault(name, []).append(milliseconds)
+        slowest = [
+            (name, len(times), None if None in times else sum(time for time in times if time is not None))
+            for name, times in kinds.items()]
+        slowest.sort(key=lambda kind: (-(kind[2] or 0.0), -kind[1]))
+        return cls((delegated or 0) + sum(number for _, number, _ in slowest), delegated, tuple(slowest))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Format:
     """A kind of file, as data. Its functions import what they need when they are called."""
@@ -79,6 +113,10 @@ class Format:
     """The manifest of a file. DamagedFileError where there is none or the file is cut short."""
     content: Callable[[Path], bytes]
     """The file without its manifest, if it has one, to be hashed."""
+    operators: Callable[[Path, NDArray[np.generic]], Operators] | None = None
+    """Runs packed images on one thread under the runtime's own profiler; None where it has none."""
+    phone: PhoneBenchmark | None = None
+    """What times files on Android."""
     files: Callable[[Path], tuple[Path, ...]] = lambda path: (path,)
     """Everything that `write` and `embed` leave for a path."""
     contracts: tuple[Contract, ...] = CONTRACTS

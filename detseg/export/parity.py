@@ -6,6 +6,7 @@ and the final predictions: matched boxes, the drift of their scores, the labels 
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -42,6 +43,10 @@ TOLERANCES: dict[Precision, Tolerance] = {
 }
 """In single precision the same numbers in another order of summation; float16 keeps three digits of each weight."""
 
+_ROUNDINGS = 4.0
+"""What single precision costs the network itself, against double, may be as many times the difference of an output:
+networks that few steps have trained may lose more digits than a fixed limit allows."""
+
 _SAME_BOX = 0.9
 """The IoU from which two boxes of a label are the same detection."""
 
@@ -55,6 +60,8 @@ class Difference:
     magnitude: float = 0.0
     """The largest number that the network gives."""
     images: int = 0
+    rounding: float = 0.0
+    """The largest difference of the network from itself in double precision, where it was asked for."""
 
     def add(self, found: Tensor, wanted: Tensor) -> None:
         """Takes in an image."""
@@ -104,6 +111,7 @@ class Parity:
             largest[_stem(name)] = max(largest.get(_stem(name), 1e-12), apart.magnitude)
         for name, apart in self.outputs.items():
             most = limits.pixels if name == "boxes" else limits.relative * largest[_stem(name)]
+            most = max(most, _ROUNDINGS * apart.rounding)
             if not apart.largest <= most:
                 found.append(f"{name}: off by up to {apart.largest:.3g}, allowed are {most:.3g}")
         agreed = self.predictions
@@ -180,9 +188,26 @@ def compare(
             parity.outputs.setdefault(name, Difference()).add(outputs[name], tensor)
         agree(wanted, found, task, parity.predictions, tolerance)
         seen.append(_Compared(pixels, found, wanted))
+    if not parity.passed and predictor.head.second_stage is None:
+        contract = artefact.manifest.contract
+        for name, rounding in _roundings(predictor, task, [one.image for one in seen], contract=contract).items():
+            parity.outputs[name].rounding = rounding
     if not parity.passed:
         parity.causes += list(_causes(seen[:4], predictor, task, tolerance))
     return parity
+
+
+def _roundings(
+    predictor: Predictor, task: Task[Any, Any, Any, Any], images: Sequence[Tensor], *, contract: str
+) -> dict[str, float]:
+    """How far each output is from what double precision gives, over all images."""
+    exact, found = copy.deepcopy(predictor).double(), dict[str, float]()
+    for image in images:
+        single, _ = reference(predictor, task, image, contract=contract)
+        double, _ = reference(exact, task, image.double(), contract=contract)
+        for name, tensor in single.items():
+            found[name] = max(found.get(name, 0.0), float((tensor - double[name]).abs().max()))
+    return found
 
 
 @torch.inference_mode()

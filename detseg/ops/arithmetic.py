@@ -8,5 +8,8 @@ _STEEP = 1e30
 
 
 def is_positive(x: Tensor) -> Tensor:
-    """1 where a float32 is greater than 0, else 0; what is below about 1e-30 lies between."""
-    return (x * _STEEP).clamp(0.0, 1.0)
+    """1 where a float32 is positive, 0 where it is 0; nothing is below. What is less than about 1e-30 lies between.
+
+    The limits are -1 and 1 because XNNPACK has a kernel for these, and not for 0 and 1 in LiteRT.
+    """
+    return (x * _STEEP).clamp(-1.0, 1.0)

@@ -25,11 +25,12 @@ def label_map(dense: DenseLogits, *, static: bool = False) -> Tensor:
     labels = torch.zeros_like(best, dtype=best.dtype if static else torch.uint8)
     for label in range(1, logits.shape[1]):
         score = _enlarged(logits[:, label : label + 1], dense)
+        better = torch.maximum(best, score)
         if static:
-            labels = labels + is_positive(score - best) * (label - labels)
+            labels = labels + is_positive(better - best) * (label - labels)
         else:
             labels.masked_fill_(score > best, label)
-        best = torch.maximum(best, score)
+        best = better
     return labels[:, 0].to(torch.uint8)
 
 

@@ -113,10 +113,10 @@ def _suppress_static(
     classes_BT = labels_BT.to(scores_BT.dtype)
     same_BTT = (1.0 - (classes_BT[:, :, None] - classes_BT[:, None, :]).abs()).clamp(min=0.0)
     rivals_BTT = before_TT * same_BTT
-    entered_BT = is_positive(scores_BT - score_threshold)
+    entered_BT = is_positive((scores_BT - score_threshold).relu())
     if per_class < num_candidates:
-        entered_BT = entered_BT * (per_class - rivals_BTT.sum(1)).clamp(0.0, 1.0)
-    overlap_BTT = rivals_BTT * is_positive(iou(boxes_BT4, boxes_BT4) - iou_threshold)
+        entered_BT = entered_BT * (per_class - rivals_BTT.sum(1)).relu().clamp(-1.0, 1.0)
+    overlap_BTT = rivals_BTT * is_positive((iou(boxes_BT4, boxes_BT4) - iou_threshold).relu())
     kept_BT = _fixed_point(entered_BT, overlap_BTT)
 
     kept_scores_BT = scores_BT * kept_BT + (kept_BT - 1.0)

@@ -33,9 +33,12 @@ def write(job: Job, path: Path) -> None:
     inputs = None
     if job.network.given.pixels == "uint8":
         inputs = [ct.ImageType(name="images", shape=job.network.given.shape, color_layout=ct.colorlayout.RGB)]
+    # The pass makes the normalisation a batch_norm whose epsilon changes every pixel by 5e-6 of its value.
+    passes = ct.PassPipeline.DEFAULT
+    passes.remove_passes({"common::fuse_elementwise_to_batchnorm"})
     model = ct.convert(
         program, inputs=inputs, outputs=[ct.TensorType(name=name) for name in job.names],
-        minimum_deployment_target=ct.target.iOS17, skip_model_load=True,
+        minimum_deployment_target=ct.target.iOS17, skip_model_load=True, pass_pipeline=passes,
         compute_precision=ct.precision.FLOAT16 if job.precision == "fp16" else ct.precision.FLOAT32)
     model.save(str(path))
 

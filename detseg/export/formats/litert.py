@@ -9,7 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detseg.export import appended
-from detseg.export.format import Arrays, Format, Job, Run
+from detseg.export.format import Arrays, Format, Job, Operators, PhoneBenchmark, Run
+
+_DELEGATE = "DELEGATE"
 
 
 def write(job: Job, path: Path) -> None:
@@ -35,6 +37,26 @@ def run(path: Path, threads: int, names: Sequence[str]) -> Run:
     return call
 
 
+def operators(path: Path, images: NDArray[np.generic]) -> Operators:
+    """Of the graph behind the delegates, from its outputs backwards; the interpreter tells no times."""
+    from ai_edge_litert.interpreter import Interpreter
+
+    interpreter = Interpreter(model_path=str(path), num_threads=1)
+    interpreter.allocate_tensors()
+    nodes = interpreter._get_ops_details()
+    # A tensor that a delegate gives is also an output of the operator that it replaced; the delegate comes behind.
+    makers = {int(tensor): node for node in nodes for tensor in node["outputs"]}
+    wanted = [int(output["index"]) for output in interpreter.get_output_details()]
+    used: dict[int, str] = {}
+    while wanted:
+        node = makers.get(wanted.pop())
+        if node is not None and node["index"] not in used:
+            used[node["index"]] = node["op_name"]
+            wanted += (int(tensor) for tensor in node["inputs"])
+    others = [(name, None) for name in used.values() if name != _DELEGATE]
+    return Operators.counted(sum(node["op_name"] != _DELEGATE for node in nodes) - len(others), others)
+
+
 def _halve(path: Path) -> None:
     from ai_edge_quantizer import qtyping, quantizer
     from ai_edge_quantizer.algorithm_manager import AlgorithmName
@@ -52,5 +74,9 @@ def _halve(path: Path) -> None:
 FORMAT = Format(
     name="litert", title="LiteRT", suffix=".tflite", extra="litert", converter=("litert_torch",),
     runtime=("ai_edge_litert",), packages=("litert-torch", "ai-edge-litert", "ai-edge-quantizer"), write=write, run=run,
-    embed=appended.embed, manifest=appended.manifest, content=appended.content, minutes="10 to 30 s",
-    reasons={"dynamic batch": "the converter's programs have one size"})
+    embed=appended.embed, manifest=appended.manifest, content=appended.content, operators=operators,
+    minutes="10 to 30 s", reasons={"dynamic batch": "the converter's programs have one size"},
+    phone=PhoneBenchmark(
+        "benchmark_model",
+        lambda file, threads, runs, _: [f"--graph={file}", f"--num_threads={threads}", f"--num_runs={runs}"],
+        r"Inference \(avg\): (?P<time>[\d.e+]+)", unit=1e-3))

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from detseg.export import beside
 from detseg.export.contract import ExportedNetwork
-from detseg.export.format import Arrays, Format, Job, Run
+from detseg.export.format import Arrays, Format, Job, PhoneBenchmark, Run
 from detseg.export.quiet import silent_programs
 
 
@@ -88,8 +88,12 @@ FORMAT = Format(
     name="ncnn", title="ncnn", suffix=".ncnn.param", extra="ncnn", converter=("pnnx",), runtime=("ncnn",),
     packages=("pnnx", "ncnn"), write=write, run=run, embed=beside.embed, manifest=beside.manifest, content=content,
     files=files, contracts=("raw", "decoded"), two_stage_contracts=(), pixels=("float",), layouts=("nchw",), reasons={
-        "final": "ncnn has no topk and no gather",
+        "final": "ncnn has no topk and no gather (Tencent/ncnn issues 5520 and 4156), and no whole numbers",
         "decoded": "pnnx records code that depends on values, as the second stage's regions do",
         "uint8": "ncnn takes floats; Mat.from_pixels makes them of bytes",
-        "nhwc": "ncnn's images are planes", "dynamic batch": "ncnn knows no batches"})
+        "nhwc": "ncnn's images are planes", "dynamic batch": "ncnn knows no batches"},
+    phone=PhoneBenchmark(
+        "benchncnn", lambda file, threads, runs, given: [
+            f"{runs}", f"{threads}", "0", "-1", "0", f"param={file}", f"shape=[{given.size[1]},{given.size[0]},3]"],
+        r"avg =\s*(?P<time>[\d.]+)"))
 

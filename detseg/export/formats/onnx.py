@@ -5,21 +5,26 @@ The manifest is an entry of the model's metadata, written as the file's last byt
 
 from __future__ import annotations
 
+import json
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from detseg.export.format import Arrays, Format, Job, Run
+from detseg.export.format import Arrays, Format, Job, Operators, PhoneBenchmark, Run
 from detseg.export.manifest import KEY, DamagedFileError, no_manifest
 
 _ENTRY = b"\x0a" + bytes([len(KEY)]) + KEY.encode() + b"\x12"
 """How protobuf writes the key of a metadata entry, and what announces its value."""
 _METADATA_FIELD = b"\x72"
 """ModelProto.metadata_props."""
+_RUNS = 10
+"""Under the profiler."""
 
 
 def write(job: Job, path: Path) -> None:
@@ -33,24 +38,51 @@ def write(job: Job, path: Path) -> None:
 
 def converted(job: Job) -> Any:
     """The ModelProto of a network, in single precision."""
-    program = torch.onnx.export(
-        job.network.program(), dynamo=True, verbose=False, input_names=["images"], output_names=list(job.names))
-    assert program is not None, "None is what the exporter before dynamo gives"
-    return program.model_proto
+    return model_proto(job.network.program(), job.names)
+
+
+def model_proto(program: torch.export.ExportedProgram, names: Sequence[str]) -> Any:
+    """The ModelProto of a program that takes images; its outputs get the names."""
+    converted = torch.onnx.export(
+        program, dynamo=True, verbose=False, input_names=["images"], output_names=list(names))
+    assert converted is not None, "None is what the exporter before dynamo gives"
+    return converted.model_proto
 
 
 def run(path: Path, threads: int, names: Sequence[str]) -> Run:
     """A session on the CPU."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    session = _session(path, threads)
 
     def call(images: NDArray[np.generic]) -> Arrays:
         return dict(zip(names, session.run(list(names), {"images": images}), strict=True))
 
     return call
+
+
+def operators(path: Path, images: NDArray[np.generic]) -> Operators:
+    """Of onnxruntime's profile, a JSON file of events."""
+    with tempfile.TemporaryDirectory() as folder:
+        session = _session(path, 1, profile=str(Path(folder) / "profile"))
+        for _ in range(_RUNS):
+            session.run(None, {"images": images})
+        events = json.loads(Path(session.end_profiling()).read_text("utf-8"))
+    times: dict[str, list[float]] = {}
+    kinds: dict[str, str] = {}
+    for event in events:
+        if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
+            times.setdefault(event["name"], []).append(event["dur"] / 1e3)
+            kinds[event["name"]] = event["args"]["op_name"]
+    return Operators.counted(None, ((kinds[name], median(found)) for name, found in times.items()))
+
+
+def _session(path: Path, threads: int, *, profile: str | None = None) -> Any:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    if profile is not None:
+        options.enable_profiling, options.profile_file_prefix = True, profile
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
 def embed(path: Path, text: str) -> None:
@@ -126,4 +158,7 @@ def _halve(model: Any) -> None:
 FORMAT = Format(
     name="onnx", title="ONNX", suffix=".onnx", extra="onnx", converter=("onnx", "onnxscript"), runtime=("onnxruntime",),
     packages=("onnx", "onnxscript", "onnxruntime"), write=write, run=run, embed=embed, manifest=manifest,
-    content=content, dynamic_batch=True)
+    content=content, operators=operators, dynamic_batch=True, phone=PhoneBenchmark(
+        "onnxruntime_perf_test",
+        lambda file, threads, runs, _: ["-e", "cpu", "-I", "-m", "times", "-r", f"{runs}", "-x", f"{threads}", file],
+        r"Average inference time cost(?: total)?: (?P<time>[\d.]+) ms"))

@@ -12,9 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detseg.export import beside
-from detseg.export.format import Arrays, Format, Job, Run
+from detseg.export.format import Arrays, Format, Job, Operators, Run
 from detseg.export.formats import onnx
 from detseg.export.manifest import KEY, DamagedFileError, no_manifest
+
+_RUNS = 10
+"""Under the profiler; the counters are those of the last."""
 
 
 def write(job: Job, path: Path) -> None:
@@ -30,16 +33,30 @@ def write(job: Job, path: Path) -> None:
 
 def run(path: Path, threads: int, names: Sequence[str]) -> Run:
     """Compiled for the CPU, computing in single precision."""
-    import openvino
-
-    compiled = openvino.Core().compile_model(
-        path, "CPU", {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads})
+    compiled = _compiled(path, threads)
 
     def call(images: NDArray[np.generic]) -> Arrays:
         outputs = compiled(images)
         return {name: outputs[name] for name in names}
 
     return call
+
+
+def operators(path: Path, images: NDArray[np.generic]) -> Operators:
+    """Of OpenVINO's performance counters; fused operators are counted once."""
+    request = _compiled(path, 1, profile=True).create_infer_request()
+    for _ in range(_RUNS):
+        request.infer(images)
+    executed = [(node.node_type, node.real_time.total_seconds() * 1e3) for node in request.profiling_info
+                if node.status.name == "EXECUTED"]
+    return Operators.counted(None, executed)
+
+
+def _compiled(path: Path, threads: int, *, profile: bool = False) -> Any:
+    import openvino
+
+    return openvino.Core().compile_model(path, "CPU", {
+        "INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads, "PERF_COUNT": profile})
 
 
 def embed(path: Path, text: str) -> None:
@@ -84,5 +101,5 @@ def _parsed(path: Path) -> Any:
 FORMAT = Format(
     name="openvino", title="OpenVINO", suffix=".xml", extra="openvino", converter=("openvino", "onnx", "onnxscript"),
     runtime=("openvino",), packages=("openvino", "onnx", "onnxscript"), write=write, run=run, embed=embed,
-    manifest=manifest, content=content, files=files, dynamic_batch=True)
+    manifest=manifest, content=content, operators=operators, files=files, dynamic_batch=True)
 
