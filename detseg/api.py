@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import singledispatch
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self, TypeAlias, overload
@@ -18,6 +18,7 @@ from detseg import config as configs
 from detseg.config import Config, Data
 from detseg.data.images import read_image, to_rgb
 from detseg.data.loading import spread
+from detseg.engine import Engine, OnnxRuntimePredictor, with_engine
 from detseg.export.artefact import Artefact, is_artefact, open_artefact
 from detseg.export.convert import Exported, Source, export
 from detseg.export.format import Options
@@ -35,6 +36,9 @@ from detseg.weights.load import load_weights
 ImageLike: TypeAlias = str | os.PathLike[str] | Pixels | Image.Image
 """A file, uint8 [H, W, 3], or Pillow's."""
 ChannelOrder: TypeAlias = Literal["rgb", "bgr"]
+
+_COMPARED = 16
+"""Images that an exported file is compared on, unless they are named."""
 
 
 class Boxes(NamedTuple):
@@ -78,7 +82,8 @@ class Model:
     ) -> None:
         self.loaded, self.task, self.title, self.notes = loaded, task, title, tuple(notes)
         self.config, self.run, self.source = config, run, source
-        self._ready: Predictor | Artefact | None = None
+        self._engine: Engine = "torch"
+        self._ready: Predictor | OnnxRuntimePredictor | Artefact | None = None
 
     @property
     def classes(self) -> Classes:
@@ -109,27 +114,46 @@ class Model:
         known = None if self.run is None else self.run.described()["data"]
         return Path(known or self.data.folder)
 
-    def validation_images(self, number: int) -> list[Pixels]:
-        """Up to so many images, spread over the validation data in `data_folder`. FileNotFoundError and ValueError as
-        the readers raise them."""
-        dataset = self.data.dataset(self.data.read(self.data_folder, "val"), self.loaded.resize, augment=None, seed=0)
-        return [dataset.original(item) for item in spread(len(dataset), number)]
+    def comparison_images(self) -> tuple[list[Pixels], str]:
+        """Images to compare an exported file on, and where they come from: spread over the validation data in
+        `data_folder`; where there are none, pictures of the generated sample's kind, which say less."""
+        try:
+            index = self.data.read(self.data_folder, "val")
+            dataset = self.data.dataset(index, self.loaded.resize, augment=None, seed=0)
+            images = [dataset.original(item) for item in spread(len(dataset), _COMPARED)]
+        except (OSError, ValueError):
+            return sample_pictures(_COMPARED), f"generated pictures: there are no data in {self.data_folder}"
+        return images, f"validation images of {self.data_folder}"
 
     def to(self, device: str | torch.device) -> Self:
         """Moves it, and gives it back. ValueError for an exported file, which stays with its runtime, on the CPU."""
-        if isinstance(self.loaded, Predictor):
-            self.loaded.to(device)
-        elif torch.device(device).type != "cpu":
-            raise ValueError(f"{self.loaded.path} is an exported file, which runs on the CPU; to use {device}, load "
-                             "the checkpoint it was made of")
+        if isinstance(self.loaded, Artefact):
+            if torch.device(device).type != "cpu":
+                raise ValueError(f"{self.loaded.path} is an exported file, which runs on the CPU; to use {device}, "
+                                 "load the checkpoint it was made of")
+            return self
+        if self._engine != "torch" and torch.device(device).type != "cpu":
+            raise ValueError(f"the engine {self._engine} runs on the CPU; to use {device}, take the engine torch")
+        self.loaded.to(device)
         self._ready = None
         return self
 
+    def run_with(self, engine: Engine, *, say: Callable[[str], None] = lambda _: None) -> Self:
+        """Chooses what runs the network's layers, and gives the model back; see `detseg.engine.with_engine`. ValueError
+        for an exported file, which has a runtime of its own."""
+        if not isinstance(self.loaded, Artefact):
+            self._ready = with_engine(self.loaded, self.task, engine, say=say)
+            self._engine = engine
+        elif engine != "torch":
+            raise ValueError(f"{self.loaded.path} is an exported file with a runtime of its own; leave the engine out")
+        return self
+
     @property
-    def network(self) -> Predictor | Artefact:
-        """The network ready for inference on its device, made at the first use; see `Predictor.ready`."""
+    def network(self) -> Predictor | OnnxRuntimePredictor | Artefact:
+        """The network ready for inference on its device, made at the first use; see `detseg.engine.with_engine`."""
         if self._ready is None:
-            self._ready = self.loaded.ready()
+            self._ready = self.loaded if isinstance(self.loaded, Artefact) else with_engine(
+                self.loaded, self.task, self._engine)
         return self._ready
 
     def export(
@@ -142,7 +166,7 @@ class Model:
             path: where the file goes; its ending says the format, unless that is named.
             options: contract, precision, input, size; None is the format's usual.
             format: "onnx", "executorch", "litert", "coreml", "openvino", "ncnn" or "pt2".
-            images: to compare on, RGB; none: pictures of the generated sample's kind, which say less.
+            images: to compare on, RGB; none: see `comparison_images`.
             unchecked: leave the file even where it differs.
 
         ParityError where the file does not give what the network gives; ValueError for what the format cannot hold.
@@ -153,7 +177,7 @@ class Model:
         kind = format_of(target) if format is None else format_named(format)
         if kind is None:
             raise ValueError(f"the ending of {target.name} is of no format; name one of {', '.join(formats())}")
-        pictures = [_pixels(image, "rgb") for image in images] or sample_pictures()
+        pictures = [_pixels(image, "rgb") for image in images] or self.comparison_images()[0]
         return export(self.source, target, kind, options or kind.usual_options(), images=pictures, unchecked=unchecked)
 
     @overload
@@ -203,7 +227,8 @@ class Model:
 
 
 def load(
-    source: str | os.PathLike[str], weights: str | os.PathLike[str] | None = None, *, config_changed: bool = False
+    source: str | os.PathLike[str], weights: str | os.PathLike[str] | None = None, *, config_changed: bool = False,
+    engine: Engine = "torch",
 ) -> Model:
     """A trained network.
 
@@ -211,11 +236,14 @@ def load(
         source: a run folder, whose own config and best weights are taken; a config, with `weights`; an exported file.
         weights: a checkpoint of that config, or published weights.
         config_changed: take a checkpoint although it was trained with another config.
+        engine: what runs its layers. "onnxruntime" gives the same predictions up to rounding, on a CPU in less time;
+            the network is converted for it once, which takes seconds, and kept in the user's cache folder.
 
-    ValueError or FileNotFoundError where a file is missing, unreadable or of another network, or the config is not the
-    one that the checkpoint was trained with.
+    ValueError or FileNotFoundError where a file is missing, unreadable or of another network, the config is not the one
+    that the checkpoint was trained with, or the engine cannot take the network.
     """
-    return load_model(Path(source), None if weights is None else Path(weights), config_changed=config_changed)
+    model = load_model(Path(source), None if weights is None else Path(weights), config_changed=config_changed)
+    return model if engine == "torch" else model.run_with(engine)
 
 
 def load_model(

@@ -9,12 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from detseg.inference import can_fuse, fold, fuse
+from detseg.inference import fold
 from detseg.interfaces import Backbone, Features, Head, Neck, Task
 from detseg.resize import Resize
 from detseg.structures import Classes
 
-_AS_TRAINED, _FOLDED, _FUSED = "as trained", "BatchNorm folded", "BatchNorm folded, fused for oneDNN"
+_AS_TRAINED, _FOLDED = "as trained", "BatchNorm folded"
 """What has been done to a network for inference: its `form`."""
 
 
@@ -111,15 +111,5 @@ class Predictor(nn.Module):
         return model
 
     def ready(self) -> Predictor:
-        """A copy to predict with on the device it is on: `folded`, and on a CPU fused (`detseg.inference`); a network
-        that is ready is given back. Not for export, nor for moving to another device; on a CPU it is fast with the
-        number of threads that is set now."""
-        fusible = can_fuse(self.device) and self.scale.dtype == torch.float32
-        if self.form == (_FUSED if fusible else _FOLDED):
-            return self
-        model = self.folded()
-        if fusible:
-            images = torch.zeros(1, 3, *self.resize.size).to(memory_format=torch.channels_last)
-            fuse(model, images)
-            model.form = _FUSED
-        return model
+        """A copy to predict with on the device it is on: `folded`. A network that is ready is given back."""
+        return self if self.form == _FOLDED else self.folded()

@@ -38,7 +38,7 @@ def usual_data(task: Task[Any, Any, Any, Any]) -> Data:
     return LABELS if task.label_maps else BOXES
 
 
-def sample_pictures(number: int = 16) -> list[Pixels]:
+def sample_pictures(number: int) -> list[Pixels]:
     """Pictures as the generated sample has them."""
     return [draw_scene(np.random.default_rng((7, k))).image for k in range(number)]
 

@@ -18,7 +18,7 @@ PACKAGES = ("detseg", "heads")
 HEADS_MAY_IMPORT = {f"detseg.{name}" for name in ("interfaces", "structures", "layers", "ops")}
 FLOORS = (
     ("api", "benchmark", "openmmlab", "train"),
-    ("evaluate", "export", "recipes", "run_folder", "training_step", "weights"),
+    ("engine", "evaluate", "export", "recipes", "run_folder", "training_step", "weights"),
     ("checkpoint", "config", "predict"),
     ("fingerprint", "metrics", "report"),
     ("model", "optim", "tasks"),
@@ -27,7 +27,7 @@ FLOORS = (
     ("ops",),
     ("interfaces",),
     ("resize",),
-    ("atomic", "cli", "cost", "launch", "memory", "settings", "structures"),
+    ("atomic", "cache", "cli", "cost", "launch", "memory", "settings", "structures"),
 )
 """The rooms of detseg from the top down; a room imports from floors below its own, or from beside it."""
 NO_ROOMS = {"utils", "util", "common", "helpers", "misc"}

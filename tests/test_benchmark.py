@@ -41,7 +41,7 @@ CONFIGS = ROOT / "configs"
 SMALL = str(CONFIGS / "ssdlite_v3_small.py")
 LARGE = str(CONFIGS / "ssdlite_v3_large.py")
 SIDE_KEYS = {*Counts._fields, *Times._fields, "train_images_per_s"}
-KEYS = SIDE_KEYS | {"config", "input_size", "image_size", "threads", "train_threads", "batch_size", "torch",
+KEYS = SIDE_KEYS | {"config", "input_size", "image_size", "threads", "train_threads", "batch_size", "torch", "engine",
                     "score_threshold", "score_shares"}
 NAMES = sorted(path.stem for path in CONFIGS.glob("*.py"))
 FOUND = {
@@ -100,7 +100,7 @@ def test_the_command_prints_and_writes_everything(tmp_path: Path, capsys: pytest
                  "--set", "model.size=96", "model.width=0.5"]) == 0
     written = json.loads(file.read_text())
     assert written.keys() == KEYS
-    assert written["config"] == "ssdlite_v3_small"
+    assert (written["config"], written["engine"]) == ("ssdlite_v3_small", "torch")
     assert (written["input_size"], written["image_size"]) == ([96, 96], list(IMAGE_SIZE))
     assert (written["threads"], written["train_threads"], written["batch_size"]) == (1, 1, 2)
     assert written["parameters"] < 1_785_743
@@ -110,7 +110,7 @@ def test_the_command_prints_and_writes_everything(tmp_path: Path, capsys: pytest
     assert (sure, unsure) == pytest.approx((0.01, 0.1), rel=0.1)
     printed = capsys.readouterr().out
     for text in (f"{written['parameters']:,}", f"{written['macs']:,}", f"{written['latency_ms']:,.1f}",
-                 "prediction: 1 thread, a decoded image of 640 x 480, input 96 x 96; "
+                 "prediction: torch, 1 thread, a decoded image of 640 x 480, input 96 x 96; "
                  f"{sure:.1%} of all scores are above {written['score_threshold']}, {unsure:.1%} where unsure",
                  "training: 1 thread, batch 2 at 96 x 96"):
         assert text in printed

@@ -67,7 +67,7 @@ def test_the_table_by_hand() -> None:
 
 def test_what_is_timed_is_ready_for_inference() -> None:
     backbone = mobilenet_v3_small(width=0.5)
-    prepared = ready(backbone, (64, 64))
+    prepared = ready(backbone)
     assert backbone.training
     assert all(parameter.requires_grad for parameter in backbone.parameters())
     assert not prepared.training

@@ -127,6 +127,8 @@ def test_python_loads_a_file_by_the_same_call() -> None:
     (["test", "exports/one.onnx"], 2, "name the data to evaluate it on with --data DIR or --sample"),
     (["test", "shades.py", "exports/one.onnx"], 2, "is an exported file, which needs no config; name it alone"),
     (["test", "exports/one.onnx", "runs/one/best.pt"], 2, "is an exported file, which needs no weights"),
+    (["test", "exports/one.onnx", "--data", "data/shades", "--engine", "onnxruntime"], 2,
+     "exports/one.onnx is an exported file with a runtime of its own; leave the engine out"),
     (["test", "exports/none.onnx", "--data", "data/shades"], 2, "there is no file exports/none.onnx"),
 ])
 def test_what_a_user_does_wrong(

@@ -29,11 +29,7 @@ from detseg.export.convert import check, check_options, export
 from detseg.export.format import Options
 from detseg.export.formats import format_named, formats
 from detseg.predict import find_images
-from detseg.recipes import sample_pictures
 from detseg.structures import Pixels
-
-_IMAGES = 16
-"""How many are compared on, unless they are named."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -125,10 +121,7 @@ def _images(model: Model, named: list[str] | None) -> tuple[list[Pixels], str]:
     if named:
         paths = find_images(named)
         return [read_image(path) for path in paths], f"{len(paths)} images of {', '.join(named)}"
-    try:
-        return model.validation_images(_IMAGES), f"validation images of {model.data_folder}"
-    except (OSError, ValueError):
-        return sample_pictures(_IMAGES), f"generated pictures: there are no data in {model.data_folder}"
+    return model.comparison_images()
 
 
 def _listed() -> Table:

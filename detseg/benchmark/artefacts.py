@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -19,19 +20,26 @@ from typing import Any, NamedTuple
 
 import torch
 from rich.table import Table
+from torch import Tensor
 
 from detseg import config as configs
 from detseg.benchmark import synthetic
+from detseg.benchmark.phone import RUNS, connected
 from detseg.benchmark.predictor import SURE, Setup, built, num_threads, reference_for
 from detseg.cost import Timing, threads, time_alternating
+from detseg.engine import with_engine
 from detseg.export.artefact import Artefact, open_artefact
 from detseg.export.convert import Source, export
+from detseg.export.format import Operators
 from detseg.export.formats import format_named, format_of, formats
 from detseg.export.quiet import quiet
 from detseg.model import Predictor
 from detseg.predict import predict_image
 from detseg.structures import Pixels
 from detseg.tasks.detection import Detection
+
+_NAMED = 4
+"""Kinds of operators."""
 
 
 class Row(NamedTuple):
@@ -40,13 +48,17 @@ class Row(NamedTuple):
     name: str
     whole: Timing
     """From a decoded image to the prediction in its pixels; its ratio is to the first row."""
-    runtime: Timing | None
+    runtime: Timing | None = None
     """The file alone, from the resized image to its outputs."""
-    megabytes: float | None
+    megabytes: float | None = None
     """Of the file."""
-    peak_megabytes: float | None
+    peak_megabytes: float | None = None
     """What opening the file and predicting add to a process that has imported its runtime; None where the system is
     not Linux, which is asked."""
+    operators: Operators | None = None
+    """None where the runtime has no profiler."""
+    phone: float | None = None
+    """Milliseconds of the file alone on the phone, if one was asked; a mean."""
 
 
 class ArtefactFigures(NamedTuple):
@@ -55,38 +67,52 @@ class ArtefactFigures(NamedTuple):
     config: str
     threads: int
     rows: tuple[Row, ...]
+    phone: str | None = None
+    """Its name."""
 
     def as_json(self) -> dict[str, Any]:
         """Plain values."""
         return {"config": self.config, "threads": self.threads, "torch": torch.__version__, "rows": [
             {"name": row.name, "whole": row.whole._asdict(),
              "runtime": None if row.runtime is None else row.runtime._asdict(), "megabytes": row.megabytes,
-             "peak_megabytes": row.peak_megabytes} for row in self.rows]}
+             "peak_megabytes": row.peak_megabytes,
+             "operators": None if row.operators is None else row.operators._asdict(),
+             "phone": row.phone} for row in self.rows], "phone": self.phone}
 
     def table(self) -> Table:
         """One row each."""
-        table = Table("", "whole, ms", "p90", "ratio", "alone, ms", "MB", "peak MB")
+        table = Table("", "whole, ms", "p90", "ratio", "alone, ms", "MB", "peak MB", "delegated")
         table.columns[0].no_wrap = True
+        if self.phone is not None:
+            table.add_column("phone, ms")
         for column in table.columns[1:]:
             column.justify = "right"
         for row in self.rows:
+            on_phone = [] if self.phone is None else ["" if row.phone is None else f"{row.phone:.1f}"]
             table.add_row(
                 row.name, f"{row.whole.median:.1f}", f"{row.whole.p90:.1f}", f"{row.whole.ratio:.2f}",
                 *("" if value is None else f"{value:.1f}" for value in (
-                    row.runtime and row.runtime.median, row.megabytes, row.peak_megabytes)))
+                    row.runtime and row.runtime.median, row.megabytes, row.peak_megabytes)), _share(row.operators),
+                *on_phone)
         return table
 
     def notes(self) -> str:
         """What the numbers of the table mean."""
-        return (f"{num_threads(self.threads)}, medians, in turns; whole: from a decoded image to the prediction in its "
-                "pixels, and its 90th percentile; ratio: of paired times, to the first row; alone: from the resized "
-                "image to what the file gives; peak: what opening and predicting add to a process; a number behind a "
-                "name: candidates that enter suppression")
+        lines = [
+            f"{num_threads(self.threads)}, medians, in turns; whole: from a decoded image to the prediction in its "
+            "pixels, and its 90th percentile; ratio: of paired times, to the first row; alone: from the resized "
+            "image to what the file gives; peak: what opening and predicting add to a process; delegated: operators "
+            "that XNNPACK computes; a number behind a name: candidates that enter suppression",
+            *(f"{row.name}, {_slowest(row.operators)}" for row in self.rows if row.operators is not None)]
+        if self.phone is not None:
+            lines.append(f"phone: the file alone on {self.phone}, the mean of {RUNS} runs of the runtime's own "
+                         "benchmark program")
+        return "\n".join(lines)
 
 
 def measure_artefacts(
     path: Path, artefacts: Sequence[str], overrides: Sequence[str] = (), *, candidates: Sequence[int] = (),
-    against_torchvision: bool = False, setup: Setup, say: Callable[[str], None],
+    against_torchvision: bool = False, programs: Path | None = None, setup: Setup, say: Callable[[str], None],
 ) -> ArtefactFigures:
     """Times exported files and the eager network of a config against each other.
 
@@ -96,10 +122,12 @@ def measure_artefacts(
         overrides: of the config, as `--set` takes them.
         candidates: numbers of boxes that enter suppression in the files that are made; none: the config's.
         against_torchvision: whether torchvision's model comes first.
+        programs: times the files on the phone that adb reaches too, with the benchmark programs of this folder.
         setup: seconds of each measurement, and threads.
         say: hears what is going on.
 
-    ValueError, FileNotFoundError and DamagedFileError as `open_artefact` and `export` raise them.
+    ValueError, FileNotFoundError and DamagedFileError as `open_artefact` and `export` raise them; ValueError and
+    OSError as `connected` raises them.
     """
     config = configs.load(path, overrides)
     model = built(config, setup)
@@ -109,14 +137,17 @@ def measure_artefacts(
     if task.scored:
         synthetic.lower_scores(model, image, SURE, threshold=task.score_threshold)
     whole: dict[str, Callable[[], object]] = {}
-    with threads(setup.latency_threads), tempfile.TemporaryDirectory() as folder:
+    kinds = [kind for one in artefacts if (kind := formats().get(one) or format_of(Path(one))) is not None]
+    with (threads(setup.latency_threads), tempfile.TemporaryDirectory() as folder,
+          nullcontext() if programs is None else connected(programs, kinds) as phone):
         opened = dict(_opened(artefacts, model, task, candidates, image, Path(folder), setup, say))
         if against_torchvision:
             _, reference = reference_for(model, config, setup)
             reference.take_weights(model)
             whole["torchvision"] = partial(reference.predict, image)
-        whole["eager"] = partial(predict_image, model.ready(), task, image)
-        alone: dict[str, Callable[[], object]] = {}
+        eager = "eager" if setup.engine == "torch" else f"engine {setup.engine}"
+        whole[eager] = partial(predict_image, with_engine(model, task, setup.engine, say=say), task, image)
+        alone: dict[str, partial[dict[str, Tensor]]] = {}
         for name, artefact in opened.items():
             whole[name] = partial(predict_image, artefact, artefact.task, image)
             alone[name] = partial(artefact.outputs, torch.from_numpy(
@@ -124,15 +155,35 @@ def measure_artefacts(
         say("timing whole predictions")
         whole_times = time_alternating(whole, seconds=setup.seconds)
         say("timing files alone")
-        alone_times = time_alternating(alone, seconds=setup.seconds) if alone else {}
+        alone_times = time_alternating(dict(alone), seconds=setup.seconds) if alone else {}
         rows = []
-        for name in whole:
-            file = opened.get(name)
+        for name, timing in whole_times.items():
             say(f"measuring the memory of {name}")
-            of_file = (None, None) if file is None else (
-                file.format.megabytes(file.path), _peak(file.path, setup.latency_threads))
-            rows.append(Row(name, whole_times[name], alone_times.get(name), *of_file))
-    return ArtefactFigures(path.stem, setup.latency_threads, tuple(rows))
+            row = Row(name, timing)
+            if (file := opened.get(name)) is not None:
+                row = row._replace(
+                    runtime=alone_times[name], megabytes=file.format.megabytes(file.path),
+                    peak_megabytes=_peak(file.path, setup.latency_threads),
+                    operators=_profiled(file, alone[name].args[0]),
+                    phone=None if phone is None else phone.milliseconds(file, setup.latency_threads))
+            rows.append(row)
+    return ArtefactFigures(path.stem, setup.latency_threads, tuple(rows), phone and phone.name)
+
+
+def _share(operators: Operators | None) -> str:
+    if operators is None or operators.delegated is None:
+        return ""
+    return f"{operators.delegated} of {operators.total}"
+
+
+def _slowest(operators: Operators) -> str:
+    """The kinds of operators that take longest, or of which most are left to the runtime itself."""
+    kinds = [f"{number} x {name}" + ("" if milliseconds is None else f" {milliseconds:.2f} ms")
+             for name, number, milliseconds in operators.slowest[:_NAMED]]
+    what = "slowest operators" if operators.delegated is None else (
+        "slowest operators left over" if operators.slowest and operators.slowest[0][2] is not None
+        else "operators left over (its interpreter tells no times)")
+    return f"{what}: {', '.join(kinds) or 'none'}"
 
 
 def _opened(
@@ -141,7 +192,8 @@ def _opened(
 ) -> Iterator[tuple[str, Artefact]]:
     for one in artefacts:
         if one not in formats():
-            yield one, open_artefact(Path(one), threads=setup.latency_threads)
+            same_name = [Path(other).name for other in artefacts].count(Path(one).name) > 1
+            yield one if same_name else Path(one).name, open_artefact(Path(one), threads=setup.latency_threads)
             continue
         kind = format_named(one)
         for number in candidates if candidates and isinstance(task, Detection) else (None,):
@@ -151,6 +203,13 @@ def _opened(
             say(f"converting to {name} (usually {kind.minutes})")
             export(Source(model, task, "synthetic weights"), path, kind, options, images=[image])
             yield name, open_artefact(path, threads=setup.latency_threads)
+
+
+def _profiled(file: Artefact, images: Tensor) -> Operators | None:
+    if file.format.operators is None:
+        return None
+    with quiet():
+        return file.format.operators(file.path, file.manifest.input.pack(images).numpy())
 
 
 def _peak(path: Path, number: int) -> float | None:

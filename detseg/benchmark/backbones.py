@@ -103,7 +103,7 @@ class Figures(NamedTuple):
     backbone: str
     reference: str
     forward_ms: float
-    """One image, ready for inference: BatchNorm folded, on a CPU fused."""
+    """One image, ready for inference: BatchNorm folded."""
     forward_module_ms: float
     """One image, the module as it is, in evaluation mode."""
     reference_forward_ms: float
@@ -145,7 +145,7 @@ def measure(name: str, build: Builder, *, setup: Setup) -> Figures:
     with threads(setup.threads or 1), torch.inference_mode():
         ours.eval()
         theirs.eval()
-        prepared = ready(ours, (setup.size, setup.size))
+        prepared = ready(ours)
         difference = max(_distance(prepared(image_last), theirs(image)), _distance(ours(image_last), theirs(image)))
         # The ratios are relative to the first.
         forward = time_alternating({
@@ -207,7 +207,7 @@ def notes(figures: Sequence[Figures], setup: Setup) -> str:
     return "\n".join([
         "ours over theirs (ours / theirs): the median of the ratios of paired times, and the medians of the times",
         f"forward: one image of {setup.size} x {setup.size}, CPU threads: {setup.threads or 1}; ours ready for "
-        "inference (BatchNorm folded, fused) or as a module, theirs as a module, in evaluation mode",
+        "inference (BatchNorm folded) or as a module, theirs as a module, in evaluation mode",
         f"forward + backward: {setup.batch_size} such images, CPU threads: {setup.step_threads}; training mode; memory "
         "is what tensors made in it hold at its peak",
         f"theirs: the same taps, no classifier, laid out {layout}; features differ by "

@@ -28,6 +28,7 @@ from detseg.benchmark import synthetic
 from detseg.benchmark.references import Agreement, Reference, reference_of
 from detseg.config import Config
 from detseg.cost import Timing, count_macs, count_parameters, threads, time_alternating
+from detseg.engine import Engine, with_engine
 from detseg.memory import keep_freed_memory
 from detseg.model import Predictor
 from detseg.predict import predict_image
@@ -54,13 +55,15 @@ class Setup:
 
     threads: None is one for latency, which is a phone's case, and as many as torch takes for training. batch_size: None
     is 16, and half as long as its images have more than 16 x 512 x 512 pixels. size: (height, width) that all images
-    have and are brought to by no resizing; None takes an image of 640 x 480 and the config's resize.
+    have and are brought to by no resizing; None takes an image of 640 x 480 and the config's resize. engine: what runs
+    our network's layers in predictions.
     """
 
     seconds: float = 15.0
     threads: int | None = None
     batch_size: int | None = None
     size: Size | None = None
+    engine: Engine = "torch"
 
     def __post_init__(self) -> None:
         if not 0 <= self.seconds < math.inf:
@@ -160,7 +163,8 @@ class Figures(NamedTuple):
         setup = self.setup
         values = self._side(self.counts, self.times) | {
             "config": self.config, "input_size": list(self.size), "image_size": list(setup.image_size),
-            "threads": setup.latency_threads, "train_threads": setup.train_threads, "batch_size": self.batch_size,
+            "engine": setup.engine, "threads": setup.latency_threads, "train_threads": setup.train_threads,
+            "batch_size": self.batch_size,
             "score_threshold": self.score_threshold, "score_shares": list(self.score_shares),
             "torch": torch.__version__}
         if self.against is not None:
@@ -196,8 +200,8 @@ class Figures(NamedTuple):
     def notes(self) -> str:
         """What the numbers of the table mean."""
         setup, (height, width), train_step_ms = self.setup, self.size, self.times.train_step_ms
-        prediction = (f"prediction: {num_threads(setup.latency_threads)}, a decoded image of {setup.image_size[1]} x "
-                      f"{setup.image_size[0]}")
+        prediction = (f"prediction: {setup.engine}, {num_threads(setup.latency_threads)}, a decoded image of "
+                      f"{setup.image_size[1]} x {setup.image_size[0]}")
         prediction += f", not resized: --size {height} {width}" if setup.size else f", input {width} x {height}"
         if self.score_shares:
             sure, unsure = self.score_shares
@@ -241,7 +245,7 @@ def measure(
     with threads(setup.latency_threads):  # also while networks are made ready: weights are laid out for the threads
         if task.scored:
             shares.append(synthetic.lower_scores(model, image, SURE, threshold=task.score_threshold))
-        use = _inference(model, reference, config, image=image)
+        use = _inference(model, reference, config, image=image, engine=setup.engine)
         say("timing the network alone")
         network = time_alternating({name: use[name].network for name in names}, seconds=seconds)
         say("timing whole predictions")
@@ -251,7 +255,7 @@ def measure(
             equal = reference.compared(use[_OURS].predict_image, _images_of_two_shapes(setup))
         if task.scored:
             shares.append(synthetic.lower_scores(model, image, UNSURE, threshold=task.score_threshold))
-            use = _inference(model, reference, config, image=image)
+            use = _inference(model, reference, config, image=image, engine=setup.engine)
             say("timing whole predictions with many scores")
             whole_unsure = time_alternating({name: use[name].predict for name in names}, seconds=seconds)
 
@@ -305,10 +309,12 @@ class _Inference(NamedTuple):
 
 
 def _inference(
-    model: Predictor, reference: Reference | None, config: Config, *, image: Pixels
+    model: Predictor, reference: Reference | None, config: Config, *, image: Pixels,
+    engine: Engine = "torch",
 ) -> dict[str, _Inference]:
     """The model as each of the two libraries would use it; the reference gets its weights."""
-    ready, task, images = model.ready(), config.experiment.task, synthetic.inputs(model, [image])
+    task, images = config.experiment.task, synthetic.inputs(model, [image])
+    ready = with_engine(model, task, engine)
     ours = partial(predict_image, ready, task)
     use = {_OURS: _Inference(torch.inference_mode()(partial(ready, images)), partial(ours, image), ours)}
     if reference is not None:

@@ -11,7 +11,7 @@ import torch
 
 from detseg.backbones import Builder, spec_of
 from detseg.cost import count_macs, count_parameters, threads, time_alternating
-from detseg.inference import can_fuse, fold, fuse
+from detseg.inference import fold
 from detseg.interfaces import Backbone, FeatureSpec
 from detseg.structures import Size
 
@@ -42,12 +42,10 @@ def row(name: str, build: Builder) -> Row:
     return Row(name, count_parameters(network), count_macs(network, torch.empty(1, 3, *SIZE)), specs)
 
 
-def ready(backbone: Backbone, size: Size) -> Backbone:
-    """A copy for inference on images of `size`, as `Predictor.ready` makes it: folded, on a CPU fused."""
+def ready(backbone: Backbone) -> Backbone:
+    """A copy for inference, as `Predictor.ready` makes it: folded."""
     copied = copy.deepcopy(backbone)
     fold(copied)
-    if can_fuse(torch.device("cpu")):
-        fuse(copied, torch.zeros(1, 3, *size).to(memory_format=torch.channels_last))
     return copied
 
 
@@ -55,7 +53,7 @@ def latencies(networks: Mapping[str, Builder], *, seconds: float, num_threads: i
     """Milliseconds of each network for one image of SIZE on this CPU: medians of about `seconds` for each, in turns."""
     images = torch.randn(1, 3, *SIZE).to(memory_format=torch.channels_last)
     with threads(num_threads), torch.inference_mode():
-        calls = {name: partial(ready(build(taps=("c5",)), SIZE), images) for name, build in networks.items()}
+        calls = {name: partial(ready(build(taps=("c5",))), images) for name, build in networks.items()}
         timings = time_alternating(calls, seconds=seconds * len(calls))
     return {name: timing.median for name, timing in timings.items()}
 
