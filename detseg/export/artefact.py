@@ -98,8 +98,8 @@ def is_artefact(path: Path) -> bool:
     return format_of(path) is not None
 
 
-def open_artefact(path: Path, *, threads: int | None = None) -> Artefact:
-    """An exported file in its runtime, with so many threads (torch's number).
+def read_manifest(path: Path, *, to: str = "read") -> tuple[Format, Manifest]:
+    """The format of an exported file, and what it says about itself; nothing is run.
 
     FileNotFoundError; ValueError where nothing is known of its kind or its runtime is not installed; DamagedFileError
     where it is not what was written.
@@ -110,11 +110,17 @@ def open_artefact(path: Path, *, threads: int | None = None) -> Artefact:
         raise ValueError(f"{path} is no exported file; those end in {endings}")
     if not path.exists():
         raise FileNotFoundError(f"there is no file {path}")
-    kind.check_installed(kind.runtime, to="run")
+    kind.check_installed(kind.runtime, to=to)
     manifest = Manifest.from_json(kind.manifest(path), what=str(path))
     if kind.digest(path) != manifest.content:
         raise DamagedFileError(f"{path} is not what was written: something in it was changed, a weight for example; "
                                "export it again")
+    return kind, manifest
+
+
+def open_artefact(path: Path, *, threads: int | None = None) -> Artefact:
+    """An exported file in its runtime, with so many threads (torch's number). Errors as of `read_manifest`."""
+    kind, manifest = read_manifest(path, to="run")
     return Artefact(path, manifest, kind, opened(kind, path, manifest, threads=threads))
 
 

@@ -1,0 +1,206 @@
+"""Source code for an app around one exported file: a picture to what the file takes, what it gives to the picture.
+
+Everything in it is of the file's manifest: names, shapes, types, the resize and the way back, classes and colours. What
+is written is a `Target`; its texts lie in `apps/`.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from detseg.export.artefact import read_manifest
+from detseg.export.manifest import Manifest
+from detseg.resize import Stretch
+
+VERSIONS: Mapping[str, str] = {
+    "litert": "2.3.0", "executorch": "1.5.1", "onnxruntime-android": "1.30.0", "onnxruntime-node": "1.30.0",
+    "onnxruntime-web": "1.30.0"}
+"""Of the runtimes that the code is written for."""
+
+RUN = "built, run and compared with tools/predict.py by the slow tests"
+STAND_INS = "compiled and run by the slow tests with stand-ins for Android and the runtime, never with them"
+NOT_RUN = "not compiled or run by the tests"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """A language and a runtime that there is code for, as data."""
+
+    name: str
+    """What --target calls it."""
+    title: str
+    format: str
+    """Of the files that it runs."""
+    templates: Mapping[str, str]
+    """Of each file to write the text in `apps/`; "{kind}" in its name is Detector or Segmenter."""
+    proof: str = NOT_RUN
+    """What the tests do with it, for the head of every file."""
+    untested: tuple[str, ...] = ()
+    """Files of which that is not true: they are `NOT_RUN`."""
+
+    def proof_of(self, file: str) -> str:
+        """What the tests do with one of its files."""
+        return NOT_RUN if file in self.untested else self.proof
+
+
+TARGETS = (
+    Target(name="kotlin-litert", title="Android: Kotlin, LiteRT", format="litert",
+           templates={"Picture.kt": "kotlin/Picture.kt", "{kind}.kt": "kotlin/litert.kt"}, proof=STAND_INS),
+    Target(name="kotlin-executorch", title="Android: Kotlin, ExecuTorch", format="executorch",
+           templates={"Picture.kt": "kotlin/Picture.kt", "{kind}.kt": "kotlin/executorch.kt"}, proof=STAND_INS),
+    Target(name="kotlin-onnxruntime", title="Android: Kotlin, ONNX Runtime", format="onnx",
+           templates={"Picture.kt": "kotlin/Picture.kt", "{kind}.kt": "kotlin/onnxruntime.kt"}, proof=STAND_INS),
+    Target(name="swift-coreml", title="iOS and macOS: Swift, Core ML", format="coreml",
+           templates={"{kind}.swift": "swift/coreml.swift"}),
+    Target(name="cpp-executorch", title="C++, ExecuTorch", format="executorch", proof=RUN,
+           templates={"picture.h": "cpp/picture.h", "main.cpp": "cpp/executorch.cpp",
+                      "CMakeLists.txt": "cpp/executorch.cmake"}),
+    Target(name="cpp-onnxruntime", title="C++, ONNX Runtime", format="onnx",
+           templates={"picture.h": "cpp/picture.h", "main.cpp": "cpp/onnxruntime.cpp",
+                      "CMakeLists.txt": "cpp/onnxruntime.cmake"}),
+    Target(name="js-onnxruntime", title="JavaScript: browsers and Node, ONNX Runtime", format="onnx", proof=RUN,
+           templates={"model.mjs": "js/model.mjs", "predict.mjs": "js/predict.mjs", "browser.mjs": "js/browser.mjs",
+                      "package.json": "js/package.json"}, untested=("browser.mjs",)),
+)
+
+
+def target_named(name: str) -> Target:
+    """ValueError with the nearest name where there is none."""
+    known = {target.name: target for target in TARGETS}
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1)
+        raise ValueError(f"there is no target {name!r}{f'; did you mean {near[0]}?' if near else ''} "
+                         f"(targets: {', '.join(known)})")
+    return known[name]
+
+
+def targets_for(manifest: Manifest, *, what: str, name: str | None = None) -> tuple[Target, ...]:
+    """Those that run a file, or the one that was asked for.
+
+    ValueError for a file that does not end with final predictions, for one that no target runs, and for a target that
+    runs other files; `what` names the file.
+    """
+    wanted = None if name is None else target_named(name)
+    fitting = tuple(target for target in TARGETS if target.format == manifest.format)
+    if not fitting:
+        raise ValueError(f"there is no app code for {manifest.format} files such as {what}; export with --format "
+                         f"{' or '.join(sorted({target.format for target in TARGETS}))}")
+    if wanted is not None and wanted not in fitting:
+        raise ValueError(f"{wanted.name} runs {wanted.format} files, {what} is of {manifest.format}: take --target "
+                         f"{' or '.join(target.name for target in fitting)}, or a file of tools/export.py RUN --format "
+                         f"{wanted.format}")
+    if manifest.contract != "final":
+        raise ValueError(f"{what} ends with {manifest.contract} predictions, and app code reads final ones: write it "
+                         f"again with python tools/export.py RUN --format {manifest.format} --contract final")
+    return fitting if wanted is None else (wanted,)
+
+
+def app_code(path: Path, *, target: str | None = None) -> dict[str, dict[str, str]]:
+    """The texts for an exported file: by target, by file name. Errors as of `read_manifest` and `targets_for`."""
+    _, manifest = read_manifest(path)
+    return {one.name: source(manifest, one, file=path.name)
+            for one in targets_for(manifest, what=str(path), name=target)}
+
+
+def source(manifest: Manifest, target: Target, *, file: str) -> dict[str, str]:
+    """The texts of a target by file name; `file` is what the exported file is called in the app."""
+    values = _values(manifest, file)
+    made = {}
+    for name, template in target.templates.items():
+        name = name.format(kind=values["kind"])
+        proof = target.proof_of(name)
+        made[name] = _templates().get_template(template).render(
+            values, proof=proof, header=lambda mark, proof=proof: _header(manifest, target, file, mark, proof))
+    return made
+
+
+def takes(manifest: Manifest) -> str:
+    """What a file takes, in words."""
+    given = manifest.input
+    shape = ["B" if given.dynamic_batch else 1, *given.shape[1:]]
+    return f"images {str(given.dtype).removeprefix('torch.')} [{', '.join(map(str, shape))}] RGB"
+
+
+def gives(manifest: Manifest) -> str:
+    """What a file gives, in words; Core ML has no bytes."""
+    def dtype(name: str) -> str:
+        return "int32" if manifest.format == "coreml" and name == "uint8" else name
+
+    def shape(sizes: tuple[int, ...]) -> str:
+        return ", ".join("B" if size < 0 else str(size) for size in sizes)
+
+    return ", ".join(f"{one.name} {dtype(one.dtype)} [{shape(one.shape)}]" for one in manifest.outputs)
+
+
+def _values(manifest: Manifest, file: str) -> dict[str, Any]:
+    """What the texts are made with."""
+    given, classes = manifest.input, manifest.classes
+    outputs = {output.name: output for output in manifest.outputs}
+    detector = manifest.task["kind"] == "detection"
+    assert outputs.keys() == ({"boxes", "scores", "labels", "count"} if detector else {"labels"}), outputs
+    height, width = given.size
+    pixels = "bytes, rounded" if given.pixels == "uint8" else "floats of 0 to 255, not rounded"
+    return {
+        "file": _one_line(file), "file_name": file, "stem": _one_line(Path(file).stem), "detector": detector,
+        "kind": "Detector" if detector else "Segmenter", "stretch": isinstance(manifest.resize_rule, Stretch),
+        "fill": manifest.fill, "uint8": given.pixels == "uint8", "nhwc": given.layout == "nhwc", "height": height,
+        "width": width, "shape": given.shape, "outputs": {name: k for k, name in enumerate(outputs)},
+        "rows": outputs["boxes"].shape[1] if detector else 0, "names": ", ".join(f'"{name}"' for name in outputs),
+        "given": f"The picture as the file takes it: [{', '.join(map(str, given.shape))}], RGB, {pixels}.",
+        "versions": VERSIONS,
+        "classes": [
+            {"name": name, "id": source_id, "colour": colour, "hex": "{:02X}{:02X}{:02X}".format(*colour)}
+            for name, source_id, colour in zip(classes.names, classes.source_ids, classes.colours, strict=True)],
+    }
+
+
+def _header(manifest: Manifest, target: Target, file: str, mark: str, proof: str) -> str:
+    """The comment that every text begins with."""
+    lines = [
+        f"{target.title}. Written by python tools/app_code.py for {_one_line(file)},",
+        f"made of {_one_line(manifest.checkpoint['name'])} by detseg {_one_line(manifest.detseg)}.",
+        f"Code of this kind is {proof}.",
+        f"The file takes {takes(manifest)}",
+        f"and gives {gives(manifest)}."]
+    return "\n".join(f"{mark} {line}" for line in [*lines, ""]).rstrip(" ")
+
+
+def _one_line(text: object) -> str:
+    """For a comment."""
+    return " ".join(str(text).split())
+
+
+_ESCAPES = {"\\": "\\\\", '"': '\\"', "\n": "\\n", "\r": "\\r", "\t": "\\t"}
+
+
+def _literal(text: str, language: str) -> str:
+    """A text between quotes, as a language writes it."""
+    def letter(one: str) -> str:
+        if one in _ESCAPES:
+            return _ESCAPES[one]
+        if language == "kotlin" and one == "$":
+            return "\\$"
+        if one.isprintable() or (ord(one) > 0x7F and language == "cpp"):
+            return one
+        return {"cpp": f"\\{ord(one):03o}", "swift": f"\\u{{{ord(one):X}}}"}.get(language) or "".join(
+            f"\\u{unit:04x}" for unit in memoryview(one.encode("utf-16-le", "surrogatepass")).cast("H"))
+
+    return f'"{"".join(map(letter, text))}"'
+
+
+def _templates() -> jinja2.Environment:
+    """Marks that none of the languages has."""
+    known = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent / "apps"), undefined=jinja2.StrictUndefined,
+        variable_start_string="@{", variable_end_string="}@", line_statement_prefix="%%", block_start_string="@%",
+        block_end_string="%@", comment_start_string="@#", comment_end_string="#@", keep_trailing_newline=True,
+        autoescape=False)
+    known.filters["literal"] = _literal
+    return known
+
