@@ -11,12 +11,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from detseg.benchmark.synthetic import calibrate
+from detseg.benchmark.synthetic import OneConvolution, calibrate
 from detseg.data.sample import draw_scene
-from detseg.interfaces import Backbone, Features, FeatureSpec, Task
-from detseg.layers import ConvNormAct, Norm
+from detseg.interfaces import Task
 from detseg.model import Predictor
 from detseg.resize import Stretch
 from detseg.structures import DenseBoxes, Pixels, Size
@@ -25,20 +24,6 @@ from detseg.tasks.detection import Detection
 from . import discovery
 
 SIZE: Size = (64, 96)
-
-
-class Taps(Backbone):
-    """One strided convolution for each of the taps of another backbone."""
-
-    def __init__(self, specs: dict[str, FeatureSpec]) -> None:
-        super().__init__()
-        self.specs = dict(specs)
-        self.convs = nn.ModuleList(
-            ConvNormAct(3, spec.channels, kernel=3, stride=spec.stride, norm=Norm(momentum=0.1, eps=1e-5),
-                        activation="relu") for spec in specs.values())
-
-    def forward(self, images: Tensor) -> Features:
-        return {name: conv(images) for name, conv in zip(self.specs, self.convs, strict=True)}
 
 
 @cache
@@ -76,7 +61,7 @@ def network(head: str) -> tuple[Predictor, Task[Any, Any, Any, Any]]:
     torch.manual_seed(0)
     config = discovery.small_config(discovery.config_of_head(head))
     predictor = config.build_model(discovery.OWN)
-    predictor.backbone = Taps(predictor.backbone.specs)
+    predictor.backbone = OneConvolution(predictor.backbone.specs)
     predictor.resize = Stretch(SIZE)
     use(predictor, SIZE)
     task = config.experiment.task

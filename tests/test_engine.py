@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 from detseg import engine
 from detseg.api import Model
 from detseg.benchmark import predictor as benchmark
+from detseg.benchmark.synthetic import OneConvolution
 from detseg.cache import cache_folder
 from detseg.engine import CACHE, ENGINES, OnnxRuntimePredictor, with_engine
 from detseg.interfaces import Task
@@ -133,7 +134,7 @@ def test_the_oldest_make_room(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (cache_folder(CACHE) / "0.onnx").exists()
 
 
-class _Unconvertible(micro.Taps):
+class _Unconvertible(OneConvolution):
     """What a network does depends on what it sees."""
 
     def forward(self, images: torch.Tensor) -> Any:

@@ -25,6 +25,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from detseg.benchmark.synthetic import OneConvolution
 from detseg.data.images import read_image
 from detseg.export.artefact import Artefact, open_artefact
 from detseg.export.contract import CONTRACTS, Contract, Input
@@ -377,7 +378,7 @@ def _other_normalisation(predictor: Predictor) -> None:
 
 
 def _taking_bgr(predictor: Predictor) -> None:
-    assert isinstance(predictor.backbone, micro.Taps)
+    assert isinstance(predictor.backbone, OneConvolution)
     for layer in predictor.backbone.convs:
         assert isinstance(layer, ConvNormAct)
         weight = layer.get_parameter("conv.weight")

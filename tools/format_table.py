@@ -2,9 +2,9 @@
 
     python tools/format_table.py CONFIG ... [--format NAME ...] [--write FILE.md] [--set a.b=c ...]
 
-Of each config's network, with synthetic weights, a file is made in every format and contract, run in its runtime and
-compared. Each cell is the largest difference, relative to the largest number of that output; of final predictions, the
-share that is the same. Takes about half a minute for each of 21 files a config.
+Of each config's head, with synthetic weights, on one convolution for each tap of its backbone, a file is made in every
+format and contract, run in its runtime and compared. Each cell is the largest difference, relative to the largest
+number of that output; of final predictions, the share that is the same.
 """
 
 from __future__ import annotations

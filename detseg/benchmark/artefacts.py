@@ -81,7 +81,7 @@ class ArtefactFigures(NamedTuple):
 
     def table(self) -> Table:
         """One row each."""
-        table = Table("", "whole, ms", "p90", "ratio", "alone, ms", "MB", "peak MB", "delegated")
+        table = Table("", "whole, ms", "p90", "ratio", "alone, ms", "MB", "peak MB", "XNNPACK")
         table.columns[0].no_wrap = True
         if self.phone is not None:
             table.add_column("phone, ms")
@@ -101,8 +101,8 @@ class ArtefactFigures(NamedTuple):
         lines = [
             f"{num_threads(self.threads)}, medians, in turns; whole: from a decoded image to the prediction in its "
             "pixels, and its 90th percentile; ratio: of paired times, to the first row; alone: from the resized "
-            "image to what the file gives; peak: what opening and predicting add to a process; delegated: operators "
-            "that XNNPACK computes; a number behind a name: candidates that enter suppression",
+            "image to what the file gives; peak: what opening and predicting add to a process; XNNPACK: how many of "
+            "the operators it computes; a number behind a name: candidates that enter suppression",
             *(f"{row.name}, {_slowest(row.operators)}" for row in self.rows if row.operators is not None)]
         if self.phone is not None:
             lines.append(f"phone: the file alone on {self.phone}, the mean of {RUNS} runs of the runtime's own "
@@ -173,7 +173,7 @@ def measure_artefacts(
 def _share(operators: Operators | None) -> str:
     if operators is None or operators.delegated is None:
         return ""
-    return f"{operators.delegated} of {operators.total}"
+    return f"{operators.delegated}/{operators.total}"
 
 
 def _slowest(operators: Operators) -> str:

@@ -38,7 +38,8 @@ def cells(
     paths: Sequence[Path], formats: Sequence[Format], overrides: Sequence[str], *, images: int, candidates: int,
     say: Callable[[str], None],
 ) -> Iterator[Cell]:
-    """Exports every config's network, with synthetic weights, in every format and contract, and compares.
+    """Exports every config's head, with synthetic weights, on one convolution for each tap of its backbone, in every
+    format and contract, and compares. A converter's time goes with the number of layers.
 
     Args:
         paths: configs, one of each head.
@@ -61,8 +62,9 @@ def cells(
 
 
 def _used(config: Config) -> Predictor:
-    """A network whose activations and scores are like a trained one's, for images of its own size."""
+    """A small network whose activations and scores are like a trained one's, for images of its own size."""
     predictor = config.build_model(config.experiment.classes).eval()
+    predictor.backbone = synthetic.OneConvolution(predictor.backbone.specs)
     task, picture = config.experiment.task, sample_pictures(1)[0]
     synthetic.enliven(predictor, (picture.shape[0], picture.shape[1]))
     if task.scored:
@@ -75,7 +77,8 @@ def _cell(head: str, source: Source, kind: Format, contract: Contract, *, images
     try:
         check_options(kind, options, source)
     except ValueError as error:
-        return Cell(head, kind.name, contract, "no", str(error))
+        reason = f"{kind.title}: {kind.reasons[contract]}" if contract in kind.reasons else str(error)
+        return Cell(head, kind.name, contract, "no", reason)
     with tempfile.TemporaryDirectory() as folder:
         try:
             exported = export(
@@ -83,7 +86,8 @@ def _cell(head: str, source: Source, kind: Format, contract: Contract, *, images
         except ParityError as error:
             return Cell(head, kind.name, contract, "**differs**", " ".join(str(error).split()))
         except Exception as error:  # each converter has its own
-            return Cell(head, kind.name, contract, "**fails**", f"{type(error).__name__}: {str(error).splitlines()[0]}")
+            cause = error.__cause__ or error  # without the name of a file that is gone
+            return Cell(head, kind.name, contract, "**fails**", f"{kind.title}: {str(cause).splitlines()[0]}")
     assert exported.parity is not None
     return Cell(head, kind.name, contract, _difference(exported.parity))
 

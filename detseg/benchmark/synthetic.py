@@ -5,7 +5,7 @@ A new network's activations vanish and its scores tie: what follows it then take
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import singledispatch
 from typing import Any
 
@@ -17,7 +17,8 @@ from torch.optim.swa_utils import update_bn
 
 from detseg.data.images import channels_first
 from detseg.data.loading import collate_training
-from detseg.interfaces import Task, TrainingBatch, TrainingSample
+from detseg.interfaces import Backbone, Features, FeatureSpec, Task, TrainingBatch, TrainingSample
+from detseg.layers import ConvNormAct, Norm
 from detseg.model import Predictor
 from detseg.structures import VOID, BoxTargets, LabelTargets, Pixels, Size
 from detseg.tasks.detection import Detection
@@ -84,6 +85,21 @@ def _(task: Segmentation, size: Size, num_classes: int, *, seed: int) -> LabelTa
     patches[random.uniform(size=(8, 8)) < 0.05] = VOID
     rows, columns = np.arange(height) * 8 // height, np.arange(width) * 8 // width
     return LabelTargets(torch.from_numpy(patches.astype(np.uint8)[rows[:, None], columns]))
+
+
+class OneConvolution(Backbone):
+    """In place of another backbone: one strided convolution for each of its taps, for what only asks about heads."""
+
+    def __init__(self, specs: Mapping[str, FeatureSpec]) -> None:
+        super().__init__()
+        self.specs = dict(specs)
+        self.convs = nn.ModuleList(
+            ConvNormAct(3, spec.channels, kernel=3, stride=spec.stride, norm=Norm(momentum=0.1, eps=1e-5),
+                        activation="relu") for spec in specs.values())
+
+    def forward(self, images: Tensor) -> Features:
+        """[B, 3, H, W] to the maps by name."""
+        return {name: conv(images) for name, conv in zip(self.specs, self.convs, strict=True)}
 
 
 @torch.no_grad()

@@ -120,6 +120,16 @@ def _padded(v: Values, x: Tensor, kernel: Sequence[int], strides: Sequence[int],
     return F.pad(x, (left, right, top, bottom), value=fill) if any((top, bottom, left, right)) else x
 
 
+def _pad(v: Values) -> Tensor:
+    """`pad` has a pair for each of the last axes, from the first of them on."""
+    sides = _ints(v["pad"])
+    if str(v.get("mode", "constant")) != "constant":
+        raise ValueError(f"pad with the mode {v['mode']}")
+    pairs = [sides[k : k + 2] for k in range(0, len(sides), 2)]
+    return F.pad(_tensor(v["x"]), [side for pair in reversed(pairs) for side in pair],
+                 value=float(v.get("constant_val", 0.0)))
+
+
 def _conv(v: Values) -> Tensor:
     x, weight = _tensor(v["x"]), _tensor(v["weight"])
     strides, dilations = _ints(v.get("strides", (1, 1))), _ints(v.get("dilations", (1, 1)))
@@ -226,7 +236,7 @@ _OPERATIONS: dict[str, Callable[[Values], Any]] = {
     "gather_along_axis": lambda v: _tensor(v["x"]).gather(int(v["axis"]), _tensor(v["indices"]).long()),
     "gelu": lambda v: F.gelu(_tensor(v["x"]), approximate="none" if str(v["mode"]) == "EXACT" else "tanh"),
     "greater": _pair(torch.gt), "greater_equal": _pair(torch.ge), "equal": _pair(torch.eq), "less": _pair(torch.lt),
-    "less_equal": _pair(torch.le), "layer_norm": _layer_norm,
+    "less_equal": _pair(torch.le), "layer_norm": _layer_norm, "pad": _pad,
     "linear": lambda v: F.linear(_tensor(v["x"]), _tensor(v["weight"]),
                                  None if v.get("bias") is None else _tensor(v["bias"])),
     "log": lambda v: (_tensor(v["x"]) + float(v.get("epsilon", 0.0))).log(),
