@@ -126,13 +126,13 @@ def with_engine(
     if ready.device.type != "cpu":
         raise ValueError(f"the engine onnxruntime runs on the CPU, and the network is on {ready.device}")
     onnx.FORMAT.check_installed((*onnx.FORMAT.converter, *onnx.FORMAT.runtime), to="run networks as")
-    layers = _Layers(predictor).eval()
-    path = cache_folder(CACHE) / f"{_digest(layers, task)}.onnx"
-    found = _opened(path, layers, ready) if path.exists() else None
+    layers = _Layers(ready)
+    path = cache_folder(CACHE) / f"{_digest(ready, task)}.onnx"
+    found = _opened(path, ready) if path.exists() else None
     if found is None:
         say("converting the network for ONNX Runtime; it is kept for the next time")
         _convert(layers, path)
-        found = _opened(path, layers, ready)
+        found = _opened(path, ready)
     if found is None:
         raise ValueError("ONNX Runtime gives other predictions than torch for this network; take the engine torch")
     return found
@@ -143,7 +143,7 @@ class _Layers(nn.Module):
 
     def __init__(self, predictor: Predictor) -> None:
         super().__init__()
-        self.predictor = predictor.folded().to(memory_format=torch.contiguous_format)
+        self.predictor = predictor
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """float [B, 3, H, W], 0..255."""
@@ -164,11 +164,11 @@ class _Layers(nn.Module):
                 self, (torch.zeros(2, 3, height, width),), dynamic_shapes={"images": shapes}, strict=False)
 
 
-def _opened(path: Path, layers: _Layers, ready: Predictor) -> OnnxRuntimePredictor | None:
+def _opened(path: Path, ready: Predictor) -> OnnxRuntimePredictor | None:
     """A converted network, if it gives what the network gives: its name cannot tell everything that it depends on."""
     images = 255 * torch.rand(1, 3, *ready.resize.size, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
-        expected, structure = tree_flatten(layers.predictor(images))
+        expected, structure = tree_flatten(ready(images))
         try:
             with quiet():
                 run = onnx.run(path, torch.get_num_threads(), _names(len(expected)))
@@ -201,9 +201,8 @@ def _names(number: int) -> list[str]:
     return [f"raw_{k}" for k in range(number)]
 
 
-def _digest(layers: _Layers, task: Task[Any, Any, Any, Any]) -> str:
+def _digest(predictor: Predictor, task: Task[Any, Any, Any, Any]) -> str:
     """What a converted network depends on, as far as it can be told."""
-    predictor = layers.predictor
     parts = [weights_digest(predictor), repr(predictor), repr(fingerprint(predictor, task)), platform.machine(),
              *(f"{package} {version(package)}" for package in ("detseg", "torch", *onnx.FORMAT.packages))]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]

@@ -31,21 +31,11 @@ class Phone(NamedTuple):
     name: str
     programs: Path
 
-    def program(self, kind: Format) -> Path:
-        """The benchmark program for a kind of file. ValueError where there is none."""
-        if kind.phone is None:
-            raise ValueError(f"{kind.title} has no benchmark program for Android; leave its files out, or --adb")
-        program = self.programs / kind.phone.program
-        if not program.is_file():
-            raise ValueError(f"{self.programs} has no {kind.phone.program}, which times {kind.title} files; build it "
-                             "for the phone as the runtime's documentation says")
-        return program
-
     def milliseconds(self, artefact: Artefact, threads: int) -> float:
         """The mean time of a run of the file alone. OSError with what the program said where it tells none."""
         kind = artefact.format
         assert kind.phone is not None
-        program = self.program(kind)
+        program = _program(self.programs, kind)
         _adb("push", str(program), *(str(file) for file in kind.files(artefact.path)), _FOLDER)
         _adb("shell", f"chmod 755 {_FOLDER}/{shlex.quote(program.name)}")
         arguments = kind.phone.arguments(artefact.path.name, threads, RUNS, artefact.manifest.input)
@@ -74,7 +64,7 @@ def connected(programs: Path, kinds: Sequence[Format]) -> Iterator[Phone]:
     if not programs.is_dir():
         raise ValueError(f"--adb names a folder with benchmark programs for the phone, and {programs} is none")
     for kind in kinds:
-        Phone("", programs).program(kind)
+        _program(programs, kind)
     _adb("get-state")
     phone = Phone(_adb("shell", "getprop ro.product.model").strip() or "the phone", programs)
     _adb("shell", f"rm -rf {_FOLDER} && mkdir -p {_FOLDER}")
@@ -84,6 +74,17 @@ def connected(programs: Path, kinds: Sequence[Format]) -> Iterator[Phone]:
         yield phone
     finally:
         _adb("shell", f"rm -rf {_FOLDER}")
+
+
+def _program(programs: Path, kind: Format) -> Path:
+    """The benchmark program for a kind of file. ValueError where there is none."""
+    if kind.phone is None:
+        raise ValueError(f"{kind.title} has no benchmark program for Android; leave its files out, or --adb")
+    program = programs / kind.phone.program
+    if not program.is_file():
+        raise ValueError(f"{programs} has no {kind.phone.program}, which times {kind.title} files; build it for the "
+                         "phone as the runtime's documentation says")
+    return program
 
 
 def _adb(*arguments: str) -> str:

@@ -242,7 +242,7 @@ def measure(
     say("making activations and scores like those of a trained network")
     synthetic.enliven(model, setup.image_size)
     shares, equal, whole_unsure = list[float](), None, None
-    with threads(setup.latency_threads):  # also while networks are made ready: weights are laid out for the threads
+    with threads(setup.latency_threads):  # also while networks are made ready: an engine keeps their number
         if task.scored:
             shares.append(synthetic.lower_scores(model, image, SURE, threshold=task.score_threshold))
         use = _inference(model, reference, config, image=image, engine=setup.engine)

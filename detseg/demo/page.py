@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Sequence
 from importlib.resources import files
@@ -13,6 +12,7 @@ from typing import Any
 import cv2
 import numpy as np
 
+from detseg.atomic import atomic_folder
 from detseg.data.images import read_image
 from detseg.data.loading import spread
 from detseg.data.sample import CATEGORIES, LABELS
@@ -70,9 +70,9 @@ def write_page(folder: Path, artefact: Artefact, *, runtime: Path, images: Seque
     """
     if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / "demo.json").is_file())):
         raise ValueError(f"{folder} holds something else than an earlier page; name a new or an empty folder")
-    unfinished = folder.parent / f".{folder.name}.{os.getpid()}.unfinished"
-    try:
-        unfinished.mkdir(parents=True)
+    with atomic_folder(folder) as beside:
+        unfinished = beside / folder.name
+        unfinished.mkdir()
         for name in PAGE_FILES:
             (unfinished / name).write_bytes((files("detseg.demo") / "web" / name).read_bytes())
         (unfinished / "runtime").mkdir()
@@ -82,11 +82,6 @@ def write_page(folder: Path, artefact: Artefact, *, runtime: Path, images: Seque
         samples = _write_samples(unfinished / "samples", artefact, images)
         content = described(artefact) | {"samples": samples}
         (unfinished / "demo.json").write_text(json.dumps(content, indent=1) + "\n", "utf-8")
-        if folder.exists():
-            shutil.rmtree(folder)
-        unfinished.replace(folder)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
     return len(samples)
 
 
