@@ -17,6 +17,7 @@ from typing import Any, Literal, Protocol, TypeAlias, get_args
 
 from torch import nn
 
+from detseg.data.faults import Fault
 from detseg.interfaces import Dataset, Losses, Metric, Task, TrainingBatch
 from detseg.model import Predictor
 from detseg.optim import EMA, OptimizerSettings, Schedule
@@ -56,6 +57,10 @@ class Index(Protocol):
     @property
     def notes(self) -> tuple[str, ...]:
         """What a person should know about these annotations and that is no error."""
+
+    @property
+    def faults(self) -> tuple[Fault, ...]:
+        """What was left out because it is broken."""
 
     def relabel(self, classes: Classes, /) -> Any:
         """The same annotations with labels that are positions in `classes`, matched by source id."""

@@ -23,6 +23,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from detseg.checkpoint import Checkpoint, check_classes, config_differences, load, not_compared, restore_model, save
 from detseg.config import Config, Experiment, Index, resolve_classes
+from detseg.data.faults import check_faults
 from detseg.data.layouts import SPLITS
 from detseg.data.loading import steps_per_epoch, training_batches
 from detseg.evaluate import draw_examples, evaluate, suitable_batch
@@ -248,6 +249,8 @@ class _State:
 def _read_data(config: Config, folder: Path) -> tuple[Index, Index, Classes]:
     """Both splits with labels in the label space of the run, and that."""
     train, val = (config.experiment.data.read(folder, split) for split in SPLITS)
+    for split, index in zip(SPLITS, (train, val), strict=True):
+        check_faults(index.faults, f"the {split} data in {folder}")
     difference = train.classes.difference(val.classes)
     if difference:
         raise ValueError(f"in {folder}, training and validation list different classes:\n{difference}")

@@ -10,7 +10,7 @@ import pytest
 def run(name: str, *arguments: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
     """A tool's exit code, output and errors, of which none is a traceback."""
     capsys.readouterr()
-    code = int(importlib.import_module(f"tools.{name}").main([*arguments]))
+    code = int(importlib.import_module(f"detseg.commands.{name}").main([*arguments]))
     captured = capsys.readouterr()
     assert "Traceback" not in captured.err
     return code, captured.out, captured.err

@@ -40,7 +40,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     generate(folder / "data" / "sample", num_train=8, num_val=3)
     tiny_segmenter.write_config(folder)
     tiny_segmenter.generate(folder / "data" / "shades")
-    train = importlib.import_module("tools.train").main
+    train = importlib.import_module("detseg.commands.train").main
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         with contextlib.redirect_stdout(io.StringIO()):
@@ -107,7 +107,7 @@ def test_bgr_is_asked_for_by_name() -> None:
 
 def test_it_says_what_the_command_says(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = detseg.load("runs/boxes")
-    code = importlib.import_module("tools.predict").main(["runs/boxes", "photo.png", "--out", str(tmp_path)])
+    code = importlib.import_module("detseg.commands.predict").main(["runs/boxes", "photo.png", "--out", str(tmp_path)])
     assert code == 0, capsys.readouterr().err
     records = json.loads((tmp_path / "predictions.json").read_text())
     found = model("photo.png")

@@ -17,6 +17,7 @@ from .conftest import ROOT
 PACKAGES = ("detseg", "heads")
 HEADS_MAY_IMPORT = {f"detseg.{name}" for name in ("interfaces", "structures", "layers", "ops")}
 FLOORS = (
+    ("commands",),
     ("api", "benchmark", "demo", "openmmlab", "train"),
     ("engine", "evaluate", "export", "recipes", "run_folder", "training_step", "weights"),
     ("checkpoint", "config", "predict"),

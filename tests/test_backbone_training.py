@@ -14,13 +14,13 @@ from torch.utils._pytree import tree_flatten
 from detseg import config
 from detseg.api import load_model
 from detseg.checkpoint import load
+from detseg.commands.compare_backbones import main
 from detseg.config import Config
 from detseg.data.sample import generate_sample
 from detseg.evaluate import evaluate
 from detseg.structures import Classes
 from detseg.train import fit
 from heads.ssdlite import SSDLite
-from tools.compare_backbones import main
 
 from . import discovery
 from .conftest import ROOT

@@ -27,13 +27,13 @@ from detseg.benchmark.references import (
     compare_labels,
     reference_of,
 )
+from detseg.commands.benchmark import main
 from detseg.config import Config
 from detseg.cost import count_macs
 from detseg.model import Predictor
 from detseg.predict import predict_image
 from detseg.structures import VOID, Classes, ImageDetections, ImageLabels
 from detseg.training_step import TrainingStep
-from tools.benchmark import main
 
 from .conftest import ROOT
 

@@ -17,7 +17,7 @@ SMALL = ["--set", "model.size=96", "model.width=0.35", "--seconds", "0"]
 
 
 def test_formats_are_made_and_timed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    main = importlib.import_module("tools.benchmark").main
+    main = importlib.import_module("detseg.commands.benchmark").main
     assert main([CONFIG, "--artefact", "pt2", "--candidates", "10", "20", "--json", str(tmp_path / "x.json"),
                  *SMALL]) == 0
     out = capsys.readouterr().out
@@ -38,5 +38,5 @@ def test_formats_are_made_and_timed(tmp_path: Path, capsys: pytest.CaptureFixtur
 @pytest.mark.parametrize(("artefact", "code", "message"), [
     ("nowhere.onnx", 2, "there is no file nowhere.onnx"), ("onyx", 2, "onyx is no exported file; those end in")])
 def test_what_a_user_does_wrong(artefact: str, code: int, message: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert importlib.import_module("tools.benchmark").main([CONFIG, "--artefact", artefact, *SMALL]) == code
+    assert importlib.import_module("detseg.commands.benchmark").main([CONFIG, "--artefact", artefact, *SMALL]) == code
     assert message in capsys.readouterr().err

@@ -16,7 +16,7 @@ from detseg.backbones import builders
 from detseg.benchmark import backbones as backbone_benchmark
 from detseg.benchmark.backbones import RATIOS, REFERENCES, Figures, Setup, as_json, means, peak_memory
 from detseg.benchmark.synthetic import calibrate
-from tools.benchmark_backbones import main
+from detseg.commands.benchmark_backbones import main
 
 KEYS = {"size", "batch_size", "threads", "step_threads", "reference_channels_last", "torch", "means", "backbones"}
 

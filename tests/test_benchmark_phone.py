@@ -147,7 +147,7 @@ def test_a_program_that_fails(script: str, message: str, programs: Path, tmp_pat
 def test_the_command(
     programs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    main = importlib.import_module("tools.benchmark").main
+    main = importlib.import_module("detseg.commands.benchmark").main
     predictor, task = micro.network("fcn")
     file, kind = tmp_path / "small.onnx", formats()["onnx"]
     export(Source(predictor, task, "micro"), file, kind, kind.usual_options(), images=micro.scenes(1, seed=1))

@@ -11,8 +11,8 @@ from detseg.backbones import builders, chosen, spec_of
 from detseg.backbones.mobilenet_v1 import mobilenet_v1
 from detseg.backbones.mobilenet_v3 import mobilenet_v3_small
 from detseg.benchmark.table import END, START, Row, latencies, markdown, ready, row
+from detseg.commands.backbone_table import main
 from detseg.interfaces import FeatureSpec
-from tools.backbone_table import main
 
 from . import discovery
 from .conftest import ROOT

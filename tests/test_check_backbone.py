@@ -341,7 +341,7 @@ def own_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 def main(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
     """The tool's exit code, output and errors."""
     try:
-        code = int(importlib.import_module("tools.check_backbone").main(arguments))
+        code = int(importlib.import_module("detseg.commands.check_backbone").main(arguments))
     except SystemExit as exit_:
         code = int(str(exit_.code))
     captured = capsys.readouterr()

@@ -35,10 +35,10 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny_segmenter.generate(folder / "data" / "shades")
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()):
         patch.chdir(folder)
-        train = importlib.import_module("tools.train").main
+        train = importlib.import_module("detseg.commands.train").main
         assert train(["shades.py", "--out", "runs/one"]) == 0
         assert train(["shades.py", "--out", "runs/two", "--set", "seed=1"]) == 0
-        assert importlib.import_module("tools.export").main(["runs/one", "--format", "onnx"]) == 0
+        assert importlib.import_module("detseg.commands.export").main(["runs/one", "--format", "onnx"]) == 0
     return folder
 
 

@@ -15,13 +15,13 @@ import torch
 import detseg
 from detseg import config as configs
 from detseg.checkpoint import Checkpoint, save
+from detseg.commands import predict, test
 from detseg.config import Config, resolve_classes
 from detseg.fingerprint import differences, fingerprint
 from detseg.report.pictures import write_picture
 from detseg.structures import Classes
 from detseg.tasks.detection import Detection
 from detseg.train import fit
-from tools import predict, test
 
 from . import discovery
 from .conftest import ROOT

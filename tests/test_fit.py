@@ -580,7 +580,7 @@ def main(name: str, arguments: Sequence[str], capsys: pytest.CaptureFixture[str]
     import importlib
 
     try:
-        code = int(importlib.import_module(f"tools.{name}").main([*arguments]))
+        code = int(importlib.import_module(f"detseg.commands.{name}").main([*arguments]))
     except SystemExit as exit_:
         code = int(str(exit_.code))
     captured = capsys.readouterr()

@@ -69,7 +69,7 @@ def run(
 ) -> tuple[int, str, str]:
     """The command's exit code, output and errors."""
     file = trained.title.partition(",")[0]
-    code = importlib.import_module("tools.predict").main([str(CONFIG), file, *images, *options])
+    code = importlib.import_module("detseg.commands.predict").main([str(CONFIG), file, *images, *options])
     captured = capsys.readouterr()
     assert "Traceback" not in captured.err
     return code, captured.out, captured.err
@@ -183,7 +183,7 @@ def test_what_a_user_does_wrong(
 def test_a_wrong_network(
     config: Path, file: str, message: str, photos: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert importlib.import_module("tools.predict").main([str(config), file, "photos"]) == 2
+    assert importlib.import_module("detseg.commands.predict").main([str(config), file, "photos"]) == 2
     assert capsys.readouterr().err.startswith(message)
 
 
@@ -191,7 +191,7 @@ def test_published_weights_predict_too(tmp_path: Path, photos: Path, capsys: pyt
     peer = ssdlite320_mobilenet_v3_large(weights=None, weights_backbone=None)
     torch.save(peer.state_dict(), "published.pth")
     config = str(ROOT / "configs" / "ssdlite_v3_large.py")
-    assert importlib.import_module("tools.predict").main([config, "published.pth", "photos/a.jpg"]) == 0
+    assert importlib.import_module("detseg.commands.predict").main([config, "published.pth", "photos/a.jpg"]) == 0
     assert capsys.readouterr().out.startswith("published.pth (torchvision SSDLite)\nphotos/a.jpg: ")
     categories = {record["category_id"] for record in json.loads(Path("predictions/predictions.json").read_text())}
     assert categories <= COCO_80.used.keys()

@@ -44,7 +44,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         with contextlib.redirect_stdout(io.StringIO()) as said:
-            assert importlib.import_module("tools.train").main(["shades.py", "--out", "run"]) == 0
+            assert importlib.import_module("detseg.commands.train").main(["shades.py", "--out", "run"]) == 0
     (folder / "said.txt").write_text(said.getvalue())
     return folder
 

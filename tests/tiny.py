@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from detseg.config import Data
+from detseg.data.faults import Fault
 from detseg.interfaces import (
     Backbone,
     Dataset,
@@ -60,6 +61,7 @@ class Index:
     labels: tuple[int, ...]
     classes: Classes
     notes: tuple[str, ...] = ("one picture is odd",)
+    faults: tuple[Fault, ...] = ()
 
     def __len__(self) -> int:
         return len(self.labels)

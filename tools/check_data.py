@@ -1,33 +1,8 @@
-"""Checks a data set: `python tools/check_data.py DIR`.
+"""`python tools/check_data.py`: the code is that of `detseg/commands/check_data.py`."""
 
-Boxes in COCO's layout or PASCAL VOC's, label maps in Cityscapes', PASCAL VOC's or folders of images and masks: whatever
-is there. Counts what is in it and decodes every image and every label map. Exit code 0: it can be trained on; 1:
-something is broken; 2: the command line is wrong.
-"""
-
-from __future__ import annotations
-
-import argparse
 import sys
-from pathlib import Path
 
-from detseg.data.check import check_folder
-
-
-def main() -> int:
-    """Prints every finding as it comes and gives the exit code."""
-    parser = argparse.ArgumentParser(description="Reads both splits of a data set and decodes every image.")
-    parser.add_argument("folder", type=Path, metavar="DIR", help="with boxes or label maps")
-    folder: Path = parser.parse_args().folder
-    if not folder.is_dir():
-        parser.error(f"no folder {folder}")
-    problems = 0
-    for finding in check_folder(folder):
-        problems += finding.level == "problem"
-        print(finding.text if finding.level == "count" else f"  {finding.level}: {finding.text}", flush=True)
-    print(f"problems: {problems}")
-    return 1 if problems else 0
-
+from detseg.commands.check_data import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,63 +1,8 @@
-"""Writes the table of heads x formats x contracts, of what was really exported, run and compared.
+"""`python tools/format_table.py`: the code is that of `detseg/commands/format_table.py`."""
 
-    python tools/format_table.py CONFIG ... [--format NAME ...] [--write FILE.md] [--set a.b=c ...]
-
-Of each config's head, with synthetic weights, on one convolution for each tap of its backbone, a file is made in every
-format and contract, run in its runtime and compared. Each cell is the largest difference, relative to the largest
-number of that output; of final predictions, the share that is the same.
-"""
-
-from __future__ import annotations
-
-import argparse
 import sys
-from pathlib import Path
 
-from rich.console import Console
-
-from detseg.atomic import write_text
-from detseg.benchmark.format_table import END, START, cells, markdown
-from detseg.cli import exit_code
-from detseg.export.formats import format_named, formats
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Reads the command line, does what it says, and gives the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("configs", nargs="+", type=Path, metavar="CONFIG", help="one of each head")
-    parser.add_argument("--format", nargs="+", choices=tuple(formats()), default=tuple(formats()),
-                        help="which formats (all)")
-    parser.add_argument("--images", type=int, default=4, metavar="N", help="to compare on (%(default)s)")
-    parser.add_argument("--candidates", type=int, default=50, metavar="N",
-                        help="of detectors: boxes that enter suppression (%(default)s)")
-    parser.add_argument("--write", type=Path, metavar="FILE",
-                        help="put the table into a document, in place of the one that is there")
-    parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="NAME=VALUE", dest="overrides",
-                        help="change numbers of the configs that have them, as in model.width=0.35")
-    return exit_code(lambda: _table(parser.parse_args(arguments)))
-
-
-def _table(options: argparse.Namespace) -> None:
-    chosen = [format_named(name) for name in options.format]
-    before, after = "", ""
-    if options.write is not None:
-        before, start, rest = options.write.read_text("utf-8").partition(START)
-        _, end, after = rest.partition(END)
-        if not start or not end:
-            raise ValueError(f"{options.write} has no place for the table: {START} and {END}")
-    console, found = Console(file=sys.stdout), []
-    with console.status("") as status:
-        for cell in cells(options.configs, chosen, options.overrides, images=options.images,
-                          candidates=options.candidates, say=status.update):
-            found.append(cell)
-            console.print(f"{cell.head}, {cell.format}, {cell.contract}: {cell.text} {cell.reason}", highlight=False,
-                          markup=False, soft_wrap=True)
-    table = markdown(found, chosen)
-    if options.write is None:
-        print(table)
-    else:
-        write_text(options.write, before + table + after)
-
+from detseg.commands.format_table import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from detseg.data.faults import Fault
 from detseg.structures import Classes, Size
 
 _OUTSIDE_TOLERANCE = 1.0
@@ -65,6 +66,8 @@ class BoxIndex:
     """[m], all different."""
     notes: tuple[str, ...]
     """What a person should know about these data and that is no error."""
+    faults: tuple[Fault, ...] = ()
+    """What was left out because it is broken; training and evaluation refuse it unless they are told to skip it."""
 
     @classmethod
     def of(
@@ -82,6 +85,7 @@ class BoxIndex:
         areas: NDArray[np.float64],
         annotation_ids: NDArray[np.int64],
         notes: tuple[str, ...] = (),
+        faults: tuple[Fault, ...] = (),
     ) -> BoxIndex:
         """Groups annotations in any order by image; within an image they keep their order.
 
@@ -107,6 +111,7 @@ class BoxIndex:
             areas=areas[order],
             annotation_ids=annotation_ids[order],
             notes=(),
+            faults=faults,
         )
         return replace(index, notes=notes + index._notes_on_boxes())
 

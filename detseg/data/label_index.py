@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from detseg.data.faults import Fault
 from detseg.data.images import read_image
 from detseg.structures import VOID, Classes, LabelPixels, Pixels, Size
 
@@ -22,6 +23,8 @@ class LabelIndex(ABC):
     classes: Classes
     notes: tuple[str, ...]
     """What a person should know about these label maps and that is no error."""
+    faults: tuple[Fault, ...] = ()
+    """What was left out because it is broken; training and evaluation refuse it unless they are told to skip it."""
     image_ids: NDArray[np.int64]
     """[number of images], each different."""
 
@@ -81,6 +84,7 @@ class LabelFiles(LabelIndex):
     notes: tuple[str, ...] = ()
     hint: str = ""
     """Said after a message about unknown values: what may be wrong with files of this kind."""
+    faults: tuple[Fault, ...] = ()
 
     @classmethod
     def of(

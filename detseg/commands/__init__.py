@@ -1,0 +1,1 @@
+"""The commands: arguments only, no logic. `tools/` runs them as files."""

@@ -1,0 +1,135 @@
+"""Writes a trained network into a file for another runtime, runs the file there, and tells by how much the two differ.
+
+    python tools/export.py RUN --format onnx|executorch|litert|coreml|openvino|ncnn|pt2 [--out FILE] ...
+    python tools/export.py CONFIG CHECKPOINT --format FORMAT ...
+    python tools/export.py RUN --check FILE          compare a file that was written earlier
+    python tools/export.py --formats                 what each format can hold, and what it needs
+
+The file takes uint8 RGB images of one size, with the normalisation inside, and gives final predictions: boxes after
+suppression, or a label map. It carries a manifest, so that tools/test.py, tools/predict.py and detseg.load take it
+alone. Compared are images of the config's validation data, of --images, or of the generated sample; the numbers are
+left beside the file (FILE.parity.json). A file that differs is not left under its name, and the exit code is 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from detseg.api import Model, load_model
+from detseg.cli import exit_code
+from detseg.data.images import read_image
+from detseg.export.contract import CONTRACTS
+from detseg.export.convert import check, check_options, export
+from detseg.export.format import Options
+from detseg.export.formats import format_named, formats
+from detseg.predict import find_images
+from detseg.structures import Pixels
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Reads the command line, does what it says, and gives the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path, nargs="?", metavar="RUN|CONFIG",
+                        help="a run folder, or the config that was trained")
+    parser.add_argument("checkpoint", type=Path, nargs="?",
+                        help="with a config: best.pt or last.pt of its run, or published weights")
+    parser.add_argument("--format", metavar="FORMAT", help=", ".join(formats()))
+    parser.add_argument("--contract", choices=CONTRACTS, default="final",
+                        help="where the file ends: the head's raw outputs, decoded boxes or scores, final predictions "
+                             "(%(default)s)")
+    parser.add_argument("--fp16", action="store_true", help="weights in half precision")
+    parser.add_argument("--input", choices=("uint8", "float"),
+                        help="what the file takes: 0..255 as bytes, or as floats that need not be whole (uint8 where "
+                             "the format has it)")
+    parser.add_argument("--layout", choices=("nhwc", "nchw"), help="of the images (nhwc where the format has it)")
+    parser.add_argument("--size", type=int, nargs=2, metavar=("H", "W"), help="of the images (the config's)")
+    parser.add_argument("--dynamic-batch", action="store_true", help="batches of any size")
+    parser.add_argument("--candidates", type=int, metavar="N",
+                        help="boxes that enter suppression, the surest (the config's); fewer are faster")
+    parser.add_argument("--images", metavar="DIR|GLOB|FILE", nargs="+", help="images to compare on")
+    parser.add_argument("--out", type=Path, metavar="FILE",
+                        help="the file to write (exports/NAME with the format's ending)")
+    parser.add_argument("--unchecked", action="store_true",
+                        help="leave the file also where it differs or cannot be compared")
+    parser.add_argument("--check", type=Path, metavar="FILE", help="only compare this file with the checkpoint")
+    parser.add_argument("--formats", action="store_true", help="list the formats, and stop")
+    parser.add_argument("--config-changed", action="store_true",
+                        help="take the checkpoint although it was trained with another config")
+    return exit_code(lambda: _export(parser.parse_args(arguments)))
+
+
+def _export(options: argparse.Namespace) -> None:
+    console = Console(file=sys.stdout)  # and not whatever it is while converters are kept quiet
+    if options.formats:
+        console.print(_listed())
+        return
+    if options.model is None:
+        raise ValueError("name a run folder, or a config and a checkpoint; --formats lists the formats")
+    if options.check is None and options.format is None:
+        raise ValueError(f"name a format with --format: {', '.join(formats())}")
+    model = load_model(options.model, options.checkpoint, config_changed=options.config_changed)
+    if model.source is None:
+        raise ValueError(f"{options.model} is an exported file; export the checkpoint it was made of")
+    for note in model.notes:
+        console.print(note, highlight=False, markup=False, soft_wrap=True)
+    if options.check is not None:
+        images, origin = _images(model, options.images)
+        parity = check(options.check, model.source, images)
+        console.print(f"{options.check} is {model.title}: {parity.summary()} ({origin})", highlight=False,
+                      markup=False, soft_wrap=True)
+        return
+    kind = format_named(options.format)
+    usual = kind.usual_options()
+    wanted = Options(
+        contract=options.contract, precision="fp16" if options.fp16 else "fp32", pixels=options.input or usual.pixels,
+        layout=options.layout or usual.layout, size=tuple(options.size) if options.size else None,
+        dynamic_batch=options.dynamic_batch, candidates=options.candidates)
+    # Export asks the same; but reading a data set's index for the images takes its time.
+    check_options(kind, wanted, model.source)
+    kind.check_installed(kind.converter, to="write")
+    path = options.out or Path("exports") / f"{model.name}{kind.suffix}"
+    images, origin = _images(model, options.images)
+    started = time.perf_counter()
+    with console.status("") as status:
+        written = export(model.source, path, kind, wanted, images=images, unchecked=options.unchecked,
+                         say=lambda what: status.update(f"{what} ..."))
+    manifest = written.manifest
+    outputs = ", ".join(f"{one.name} {one.dtype} {list(one.shape)}" for one in manifest.outputs)
+    given = manifest.input
+    lines = [
+        f"{path}: {kind.title}, {written.megabytes:.1f} MB, {time.perf_counter() - started:.0f} s "
+        f"({', '.join(f'{what} {seconds:.0f} s' for what, seconds in written.seconds.items())})",
+        f"takes images {str(given.dtype).removeprefix('torch.')} {list(given.shape)} RGB, gives {outputs}"]
+    if written.parity is None:
+        lines.append("not compared")
+    else:
+        lines.append(f"{written.parity.summary()} ({origin}); see {written.report}")
+        lines += [f"differs: {problem}" for problem in (*written.parity.problems(), *written.parity.causes)]
+    if kind.note:
+        lines.append(f"note: {kind.note}")
+    console.print("\n".join(lines), highlight=False, markup=False, soft_wrap=True)
+
+
+def _images(model: Model, named: list[str] | None) -> tuple[list[Pixels], str]:
+    """What to compare on, and what to call it."""
+    if named:
+        paths = find_images(named)
+        return [read_image(path) for path in paths], f"{len(paths)} images of {', '.join(named)}"
+    return model.comparison_images()
+
+
+def _listed() -> Table:
+    """What each can hold, and whether its packages are there: those of pip install 'detseg[FORMAT]'."""
+    table = Table("format", "file", "contracts", "weights", "input", "any batch", "installed")
+    for one in formats().values():
+        there = not one.missing((*one.converter, *one.runtime))
+        table.add_row(one.name, one.suffix, "\n".join(one.contracts), "\n".join(one.precisions),
+                      "\n".join((*one.pixels, *one.layouts)), "yes" if one.dynamic_batch else "no",
+                      "yes" if there else f"no: 'detseg\\[{one.extra}]'")
+    return table
