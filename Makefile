@@ -11,7 +11,7 @@ train: $(READY)
 	$(BIN)/python tools/train.py configs/ssdlite_v3_large.py --sample
 
 test: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow and not gpu" -n $(PROCESSES) --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow and not gpu" -n $(PROCESSES) --dist loadfile
 
 test-all: $(READY)
 	$(BIN)/pytest

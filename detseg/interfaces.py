@@ -44,10 +44,6 @@ DenseT = TypeVar("DenseT")
 FinishedT = TypeVar("FinishedT")
 PredictionT = TypeVar("PredictionT")
 
-
-# ---------------------------------------------------------------------------------------------- networks
-
-
 class FeatureSpec(NamedTuple):
     """What a feature map promises: its channels, and how many input pixels one of its cells spans."""
 
@@ -128,10 +124,6 @@ class Head(nn.Module, ABC, Generic[TargetsT, RawT, DenseT]):
     def drop_training_parts(self) -> None:  # most heads have none
         """Takes out what only the loss uses, such as an auxiliary classifier; called on copies made for inference."""
 
-
-# ---------------------------------------------------------------------------------------------- data
-
-
 class SampleKey(NamedTuple):
     """Which training sample: what happens to it depends on (seed, epoch, item) alone, never on who reads it."""
 
@@ -198,10 +190,6 @@ class Dataset(ABC, Generic[TargetsT]):
     @abstractmethod
     def original(self, item: int) -> Pixels:
         """The image as it is before any resizing, of the size that `Source.size` tells: what pictures are drawn on."""
-
-
-# ---------------------------------------------------------------------------------------------- tasks
-
 
 class Metric(ABC, Generic[PredictionT]):
     """Collects predictions of distinct images and gives numbers."""

@@ -6,6 +6,7 @@ with the number of layers.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -15,15 +16,20 @@ from torch import Tensor
 
 from detseg.benchmark.synthetic import OneConvolution, calibrate
 from detseg.data.sample import draw_scene
-from detseg.interfaces import Task
+from detseg.interfaces import Head, Task
 from detseg.model import Predictor
 from detseg.resize import Stretch
 from detseg.structures import DenseBoxes, Pixels, Size
 from detseg.tasks.detection import Detection
+from heads.faster_rcnn import FasterRCNN
+from heads.retinanet import RetinaNet
+from heads.ssd import SSD
+from heads.ssdlite import SSDLite
 
 from . import discovery
 
 SIZE: Size = (64, 96)
+MAX_DETECTIONS = 5
 
 
 @cache
@@ -62,9 +68,25 @@ def network(head: str) -> tuple[Predictor, Task[Any, Any, Any, Any]]:
     config = discovery.small_config(discovery.config_of_head(head))
     predictor = config.build_model(discovery.OWN)
     predictor.backbone = OneConvolution(predictor.backbone.specs)
+    predictor.head = _smaller(predictor.head, predictor)
     predictor.resize = Stretch(SIZE)
     use(predictor, SIZE)
     task = config.experiment.task
     if isinstance(task, Detection):
-        task = Detection(score_threshold=0.05, iou_threshold=0.5, max_detections=8, candidates=12)
+        task = Detection(score_threshold=0.05, iou_threshold=0.5, max_detections=MAX_DETECTIONS, candidates=8)
     return predictor, task
+
+
+def _smaller(head: Head[Any, Any, Any], predictor: Predictor) -> Head[Any, Any, Any]:
+    """Detectors on three maps, and with few regions."""
+    if isinstance(head, SSD | SSDLite):
+        return type(head)(predictor.backbone.specs, len(discovery.OWN), anchors=replace(head.anchors, num_maps=3),
+                          extra_channels=(16,), width=0.35)
+    if isinstance(head, RetinaNet):
+        assert predictor.neck is not None
+        three = dict(list(predictor.neck.specs.items())[:3])
+        anchors = replace(head.anchors, sizes=head.anchors.sizes[:3])
+        return RetinaNet(three, len(discovery.OWN), anchors=anchors, num_convs=1)
+    if isinstance(head, FasterRCNN):
+        head.proposals = 8
+    return head

@@ -67,7 +67,9 @@ LARGE = {"mobilenet_v4_conv_large", "mobilenet_v4_hybrid_large", "mobilenet_v3_l
 EVERY_BACKBONE = [pytest.param(name, marks=pytest.mark.slow if name in LARGE else ()) for name in BACKBONES]
 
 
-@pytest.mark.parametrize("name", EVERY_BACKBONE)
+@pytest.mark.parametrize("name", [
+    pytest.param(name, marks=() if name in ("mobilenet_v1", "mobilenet_v4_hybrid_medium") else pytest.mark.slow)
+    for name in BACKBONES])
 def test_it_trains_and_resumes(name: str, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two steps, in one go and cut after the first: the same weights, averages, momenta and numbers."""
     small = _small(name)

@@ -13,19 +13,24 @@ from .conftest import ROOT
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 CONFIG = str(ROOT / "configs" / "ssdlite_v3_small.py")
+SEGMENTER = str(ROOT / "configs" / "fcn_v3_large.py")
 SMALL = ["--set", "model.size=96", "model.width=0.35", "--seconds", "0"]
 
 
-def test_formats_are_made_and_timed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(("config", "candidates", "names"), [
+    (SEGMENTER, [], ["PyTorch"]),
+    pytest.param(CONFIG, ["--candidates", "10", "20"], ["PyTorch 10", "PyTorch 20"], marks=pytest.mark.slow)])
+def test_formats_are_made_and_timed(
+    config: str, candidates: list[str], names: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     main = importlib.import_module("detseg.commands.benchmark").main
-    assert main([CONFIG, "--artefact", "pt2", "--candidates", "10", "20", "--json", str(tmp_path / "x.json"),
-                 *SMALL]) == 0
+    assert main([config, "--artefact", "pt2", *candidates, "--json", str(tmp_path / "x.json"), *SMALL]) == 0
     out = capsys.readouterr().out
-    rows = [line for line in out.splitlines() if re.match(r"│ (eager|PyTorch 10|PyTorch 20) ", line)]
-    assert len(rows) == 3
+    rows = [line for line in out.splitlines() if re.match(r"│ (eager|PyTorch|PyTorch 10|PyTorch 20) ", line)]
+    assert len(rows) == 1 + len(names)
     assert "1 thread, medians, in turns" in out
     written = json.loads((tmp_path / "x.json").read_text())
-    assert [row["name"] for row in written["rows"]] == ["eager", "PyTorch 10", "PyTorch 20"]
+    assert [row["name"] for row in written["rows"]] == ["eager", *names]
     eager, *files = written["rows"]
     assert eager["whole"]["ratio"] == 1
     assert eager["megabytes"] is eager["runtime"] is None

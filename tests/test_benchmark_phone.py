@@ -144,6 +144,7 @@ def test_a_program_that_fails(script: str, message: str, programs: Path, tmp_pat
     assert not (tmp_path / "phone" / "data" / "local" / "tmp" / "detseg").exists()
 
 
+@pytest.mark.slow
 def test_the_command(
     programs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -626,7 +626,7 @@ def _assert_same_answer(answer: Any, wanted: Boxes | LabelMap) -> None:
 
 
 @pytest.mark.parametrize("kind", [
-    pytest.param(kind, marks=pytest.mark.slow if kind == "boxes-floats" else ()) for kind in KINDS])
+    pytest.param(kind, marks=pytest.mark.slow if kind.endswith("floats") else ()) for kind in KINDS])
 def test_the_page_says_what_python_says(kind: str, page_of: Any, exported: Any, tmp_path: Path) -> None:
     model, page = detseg.load(exported(kind)), page_of(kind)
     for path in pictures(tmp_path / "pictures"):

@@ -43,7 +43,9 @@ def converted(predictor: Predictor, task: Task[Any, Any, Any, Any], said: list[s
     return found
 
 
-@pytest.mark.parametrize("head", discovery.one_config_a_head())
+@pytest.mark.parametrize("head", [
+    pytest.param(head, marks=() if head in ("ssdlite", "lraspp") else pytest.mark.slow)
+    for head in discovery.one_config_a_head()])
 def test_a_network_of_one_size(head: str) -> None:
     predictor, task = micro.network(head)
     ours = converted(predictor, task, [])

@@ -35,6 +35,7 @@ from detseg.train import Result, fit
 from detseg.training_step import TrainingStep
 from detseg.weights.load import load_weights
 from tests import tiny
+from tests.processes import start, start_several
 
 ROOT = Path(__file__).parents[1]
 
@@ -166,17 +167,16 @@ def test_an_interrupted_validation_is_made_up_for(monkeypatch: pytest.MonkeyPatc
 
 
 def test_killed_and_resumed_is_bit_identical() -> None:
-    overrides = ["schedule.epochs=200", "validate_every=20"]
-    command = [sys.executable, str(ROOT / "tools" / "train.py"), "brightness.py", "--data", "data", "--out", "run",
-               "--set", *overrides, "save_minutes=0"]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, env=os.environ | {"PYTHONPATH": str(ROOT)}) as process:
-        last = Path("run/last.pt")
-        deadline = time.monotonic() + 120
-        while not last.exists() or load(last).step < 20:
-            assert process.poll() is None, "the run ended before it could be killed"
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-        process.send_signal(signal.SIGKILL)
+    overrides = ["schedule.epochs=100", "validate_every=20"]
+    started = start("train", ["brightness.py", "--data", "data", "--out", "run", "--set", *overrides, "save_minutes=0"])
+    last = Path("run/last.pt")
+    deadline = time.monotonic() + 120
+    while not last.exists() or load(last).step < 20:
+        assert started.process.is_alive(), f"the run ended before it could be killed: {started.said()}"
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    started.process.kill()
+    assert started.exit_code() == -signal.SIGKILL
     killed_at = load(last).step
     assert 20 <= killed_at < 300
     resumed, undisturbed = run(*overrides, resume=True), run(*overrides, out="undisturbed")
@@ -185,24 +185,40 @@ def test_killed_and_resumed_is_bit_identical() -> None:
     assert timeless(log_of(resumed)) == timeless(log_of(undisturbed))
 
 
-def test_two_processes_train_and_evaluate_like_one(capsys: pytest.CaptureFixture[str]) -> None:
+def test_several_processes_train_and_evaluate_like_one(capsys: pytest.CaptureFixture[str]) -> None:
+    overrides = ["model.batch_norm=false", "model.dropout=0", "schedule.epochs=6"]
+    weights = str(run(*overrides[:2], out="before").run.last)
+    both = start_several(2, "train", ["brightness.py", "--data", "data", "--out", "two", "--weights", weights,
+                                      "--set", *overrides])
+    assert [one.exit_code() for one in both] == [0, 0], both[0].said()
+    assert [one.said().count("tensors loaded") for one in both] == [1, 0], "one of them talks"
+    _assert_like_one(weights, overrides)
+    arguments = ["two", "--per-class", "--json"]
+    assert main("test", [*arguments, "one.json"], capsys)[0] == 0
+    for number in (2, 3):
+        several = start_several(number, "test", [*arguments, f"{number}.json"])
+        assert [one.exit_code() for one in several] == [0] * number, several[0].said()
+        assert Path(f"{number}.json").read_bytes() == Path("one.json").read_bytes(), "7 images are no multiple"
+
+
+@pytest.mark.slow
+def test_torchrun_trains_like_one_process() -> None:
     overrides = ["model.batch_norm=false", "model.dropout=0", "schedule.epochs=6"]
     weights = str(run(*overrides[:2], out="before").run.last)
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", str(ROOT / "tools" / "train.py"),
                "brightness.py", "--data", "data", "--out", "two", "--weights", weights, "--set", *overrides]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
-    assert done.stdout.count("tensors loaded") == 1, "one of them talks"
+    subprocess.run(command, env=environment, check=True, capture_output=True)
+    _assert_like_one(weights, overrides)
+
+
+def _assert_like_one(weights: str, overrides: list[str]) -> None:
     one_run = run(*overrides, out="one", initialise=lambda model: str(load_weights(model, weights)))
     two, one = load(Path("two/last.pt")), load(one_run.run.last)
     assert (two.step, two.total_steps) == (one.step, one.total_steps)
     assert two.numbers["accuracy"] == one.numbers["accuracy"]
     for name, value in one.weights.items():
         torch.testing.assert_close(two.weights[name], value, rtol=1e-4, atol=1e-5)
-    test = [str(ROOT / "tools" / "test.py"), "two", "--per-class", "--json"]
-    subprocess.run([*command[:5], *test, "two.json"], env=environment, check=True, capture_output=True)
-    assert main("test", [*test[1:], "one.json"], capsys)[0] == 0
-    assert Path("two.json").read_bytes() == Path("one.json").read_bytes(), "7 images, of which one process has 4"
 
 
 def test_lines_logged_after_the_checkpoint_are_cut(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -311,14 +327,10 @@ def test_synchronised_batch_norm_changes_nothing_in_one_process() -> None:
     assert_same_state(load(one.run.last), load(run("ema=none", out="other").run.last))
 
 
-@pytest.mark.slow
 def test_synchronised_batch_norm_is_refused_on_several_cpus() -> None:
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", str(ROOT / "tools" / "train.py"),
-               "brightness.py", "--data", "data", "--set", "sync_batch_norm=true"]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, check=False, capture_output=True, text=True)
-    assert done.returncode != 0
-    assert "sync_batch_norm works on GPUs only" in done.stderr
+    both = start_several(2, "train", ["brightness.py", "--data", "data", "--set", "sync_batch_norm=true"])
+    assert [one.exit_code() for one in both] == [2, 2]
+    assert all("sync_batch_norm works on GPUs only" in one.said() for one in both)
 
 
 def test_no_averaging_and_no_augmentation() -> None:
@@ -534,19 +546,12 @@ def test_a_disk_that_takes_no_more_while_saving_loses_nothing() -> None:
     with pytest.raises(FloatingPointError):
         run("model.not_a_number=true", out="first")
     size = (Path("first/last.pt").stat().st_size + later) // 2
-    command = [sys.executable, str(ROOT / "tools" / "train.py"), "brightness.py", "--data", "data", "--out", "run",
-               "--set", "validate_every=3"]
-
-    def limit() -> None:
-        import resource
-
-        # The first checkpoint has no optimiser state and fits, the next does not.
-        resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
-
-    done = subprocess.run(command, preexec_fn=limit, capture_output=True, text=True, check=False,
-                          env=os.environ | {"PYTHONPATH": str(ROOT)})
-    assert done.returncode == 1, done.stderr
-    assert "error: run/last.pt: the checkpoint was not written (File too large); the one from before is" in done.stderr
+    # The first checkpoint has no optimiser state and fits, the next does not.
+    started = start("train", ["brightness.py", "--data", "data", "--out", "run", "--set", "validate_every=3"],
+                    largest_file=size)
+    assert started.exit_code() == 1, started.said()
+    assert ("error: run/last.pt: the checkpoint was not written (File too large); the one from before is"
+            in started.said())
     assert sorted(path.name for path in Path("run").glob(".*")) == []
     assert load(Path("run/last.pt")).step == 0
     assert_same_state(load(run("validate_every=3", resume=True).run.last), load(undisturbed.run.last))
@@ -554,21 +559,17 @@ def test_a_disk_that_takes_no_more_while_saving_loses_nothing() -> None:
 
 def test_sigterm_saves_like_ctrl_c() -> None:
     overrides = ["schedule.epochs=100", "validate_every=10"]
-    command = [sys.executable, str(ROOT / "tools" / "train.py"), "brightness.py", "--data", "data", "--out", "run",
-               "--set", *overrides]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True,
-                          env=os.environ | {"PYTHONPATH": str(ROOT)}) as process:
-        deadline = time.monotonic() + 120
-        log = Path("run/log.jsonl")
-        while not log.exists() or log.read_text().count("train") < 3:
-            assert process.poll() is None, "the run ended before it could be stopped"
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-        process.send_signal(signal.SIGTERM)
-        said, _ = process.communicate(timeout=60)
-    assert process.returncode == 130
+    started = start("train", ["brightness.py", "--data", "data", "--out", "run", "--set", *overrides])
+    deadline = time.monotonic() + 120
+    log = Path("run/log.jsonl")
+    while not log.exists() or log.read_text().count("train") < 3:
+        assert started.process.is_alive(), f"the run ended before it could be stopped: {started.said()}"
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    started.process.terminate()
+    assert started.exit_code() == 130
     step = load(Path("run/last.pt")).step
-    assert f"stopped after step {step} of 300, which is saved" in " ".join(said.split())
+    assert f"stopped after step {step} of 300, which is saved" in " ".join(started.said().split())
     assert step >= 3
     assert [line["step"] for line in map(json.loads, log.read_text().splitlines())][-1] in (step, step - 1)
     resumed, undisturbed = run(*overrides, resume=True), run(*overrides, out="undisturbed")

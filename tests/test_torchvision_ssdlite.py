@@ -76,7 +76,7 @@ def _unmatched(found: ImageDetections, theirs: dict[str, Tensor]) -> int:
 
 
 @pytest.mark.real
-@pytest.mark.parametrize("folded", [False, True])
+@pytest.mark.parametrize("folded", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_detections_equal_torchvision_on_real_images(shared: Path, tmp_path: Path, folded: bool) -> None:
     reference = _reference(how="trained")
     predictor = _ours(reference, tmp_path)

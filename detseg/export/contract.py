@@ -104,7 +104,8 @@ class DetectionOutputs(Outputs):
         boxes, scores = dense.boxes, dense.scores
         if boxes.dim() == 4:
             num_classes = scores.shape[2]
-            own = torch.eye(num_classes, dtype=scores.dtype, device=scores.device)
+            # The identity, but not by torch.eye: its operator in LiteRT's files is one that LiteRT does not have.
+            own = torch.ones(num_classes, num_classes, dtype=scores.dtype, device=scores.device).triu().tril()
             scores = (scores[..., None] * own).flatten(1, 2)
             boxes = boxes.flatten(1, 2)
         return {"boxes": boxes, "scores": scores}
