@@ -89,11 +89,11 @@ class LabelFiles(LabelIndex):
     @classmethod
     def of(
         cls, classes: Classes, folder: Path, pairs: Sequence[tuple[str, str]], *, table: NDArray[np.int16],
-        notes: tuple[str, ...] = (), hint: str = "",
+        notes: tuple[str, ...] = (), hint: str = "", faults: tuple[Fault, ...] = (),
     ) -> LabelFiles:
         """From the names of images and label maps; the images are numbered from 1 in the order given."""
-        images, maps = (np.array(names, dtype=np.str_) for names in zip(*pairs, strict=True))
-        return cls(classes, folder, np.arange(1, len(pairs) + 1), images, maps, table, notes, hint)
+        images, maps = np.array(pairs, dtype=np.str_).reshape(-1, 2).T
+        return cls(classes, folder, np.arange(1, len(pairs) + 1), images, maps, table, notes, hint, faults)
 
     def path(self, i: int) -> Path:
         """The image file."""
