@@ -13,6 +13,7 @@ and, for segmentation,
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 from xml.etree import ElementTree
@@ -20,6 +21,7 @@ from xml.etree import ElementTree
 import numpy as np
 
 from detseg.data.box_index import BoxIndex
+from detseg.data.faults import Fault
 from detseg.data.label_index import LabelFiles, label_table
 from detseg.structures import VOID, Classes, Size
 
@@ -71,29 +73,50 @@ def read_voc(folder: Path, split: str) -> BoxIndex:
     names = _listed(voc_list(folder, split))
     others = [path for path in (voc_list(folder, other) for other in ("train", "val")) if path.is_file()]
     all_names = dict.fromkeys(name for listed in (names, *map(_listed, others)) for name in listed)
-    annotations = {name: _read_annotation(folder / "Annotations" / f"{name}.xml") for name in all_names}
+    images, annotations = folder / "JPEGImages", folder / "Annotations"
+    files = dict(zip(names, _image_files(images, names), strict=True))
+    return read_voc_files(images, {annotations / f"{name}.xml": file for name, file in files.items()},
+                          others=[annotations / f"{name}.xml" for name in all_names])
+
+
+def read_voc_files(
+    images: Path, files: Mapping[Path, str], *, others: Sequence[Path] = (), notes: tuple[str, ...] = (),
+    faults: tuple[Fault, ...] = (),
+) -> BoxIndex:
+    """The objects of some annotation files, wherever they lie, as `read_voc` reads them.
+
+    Args:
+        images: the folder of the images.
+        files: annotation file to the name of its image in that folder; in the order of the index.
+        others: annotation files whose classes count too.
+        notes: what to say about the files.
+        faults: what has been left out of them.
+    """
+    annotations = {path: _read_annotation(path) for path in dict.fromkeys((*files, *others))}
     class_names = sorted({thing.name for annotation in annotations.values() for thing in annotation.objects})
     if not class_names:
-        raise ValueError(f"{folder / 'Annotations'}: none of {len(all_names)} files has an object; nothing to learn")
+        where = next(iter(annotations)).parent
+        raise ValueError(f"{where}: none of {len(annotations)} files has an object; nothing to learn")
     classes = Classes(names=tuple(class_names), source_ids=tuple(range(1, len(class_names) + 1)))
 
-    chosen = [annotations[name] for name in names]
+    chosen = [annotations[path] for path in files]
     objects = [thing for annotation in chosen for thing in annotation.objects]
     boxes = np.array([thing.box_xywh for thing in objects], np.float64).reshape(-1, 4)
     label_of = {name: label for label, name in enumerate(class_names)}
-    images = folder / "JPEGImages"
     return BoxIndex.of(
         classes,
         images,
-        image_ids=np.arange(1, len(names) + 1),
+        image_ids=np.arange(1, len(files) + 1),
         sizes=np.array([annotation.size for annotation in chosen], np.int32),
-        names=_image_files(images, names),
-        image_of_box=np.repeat(np.arange(len(names)), [len(annotation.objects) for annotation in chosen]),
+        names=list(files.values()),
+        image_of_box=np.repeat(np.arange(len(files)), [len(annotation.objects) for annotation in chosen]),
         boxes=boxes,
         labels=np.array([label_of[thing.name] for thing in objects], np.int32),
         crowd=np.array([thing.difficult for thing in objects], np.bool_),
         areas=np.maximum(boxes[:, 2], 0) * np.maximum(boxes[:, 3], 0),
         annotation_ids=np.arange(1, len(objects) + 1),
+        notes=notes,
+        faults=faults,
     )
 
 
