@@ -113,7 +113,9 @@ class BoxIndex:
             notes=(),
             faults=faults,
         )
-        return replace(index, notes=notes + index._notes_on_boxes())
+        why = index.nothing_to_learn() if len(index) else None
+        loud = (f"NOTHING TO LEARN FROM: {why}",) if why else ()
+        return replace(index, notes=loud + notes + index._notes_on_boxes())
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -133,6 +135,24 @@ class BoxIndex:
         corners_xyxy = _clipped_xyxy(self.boxes[rows], self.sizes[i])
         kept = _has_area(corners_xyxy)
         return ImageBoxes(corners_xyxy[kept], self.labels[rows][kept].astype(np.int64), self.crowd[rows][kept])
+
+    def learnable(self) -> NDArray[np.int64]:
+        """[K]: the boxes of each class to learn from: no regions to ignore, and of some area inside their image."""
+        usable = ~self.crowd & _has_area(_clipped_xyxy(self.boxes, self.sizes[self._image_of_box()]))
+        return np.bincount(self.labels[usable], minlength=len(self.classes))
+
+    def nothing_to_learn(self) -> str | None:
+        """Why no detector can learn from these annotations; None where one can."""
+        if self.learnable().any():
+            return None
+        crowds, boxes = int(self.crowd.sum()), len(self.boxes)
+        if not boxes:
+            return f"none of the {_counted(len(self), 'image', 'images')} has a box"
+        if crowds == boxes:
+            return (f"every one of the {_counted(boxes, 'box', 'boxes')} is a region to ignore (COCO's iscrowd, VOC's "
+                    "difficult); if they are objects, set that to 0")
+        ignored = f" ({crowds} of them regions to ignore)" if crowds else ""
+        return f"none of the {_counted(boxes, 'box', 'boxes')}{ignored} has an area inside its image"
 
     def select(self, image_positions: Sequence[int]) -> BoxIndex:
         """The index of some of the images only, in the order given."""

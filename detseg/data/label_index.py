@@ -52,6 +52,11 @@ class LabelIndex(ABC):
         """The same label maps with labels that are positions in `classes`, matched by source id; a ValueError where a
         class is not among them."""
 
+    def select(self, image_positions: Sequence[int], /) -> LabelIndex:
+        """Some of the images only, in the order given."""
+        chosen = np.array([self.checked(i) for i in image_positions], np.int64)
+        return SelectedLabels(self.classes, self, self.image_ids[chosen], chosen, self.notes, self.faults)
+
     def image(self, i: int) -> Pixels:
         """The image, turned as its label map is. Raises what `read_image` does."""
         return read_image(self.path(i), size=self.size(i), said_by=f"its label map {self.origin(i)} is")
@@ -61,6 +66,40 @@ class LabelIndex(ABC):
         if not 0 <= i < len(self):
             raise IndexError(f"image {i} of a data set of {len(self)}; positions run from 0 to {len(self) - 1}")
         return i
+
+
+@dataclass(frozen=True, eq=False)
+class SelectedLabels(LabelIndex):
+    """Some of the images of another index."""
+
+    classes: Classes
+    all: LabelIndex
+    image_ids: NDArray[np.int64]
+    """[n], each different."""
+    positions: NDArray[np.int64]
+    """[n]: where each image is in the other index."""
+    notes: tuple[str, ...] = ()
+    faults: tuple[Fault, ...] = ()
+
+    def path(self, i: int) -> Path:
+        """The image file."""
+        return self.all.path(int(self.positions[self.checked(i)]))
+
+    def origin(self, i: int) -> str:
+        """Where the label map comes from."""
+        return self.all.origin(int(self.positions[self.checked(i)]))
+
+    def size(self, i: int) -> Size:
+        """(height, width) of the label map."""
+        return self.all.size(int(self.positions[self.checked(i)]))
+
+    def labels(self, i: int, size: Size) -> LabelPixels:
+        """See `LabelIndex`."""
+        return self.all.labels(int(self.positions[self.checked(i)]), size)
+
+    def relabel(self, classes: Classes, /) -> SelectedLabels:
+        """See `LabelIndex`."""
+        return replace(self, classes=classes, all=self.all.relabel(classes))
 
 
 @dataclass(frozen=True, eq=False)

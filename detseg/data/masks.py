@@ -20,7 +20,6 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 
 from detseg.data.label_index import LabelFiles, label_table, paired
 from detseg.structures import VOID, Classes
@@ -41,7 +40,7 @@ _LINE = re.compile(r"(?P<id>\d+)\s+(?P<name>\S.*?)(?:\s+#(?P<colour>[0-9a-fA-F]{
 
 
 def read_masks(
-    folder: Path, split: Literal["train", "val"], classes: Classes | None = None, void: Sequence[int] = ()
+    folder: Path, split: str, classes: Classes | None = None, void: Sequence[int] = ()
 ) -> LabelFiles:
     """The images and masks of a split, in the order of their names, numbered from 1.
 
