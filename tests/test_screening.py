@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from tests.test_voc import SIZE, add, split, thing
 PLATE = Classes(("background", "plate"), (0, 1))
 
 
-def photo(path: Path, size: tuple[int, int] = (40, 60), **options: object) -> None:
+def photo(path: Path, size: tuple[int, int] = (40, 60), **options: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     noise = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
     Image.fromarray(noise).save(path, **options)
@@ -46,7 +47,7 @@ def masks(folder: Path, *values: ArrayLike) -> LabelFiles:
     """A pair of an image and a mask for each."""
     for name, value in zip("abcdefgh", values, strict=False):
         stored = np.array(value, np.uint8)
-        photo(folder / "images" / "train" / f"{name}.png", stored.shape)
+        photo(folder / "images" / "train" / f"{name}.png", (stored.shape[0], stored.shape[1]))
         (folder / "masks" / "train").mkdir(parents=True, exist_ok=True)
         Image.fromarray(stored).save(folder / "masks" / "train" / f"{name}.png")
     return read_masks(folder, "train", PLATE)
@@ -56,7 +57,7 @@ def masks(folder: Path, *values: ArrayLike) -> LabelFiles:
     ("a.jpg", {}), ("a.jpg", {"progressive": True}), ("a.jpg", {"exif": turned(6)}), ("a.png", {}),
     ("a.jpg", {"icc_profile": bytes(90000)}),
 ])
-def test_a_glance_tells_the_size_of_a_whole_file(tmp_path: Path, name: str, options: dict[str, object]) -> None:
+def test_a_glance_tells_the_size_of_a_whole_file(tmp_path: Path, name: str, options: dict[str, Any]) -> None:
     photo(tmp_path / name, **options)
     assert glance(tmp_path / name) == (40, 60)
     (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:-20])
