@@ -6,7 +6,7 @@ import json
 import math
 import platform
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import Any, Self
 
 from detseg.config import Config
+from detseg.data.faults import Fault
 from detseg.data.location import Location
 from detseg.data.split import KeptSplit
 
@@ -60,6 +61,11 @@ class RunFolder:
     def split(self) -> Path:
         """Which images are trained on and which are kept for validation, where the run has decided it."""
         return self.path / "split.json"
+
+    @property
+    def skipped(self) -> Path:
+        """What was left out because it is broken, a line each: when it was found, which it is, and why."""
+        return self.path / "skipped.txt"
 
     @property
     def picture(self) -> Path:
@@ -126,6 +132,25 @@ class RunFolder:
         content = {"config": config.path.name, "data": data, "settings": entries, "versions": versions()}
         self.resolved.write_text(json.dumps(content, indent=1) + "\n", "utf-8")
 
+    def add_skipped(self, when: str, faults: Sequence[Fault]) -> list[Fault]:
+        """Adds to `skipped`, and gives those that were not there."""
+        known = {row[1:] for row in self._skipped_rows()}
+        new = [fault for fault in dict.fromkeys(faults) if _one_line(fault) not in known]
+        if new:
+            with self.skipped.open("a", encoding="utf-8") as file:
+                file.writelines("\t".join((when, *_one_line(fault))) + "\n" for fault in new)
+        return new
+
+    def skipped_places(self, when: str) -> frozenset[str]:
+        """What was left out at some time."""
+        return frozenset(where for time, where, _ in self._skipped_rows() if time == when)
+
+    def _skipped_rows(self) -> list[tuple[str, ...]]:
+        if not self.skipped.is_file():
+            return []
+        rows = (tuple(line.split("\t")) for line in self.skipped.read_text("utf-8").splitlines())
+        return [row for row in rows if len(row) == 3]
+
     def append_log(self, record: Mapping[str, object]) -> None:
         """Adds a line to the log."""
         with self.log.open("a", encoding="utf-8") as file:
@@ -142,6 +167,11 @@ class RunFolder:
             if record["step"] <= (validated if record["kind"] == "val" else step):
                 kept.append(line + "\n")
         self.log.write_text("".join(kept), "utf-8")
+
+
+def _one_line(fault: Fault) -> tuple[str, str]:
+    where, reason = (" ".join(text.split()) for text in fault)
+    return where, reason
 
 
 class LogWriter:

@@ -20,18 +20,17 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from rich.console import Console
-
 from detseg.api import load_model
 from detseg.atomic import write_records, write_text
 from detseg.checkpoint import check_classes
 from detseg.cli import exit_code
 from detseg.data.faults import check_faults
 from detseg.data.location import Location
+from detseg.data.screening import screened
 from detseg.engine import ENGINES
 from detseg.evaluate import evaluate, suitable_batch
 from detseg.launch import evaluation_device
-from detseg.report.console import Reporter, render
+from detseg.report.console import Reporter, plain_console, render
 from detseg.report.results import records
 
 _SAMPLE = Path("data/sample")
@@ -60,6 +59,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--engine", choices=ENGINES, default="torch",
                         help="what runs the network's layers (%(default)s); onnxruntime is faster on a CPU, and the "
                              "same up to rounding")
+    parser.add_argument("--skip-broken", action="store_true",
+                        help="evaluate without images, records and labels that are broken, and name them")
     parser.add_argument("--config-changed", action="store_true",
                         help="take the checkpoint although it was trained with another config")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers")
@@ -72,8 +73,8 @@ def _test(options: argparse.Namespace) -> None:
     device, is_rank_zero = evaluation_device()
     if model.source is not None and options.engine == "torch":  # an exported file stays with its runtime
         model.to(device)
-    console = Console(quiet=not is_rank_zero)
-    model.run_with(options.engine, say=partial(console.print, highlight=False, soft_wrap=True))
+    console = plain_console(quiet=not is_rank_zero)
+    model.run_with(options.engine, say=partial(console.print, soft_wrap=True))
     task, classes, resize = model.task, model.classes, model.loaded.resize
     experiment = None if model.config is None else model.config.experiment
     if options.batch_size is not None and options.batch_size < 1:
@@ -89,7 +90,11 @@ def _test(options: argparse.Namespace) -> None:
     elif options.images is not None:
         location = replace(location, images=options.images)
     index, lines = model.read_validation(location)
-    check_faults(index.faults, f"the val data in {location}")
+    index, _ = screened(index, whole=options.skip_broken)
+    if not options.skip_broken:
+        check_faults(index.faults, f"the val data in {location}")
+    elif not len(index):
+        check_faults(index.faults, f"no image is left to evaluate on in {location}")
     check_classes(index.classes, classes, what=str(options.checkpoint or options.model))
     index = index.relabel(classes)
     dataset = data.dataset(index, resize, augment=None, seed=0)
@@ -99,20 +104,19 @@ def _test(options: argparse.Namespace) -> None:
         chosen, workers = experiment.eval_batch_size, experiment.workers
         most = experiment.batch_size // experiment.accumulate
     batch_size = options.batch_size or chosen or suitable_batch(resize.size, most=most)
-    for note in (*model.notes, *lines):
-        console.print(note, highlight=False, markup=False, soft_wrap=True)
+    for note in (*model.notes, *lines, *(f"left out: {fault}" for fault in index.faults)):
+        console.print(note, soft_wrap=True)
     with Reporter(console, len(dataset), first=0, title="image", unit="images") as report:
         numbers, predictions = evaluate(
             model.network, task, dataset, metric=metric, batch_size=batch_size,
             workers=1 if workers is None else workers, static=options.static,
             progress=report.advance, keep_predictions=options.results is not None)
-    console.print(f"{model.title}, {model.network.form}{', static' if options.static else ''}",
-                  render(metric.table(numbers)), sep="\n", soft_wrap=True)
-    if not is_rank_zero:
-        return
-    if options.json is not None:
+    if is_rank_zero and options.json is not None:
         existing = {name: None if math.isnan(value) else value for name, value in numbers.items()}
         write_text(options.json, json.dumps(existing, indent=1) + "\n")
-    if options.results is not None:
+    if is_rank_zero and options.results is not None:
         write_records(options.results, (
             record for prediction in predictions for record in records(prediction, classes)))
+    # Last: whatever a terminal cannot show, the files are there.
+    console.print(f"{model.title}, {model.network.form}{', static' if options.static else ''}",
+                  render(metric.table(numbers)), sep="\n", soft_wrap=True)

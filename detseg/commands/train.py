@@ -39,6 +39,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out, or with the newest")
     parser.add_argument("--config-changed", action="store_true",
                         help="resume although the config is not the one that the run was started with")
+    parser.add_argument("--skip-broken", action="store_true",
+                        help="go on without images, records and labels that are broken; the run's skipped.txt has them")
     parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="NAME=VALUE", dest="overrides",
                         help="change numbers and choices, as in optimizer.lr=0.1 ema=none precision=bf16-mixed")
     parser.add_argument("--show", action="store_true", help="print every setting and who set it, and stop")
@@ -56,6 +58,7 @@ def _train(options: argparse.Namespace) -> None:
 
     location = _location(options, config.experiment.data)
     fit(config, location, out=options.out, resume=options.resume, config_changed=options.config_changed,
+        skip_broken=options.skip_broken,
         initialise=None if options.weights is None else lambda model: str(load_weights(model, options.weights)))
 
 

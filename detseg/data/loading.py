@@ -340,7 +340,7 @@ def _opened(loader: DataLoader[Any], skipped: Callable[[str], None] | None) -> I
         warnings.filterwarnings("ignore", message=".*multi-threaded, use of fork", category=DeprecationWarning)
         parcels = iter(loader)
     try:
-        for packed in parcels:
+        for packed in _while_workers_live(parcels):
             parcel = packed.opened()
             if skipped is not None:
                 for problem in parcel.left_out:
@@ -350,6 +350,15 @@ def _opened(loader: DataLoader[Any], skipped: Callable[[str], None] | None) -> I
             yield parcel.content
     finally:
         del parcels  # its last reference: ends the workers now, even while an error keeps this frame alive
+
+
+def _while_workers_live(parcels: Iterator[T]) -> Iterator[T]:
+    try:
+        yield from parcels
+    except RuntimeError as problem:  # a worker was killed
+        raise OSError(f"a data loading process ended: {problem}. Where memory is short, take fewer with --set "
+                      "workers=1 (0 for none), smaller batches, or give a container more (docker run --shm-size=1g)"
+                      ) from problem
 
 
 def _unchanged(parcel: Any) -> Any:

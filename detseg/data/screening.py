@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import singledispatch
@@ -82,6 +82,13 @@ def _(index: LabelIndex, *, whole: bool) -> Screened:
     return Screened(replace(sound, notes=(*notes, *sound.notes)), reason)  # type: ignore[type-var]
 
 
+def without(index: Any, places: Collection[str]) -> Any:
+    """The index without the images of these files, as `screened` named them."""
+    if not places:
+        return index
+    return index.select([i for i in range(len(index)) if str(index.path(i)) not in places])
+
+
 def _problem(path: Path, size: Size, *, whole: bool, said_by: str = "its annotations say") -> str:
     """What is wrong with an image file; nothing where it is sound, or seems so."""
     try:
@@ -129,7 +136,7 @@ def _said_of(counts: NDArray[np.int64], classes: Classes) -> tuple[str, tuple[st
         return "every pixel of the label maps is void: do the classes have the values that are in the files?", ()
     as_255 = ""
     if absent and void >= _MUCH_VOID and VOID not in classes.source_ids:
-        name, source_id = absent[-1], used[absent[-1]][0]
+        name, source_id = absent[0], used[absent[0]][0]
         as_255 = (f", and {void:.1%} are void. If 255 is {name} in these files, write `{VOID} {name}` in classes.txt "
                   f"in place of `{source_id} {name}`")
     if len(present) == 1 and absent:
