@@ -46,8 +46,8 @@ def test_a_broken_image_stops_a_run_saved_and_it_goes_on_without_it(monkeypatch:
     step = int(skipped[0].partition("\t")[0].removeprefix("step "))
 
     with pytest.raises(OSError, match=rf"cannot read the image 1\.jpg: it is damaged\nstopped after step {step - 1} of "
-                       r"9, which is saved\. Go on with the same command and --out run --resume when that is mended, or "
-                       r"leave it out with --out run --resume --skip-broken$"):
+                       r"9, which is saved\. Go on with the same command and --out run --resume when that is mended, "
+                       r"or leave it out with --out run --resume --skip-broken$"):
         run()
     stopped = load(Path("run/last.pt"))
     assert stopped.step == step - 1
@@ -91,10 +91,11 @@ ONE_VALUE = """
 
 def test_a_batch_norm_of_one_value_is_refused_before_there_is_a_folder() -> None:
     line = next(line for line in tiny.CONFIG.splitlines() if "return tiny.model(" in line)
-    text = tiny.CONFIG.replace(line, ONE_VALUE).replace("from detseg.config import", "import torch\n\nfrom detseg.config import")
+    text = tiny.CONFIG.replace(line, ONE_VALUE).replace("from detseg", "import torch\n\nfrom detseg", 1)
     tiny.write_config(Path(), text=text)
-    with pytest.raises(ValueError, match=r"a batch of one image \(batch_size 4 in 4 part\(s\) on 1 process\(es\)\) leaves a "
-                       r"BatchNorm layer of this network a single value, .*; take --set batch_size of at least 8, or a"):
+    with pytest.raises(ValueError, match=r"a batch of one image \(batch_size 4 in 4 part\(s\) on 1 process\(es\)\) "
+                       r"leaves a BatchNorm layer of this network a single value, .*; take --set batch_size of at least "
+                       r"8, or a smaller accumulate"):
         run("batch_size=4", "accumulate=4")
     assert not Path("run").exists()
     assert run("batch_size=4", "accumulate=2", "schedule.epochs=1", "schedule.warmup_steps=0").numbers
