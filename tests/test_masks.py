@@ -124,7 +124,7 @@ def test_what_is_missing_is_said(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("content", "message"), [
-    (b"", "it is no image of a known kind"),
+    (b"", "the file is empty"),
     (b"no image", "it is no image of a known kind"),
     (None, r"it is truncated or damaged \("),
 ])  # fmt: skip

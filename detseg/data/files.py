@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import codecs
 import os
 import unicodedata
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Literal, NamedTuple, TypeAlias
@@ -75,6 +76,26 @@ def image_files(folder: Path, *, recursive: bool = False) -> ImageFiles:
     return ImageFiles({stem: names[0] for stem, names in by_stem.items() if len(names) == 1}, faults)
 
 
+def read_text(path: Path, *, guess: bool = False) -> str:
+    """A text file in UTF-8, or in UTF-16 as Windows writes it, without its byte order mark.
+
+    Other bytes are taken for Windows' Latin-1 if `guess`, for names that show by the files they find whether they are
+    right; without, they are a ValueError that names the file and the way out.
+    """
+    content = path.read_bytes()
+    encoding = "utf-8-sig"
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        encoding = "utf-16"
+    elif content[1:2] == b"\0" or content[:1] == b"\0":
+        encoding = "utf-16-le" if content[1:2] == b"\0" else "utf-16-be"
+    try:
+        return content.decode(encoding)
+    except UnicodeDecodeError as problem:
+        if guess and encoding == "utf-8-sig":
+            return content.decode("cp1252", errors="replace")
+        raise ValueError(f"{path}: byte {problem.start} is no UTF-8 text; save the file as UTF-8") from None
+
+
 class FileFinder:
     """Finds the files of a folder tree by the names that annotations have for them, which were written on other
     machines: with backslashes, in another case or Unicode form, under paths that exist elsewhere.
@@ -87,8 +108,7 @@ class FileFinder:
         self._all: frozenset[str] | None = None
         self._by_base: dict[str, list[str]] | None = None
         self._by_stem: dict[str, list[str]] | None = None
-        self._counts: Counter[Way] = Counter()
-        self._examples: dict[Way, tuple[str, str]] = {}
+        self._ways: dict[str, tuple[Way, str]] = {}
 
     def find(self, name: str) -> str | None:
         """The file that `name` means, relative to the folder with forward slashes.
@@ -103,8 +123,8 @@ class FileFinder:
         if len(candidates) != 1:
             return None
         (found,) = candidates
-        self._counts[way] += 1
-        self._examples.setdefault(way, (name, found))
+        if found.rpartition(".")[0] != name:  # VOC's lists name images without their suffix
+            self._ways[name] = way, found
         return found
 
     def why_not(self, name: str) -> str:
@@ -119,8 +139,11 @@ class FileFinder:
     @property
     def notes(self) -> tuple[str, ...]:
         """What was found under another name, counted: a line for each way, with an example."""
-        return tuple(f"{count} file{'s' * (count > 1)} {_WAYS[way][count > 1]}, as {listed!r} for {found}"
-                     for way, count in self._counts.items() for listed, found in [self._examples[way]])
+        by_way: dict[Way, list[tuple[str, str]]] = defaultdict(list)
+        for name, (way, found) in self._ways.items():
+            by_way[way].append((name, found))
+        return tuple(f"{len(pairs)} file{'s' * (len(pairs) > 1)} {_WAYS[way][len(pairs) > 1]}, as {pairs[0][0]!r} for "
+                     f"{pairs[0][1]}" for way, pairs in by_way.items())
 
     def _listed(self) -> frozenset[str]:
         if self._all is None:

@@ -10,10 +10,10 @@ from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from detseg.data.faults import Fault
-from detseg.data.images import read_image
+from detseg.data.images import load_pillow, read_image
 from detseg.structures import VOID, Classes, LabelPixels, Pixels, Size
 
 
@@ -128,11 +128,11 @@ class LabelFiles(LabelIndex):
     @classmethod
     def of(
         cls, classes: Classes, folder: Path, pairs: Sequence[tuple[str, str]], *, table: NDArray[np.int16],
-        notes: tuple[str, ...] = (), hint: str = "",
+        notes: tuple[str, ...] = (), hint: str = "", faults: tuple[Fault, ...] = (),
     ) -> LabelFiles:
         """From the names of images and label maps; the images are numbered from 1 in the order given."""
-        images, maps = (np.array(names, dtype=np.str_) for names in zip(*pairs, strict=True))
-        return cls(classes, folder, np.arange(1, len(pairs) + 1), images, maps, table, notes, hint)
+        images, maps = np.array(pairs, dtype=np.str_).reshape(-1, 2).T
+        return cls(classes, folder, np.arange(1, len(pairs) + 1), images, maps, table, notes, hint, faults)
 
     def path(self, i: int) -> Path:
         """The image file."""
@@ -249,30 +249,27 @@ def read_label_image(path: Path) -> tuple[LabelPixels, NDArray[np.uint8] | None]
     Pillow and not OpenCV, which would give a palette's colours for its indices. Raises FileNotFoundError, or ValueError
     for a file that is damaged, or holds more than one number of 8 bits for each pixel.
     """
-    try:
-        with Image.open(path) as image:
-            if image.mode not in ("L", "P", "1"):
-                raise ValueError(_not_label_map(path, image.mode))
-            flat = image.getpalette("RGB") if image.mode == "P" else None
-            stored = np.asarray(image).astype(np.uint8)
-    except FileNotFoundError:
-        raise FileNotFoundError(f"no label map {path}") from None
-    except UnidentifiedImageError:
-        raise ValueError(f"cannot read the label map {path}: it is no image of a known kind") from None
-    except (OSError, SyntaxError) as problem:
-        raise ValueError(f"cannot read the label map {path}: it is truncated or damaged ({problem})") from None
+    image = _pillow(path)
+    if image.mode not in ("L", "P", "1"):
+        raise ValueError(_not_label_map(path, image.mode))
+    flat = image.getpalette("RGB") if image.mode == "P" else None
+    stored = np.asarray(image).astype(np.uint8)
     return stored, np.array(flat, dtype=np.uint8).reshape(-1, 3) if flat else None
 
 
 def label_image_size(path: Path) -> Size:
     """(height, width) of an image file, from its header. Raises what `read_label_image` does."""
+    image = _pillow(path, header_only=True)
+    return image.height, image.width
+
+
+def _pillow(path: Path, *, header_only: bool = False) -> Image.Image:
     try:
-        with Image.open(path) as image:
-            return image.height, image.width
+        return load_pillow(path, header_only=header_only)
     except FileNotFoundError:
         raise FileNotFoundError(f"no label map {path}") from None
-    except UnidentifiedImageError:
-        raise ValueError(f"cannot read the label map {path}: it is no image of a known kind") from None
+    except ValueError as problem:
+        raise ValueError(f"cannot read the label map {path}: {problem}") from None
 
 
 def _not_label_map(path: Path, mode: str) -> str:
