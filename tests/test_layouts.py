@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -14,19 +13,13 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from detseg.config import load as load_config
 from detseg.data.box_index import BoxIndex
 from detseg.data.check import check_place
-from detseg.data.label_index import LabelIndex
 from detseg.data.layouts import LAYOUTS, read_boxes, read_labels
-from detseg.data.layouts.layout import Layout, Part, PartName, Place, parts_of_tree, split_of
-from detseg.data.location import Location, read_splits, read_validation
+from detseg.data.layouts.layout import Layout, PartName, Place
 from detseg.data.voc import VOC_21
 from detseg.structures import VOID
 from detseg.train import fit  # noqa: F401
-
-from . import tiny_segmenter
-from .conftest import ROOT
 
 # ---------------------------------------------------------------------------------------------- the data set
 
@@ -113,7 +106,8 @@ def coco_json(
     images, annotations = [], []
     for i, picture in enumerate(pictures):
         height, width = picture.size
-        images.append({"id": first_id + i, "file_name": f"{prefix}{picture.name}.png", "width": width, "height": height})
+        images.append({"id": first_id + i, "file_name": f"{prefix}{picture.name}.png", "width": width,
+                       "height": height})
         for thing in picture.things:
             annotation: dict[str, object] = {
                 "id": len(annotations) + first_id, "image_id": first_id + i,
@@ -148,7 +142,8 @@ def cvat_coco(folder: Path) -> None:
 
 
 def label_studio(folder: Path) -> None:
-    write(folder / "result.json", coco_json((*TRAIN, *VAL), first_id=0, first_category=0, prefix="images/", sparse=True))
+    write(folder / "result.json", coco_json(
+        (*TRAIN, *VAL), first_id=0, first_category=0, prefix="images/", sparse=True))
     for picture in (*TRAIN, *VAL):
         save(folder / f"images/{picture.name}.png", picture.array())
 
