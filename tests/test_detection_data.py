@@ -422,7 +422,7 @@ def test_the_check_compares_the_splits_classes(small: Path) -> None:
 def test_a_wrong_command_line_is_told_apart(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for arguments, message in (((str(tmp_path / "gone"),), "no folder"), ((), "required: DIR")):
+    for arguments, message in (((str(tmp_path / "gone"),), "no folder"), ((), "required: PLACE")):
         with pytest.raises(SystemExit) as caught:
             check(*arguments, monkeypatch=monkeypatch)
         assert caught.value.code == 2

@@ -24,6 +24,7 @@ from detseg.data.label_index import LabelIndex
 from detseg.data.records import ImageRecord, ObjectRecord, box_index, box_of, polygon_labels
 from detseg.structures import Classes, Size
 
+_SPLITS = frozenset({"train", "val", "valid", "validation", "test"})
 _SLACK = 0.01
 """A share may lie this much outside 0..1: what Ultralytics lets pass."""
 
@@ -156,8 +157,10 @@ def _place(value: str, bases: Sequence[Path], *, of: str) -> Path:
                 return (base / Path(*tail)).resolve()
     for start in range(1, len(parts)):
         for base in bases:
-            if (base / Path(*parts[start:])).exists():
-                return (base / Path(*parts[start:])).resolve()
+            there = base / Path(*parts[start:])
+            # A last part alone, "images", could be anybody's.
+            if there.exists() and (start < len(parts) - 1 or there.is_file() or there.name.lower() in _SPLITS):
+                return there.resolve()
     raise FileNotFoundError(f"{of} is {value}, which is neither in {' nor in '.join(map(str, bases))}; correct it")
 
 

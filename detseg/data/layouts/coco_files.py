@@ -87,8 +87,9 @@ def _has_cocos_categories(annotations: Path) -> bool:
     """Whether COCO's categories that are VOC's classes too are in a file, under COCO's ids."""
     with annotations.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         found = _CATEGORIES.search(content)
+        start = 0 if found is None else found.end()
+        text = content[start : start + _CATEGORIES_BYTES].decode("utf-8", "replace")
         try:
-            text = "" if found is None else content[found.end() : found.end() + _CATEGORIES_BYTES].decode("utf-8", "replace")
             categories, _ = json.JSONDecoder().raw_decode(text)
             there = {category["id"]: category["name"] for category in categories}
         except (KeyError, TypeError, ValueError):
