@@ -29,7 +29,8 @@ def test_the_file_is_cocos(tmp_path: Path) -> None:
 
 
 def test_the_table_shows_ratios_to_the_first() -> None:
-    shown = markdown([Figures("a", 8.0, 5.0, 2_000_000_000, 50_000_000), Figures("b", 2.0, 1.0, 500_000_000, 4_000_000)])
+    shown = markdown([Figures("a", 8.0, 5.0, 2_000_000_000, 50_000_000),
+                      Figures("b", 2.0, 1.0, 500_000_000, 4_000_000)])
     assert shown.splitlines()[2:] == ["| a | 8.00 | 1.00 | 5.00 | 1.00 | 2,000 MB | 1.00 | 50 MB |",
                                       "| b | 2.00 | 0.25 | 1.00 | 0.20 | 500 MB | 0.25 | 4 MB |"]
 
