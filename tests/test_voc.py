@@ -245,7 +245,7 @@ def test_the_file_may_name_its_image(small: Path) -> None:
     add(small, "b", body=f"<filename>PHOTO.jpg</filename>{SIZE}", image="photo.jpg")
     index = read_voc(small, "train")
     assert index.path(0).name == "photo.jpg"
-    assert index.notes == ("1 file listed in another case than the file's name, as 'PHOTO.jpg' for photo.jpg",)
+    assert index.notes[-1:] == ("1 file listed in another case than the file's name, as 'PHOTO.jpg' for photo.jpg",)
 
 
 def test_a_missing_image_folder_is_an_error(small: Path) -> None:

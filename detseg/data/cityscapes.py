@@ -16,8 +16,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from detseg.data.label_index import LabelFiles, label_table, paired, read_label_image, to_labels
-from detseg.structures import VOID, Classes
+from detseg.data.label_index import LabelFiles, label_table, paired, read_label_image
+from detseg.structures import VOID, Classes, LabelPixels
 
 _TABLE = (
     (7, "road", (128, 64, 128)), (8, "sidewalk", (244, 35, 232)), (11, "building", (70, 70, 70)),
@@ -83,9 +83,9 @@ def read_cityscapes(
         archive = "gtFine_trainvaltest.zip" if maps == "gtFine" else "gtCoarse.zip"
         raise FileNotFoundError(f"no label maps CITY/*{label_end} in {labels}; they are in {archive}")
     map_files = {_key(path, labels, "", end): str(path.relative_to(folder)) for path in sorted(labels.rglob(f"*{end}"))}
-    pairs = paired(image_files, map_files, f"{images} and {labels}/*{end}")
+    pairs, faults, alike = paired(image_files, map_files, f"{images} and {labels}/*{end}")
     table, notes = _kind(folder, [label_map for _, label_map in pairs], named_train_ids=end == train_end)
-    return LabelFiles.of(CITYSCAPES, folder, pairs, table=table, notes=notes, hint=_HINT)
+    return LabelFiles.of(CITYSCAPES, folder, pairs, table=table, notes=notes + alike, hint=_HINT, faults=faults)
 
 
 def _key(path: Path, root: Path, suffix: str, end: str) -> str:
@@ -96,12 +96,10 @@ def _key(path: Path, root: Path, suffix: str, end: str) -> str:
 def _kind(folder: Path, maps: list[str], *, named_train_ids: bool) -> tuple[NDArray[np.int16], tuple[str, ...]]:
     """The table for the files' content, and a note where their names say something else."""
     chosen = [maps[i] for i in np.unique(np.linspace(0, len(maps) - 1, _PROBED).round().astype(int))]
-    stored = [read_label_image(folder / name)[0] for name in chosen]
+    stored = _readable(folder, chosen)
     counts = np.sum([np.bincount(values.ravel(), minlength=256) for values in stored], axis=0)
     train_ids = _holds_train_ids(counts, named_train_ids=named_train_ids)
     table = _TRAIN_IDS if train_ids else _LABEL_IDS
-    for name, values in zip(chosen, stored, strict=True):
-        to_labels(values, table, classes=CITYSCAPES, what=f"the label map {folder / name}", hint=_HINT)
     if train_ids != named_train_ids:
         held, named = ("train ids", "labelIds") if train_ids else ("label ids", "labelTrainIds")
         return table, (f"the files named {named} hold {held} (seen in {', '.join(chosen[:2])}) and are read as such",)
@@ -109,6 +107,19 @@ def _kind(folder: Path, maps: list[str], *, named_train_ids: bool) -> tuple[NDAr
         return table, (f"the label maps looked at hold no class at all ({', '.join(chosen[:2])}): are they the dummies "
                        "of the test split?",)
     return table, ()
+
+
+def _readable(folder: Path, maps: list[str]) -> list[LabelPixels]:
+    """The stored values of those that can be read; the others are found when all are. ValueError where none can be."""
+    stored, problems = list[LabelPixels](), list[OSError | ValueError]()
+    for name in maps:
+        try:
+            stored.append(read_label_image(folder / name)[0])
+        except (OSError, ValueError) as problem:
+            problems.append(problem)
+    if not stored and problems:
+        raise problems[0]
+    return stored
 
 
 def _holds_train_ids(counts: NDArray[np.int64], *, named_train_ids: bool) -> bool:

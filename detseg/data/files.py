@@ -156,14 +156,14 @@ class FileFinder:
         if self._by_base is None or self._by_stem is None:
             self._by_base, self._by_stem = defaultdict(list), defaultdict(list)
             for file in sorted(self._listed()):
-                base = _folded(file.rpartition("/")[2])
+                base = folded(file.rpartition("/")[2])
                 self._by_base[base].append(file)
                 if is_image(base):
                     self._by_stem[os.path.splitext(base)[0]].append(file)
         parts = _parts(name)
         if not parts:
             return [], "spelling"
-        base = _folded(parts[-1])
+        base = folded(parts[-1])
         if same_base := self._by_base.get(base, []):
             found = _closest(parts, same_base)
             return found, _difference(parts, found[0])
@@ -186,7 +186,7 @@ def _walk(folder: str, inside: str, *, recursive: bool, above: tuple[str, ...]) 
                 yield from _walk(entry.path, f"{inside}{entry.name}/", recursive=True, above=(*above, here))
 
 
-def _folded(text: str) -> str:
+def folded(text: str) -> str:
     """Equal for names that differ in case or Unicode form alone."""
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", text).casefold())
 
@@ -204,12 +204,12 @@ def _parts(name: str) -> list[str]:
 def _closest(parts: Sequence[str], files: Sequence[str]) -> list[str]:
     """Of files with an agreeing base name, those that agree best: in the longest end of the path; then those that end
     there, as the name does in this folder; then those that are written alike."""
-    folded = [_folded(part) for part in parts[:-1]]
+    wanted = [folded(part) for part in parts[:-1]]
 
     def rank(file: str) -> tuple[int, bool, bool, bool]:
         above = file.split("/")[:-1]
         agreeing = 0
-        for mine, theirs in zip(reversed(folded), map(_folded, reversed(above)), strict=False):
+        for mine, theirs in zip(reversed(wanted), map(folded, reversed(above)), strict=False):
             if mine != theirs:
                 break
             agreeing += 1
@@ -227,7 +227,7 @@ def _difference(parts: Sequence[str], file: str) -> Way:
     have = PurePosixPath(file).parts
     common = min(len(have), len(parts))
     mine, theirs = list(parts[-common:]), list(have[-common:])
-    if len(have) != len(parts) or [*map(_folded, mine)] != [*map(_folded, theirs)]:
+    if len(have) != len(parts) or [*map(folded, mine)] != [*map(folded, theirs)]:
         return "place"
     if mine == theirs:
         return "spelling"

@@ -10,6 +10,7 @@ import threading
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import cv2
 import mmcv
@@ -109,6 +110,43 @@ def image_size(path: Path) -> Size:
         raise _missing(path) from None
     except ValueError as problem:
         raise ValueError(f"cannot read the image {path}: {problem}") from None
+
+
+def glance(path: Path) -> Size | None:
+    """(height, width) of an image as it is stored, or None where only a decoder can tell: a look at a file's first and
+    last bytes that takes a fraction of reading it. None too for a JPEG or PNG that lacks its end.
+
+    Raises FileNotFoundError, or ValueError where it is empty.
+    """
+    try:
+        with path.open("rb") as file:
+            start = file.read(24)
+            if not start:
+                raise ValueError(f"cannot read the image {path}: the file is empty")
+            for mark, end in _END_MARKS.items():
+                if start.startswith(mark):
+                    file.seek(-len(end), os.SEEK_END)
+                    whole = file.read() == end
+                    return (_jpeg_size(file) if start.startswith(b"\xff") else _png_size(start)) if whole else None
+    except FileNotFoundError:
+        raise _missing(path) from None
+    return None
+
+
+def _png_size(start: bytes) -> Size:
+    return int.from_bytes(start[20:24], "big"), int.from_bytes(start[16:20], "big")
+
+
+def _jpeg_size(file: BinaryIO) -> Size | None:
+    """From the frame's header: segment by segment, which may be long before it."""
+    file.seek(2)
+    while len(head := file.read(4)) == 4 and head[0] == 0xFF:
+        kind, length = head[1], int.from_bytes(head[2:], "big")
+        if 0xC0 <= kind <= 0xCF and kind not in (0xC4, 0xC8, 0xCC):
+            frame = file.read(5)
+            return int.from_bytes(frame[1:3], "big"), int.from_bytes(frame[3:5], "big")
+        file.seek(length - 2, os.SEEK_CUR)
+    return None
 
 
 def load_pillow(path: Path, *, header_only: bool = False) -> Image.Image:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from detseg.data.faults import Fault
+from detseg.data.files import folded
 from detseg.data.images import load_pillow, read_image
 from detseg.structures import VOID, Classes, LabelPixels, Pixels, Size
 
@@ -169,19 +170,26 @@ class LabelFiles(LabelIndex):
         return self.folder / str(self.maps[self.checked(i)])
 
 
-def paired(images: Mapping[str, str], maps: Mapping[str, str], what: str) -> list[tuple[str, str]]:
-    """Files of images and of label maps, both by a key, as pairs in the keys' order.
+def paired(
+    images: Mapping[str, str], maps: Mapping[str, str], what: str
+) -> tuple[list[tuple[str, str]], tuple[Fault, ...], tuple[str, ...]]:
+    """Files of images and of label maps, both by a key, as pairs in the keys' order; those without a partner as faults;
+    and a note about keys that agree but for their case or Unicode form.
 
-    ValueError where one has no partner: `what` says where they lie and how they are named.
+    `what` says where they lie and how they are named.
     """
-    if images.keys() != maps.keys():
-        lonely = [f"{len(names)} {kind} without {other}: {', '.join(names[:5])}{' ...' if len(names) > 5 else ''}"
-                  for names, kind, other in ((sorted(images.keys() - maps.keys()), "image(s)", "label map"),
-                                             (sorted(maps.keys() - images.keys()), "label map(s)", "image"))
-                  if names]
-        raise ValueError(f"{what}: {'; '.join(lonely)}. Every image needs its label map and the reverse: was a part "
-                         "not unpacked? Add what is missing or remove what is left over")
-    return [(images[key], maps[key]) for key in sorted(images)]
+    partners = {key: key for key in images.keys() & maps.keys()}
+    by_folded = {folded(key): key for key in maps.keys() - partners.keys()}
+    alike = {key: by_folded.pop(folded(key)) for key in sorted(images.keys() - partners.keys())
+             if folded(key) in by_folded}
+    partners |= alike
+    faults = [Fault(images[key], f"an image without label map ({what}); add it, or remove the image")
+              for key in sorted(images.keys() - partners.keys())]
+    faults += [Fault(maps[key], f"a label map without image ({what}); add it, or remove the label map")
+               for key in sorted(maps.keys() - {*partners.values()})]
+    notes = (f"{len(alike)} image{'s' * (len(alike) > 1)} named in another case or Unicode form than the label map, as "
+             f"{images[min(alike)]}",) if alike else ()
+    return [(images[key], maps[partners[key]]) for key in sorted(partners)], tuple(faults), notes
 
 
 def moved_labels(old: Classes, new: Classes) -> NDArray[np.uint8]:

@@ -16,7 +16,7 @@ import contextlib
 import math
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 from xml.etree import ElementTree
@@ -66,14 +66,6 @@ class VocAnnotation(NamedTuple):
     """The objects that are broken."""
 
 
-class VocImage(NamedTuple):
-    """An image and its annotation file."""
-
-    image: str
-    """Relative to the folder of the images."""
-    annotation: Path
-
-
 def voc_list(folder: Path, split: str) -> Path:
     """The list of a split's images in VOC's layout."""
     return folder / "ImageSets" / "Main" / f"{split}.txt"
@@ -84,23 +76,23 @@ def read_voc(folder: Path, split: str) -> BoxIndex:
 
     The list may name images with or without their suffix and folder, or in the rows `NAME 1`, `NAME -1` of VOC's lists
     of a class. The classes are the names found in the train split, the val split and this one, so that all splits of a
-    folder agree. See `voc_index` for the rest.
+    folder agree. See `read_voc_files` for the rest.
 
     Raises FileNotFoundError where a folder or the list is not there, ValueError where nothing is in it.
     """
-    images, notes, faults = _listed_images(folder, voc_list(folder, split))
-    others: dict[Path, None] = {}
+    files, notes, faults = _listed_files(folder, voc_list(folder, split))
+    others: dict[Path, str] = {}
     for path in (voc_list(folder, other) for other in ("train", "val") if other != split):
         if path.is_file():
-            others |= dict.fromkeys(one.annotation for one in _listed_images(folder, path)[0])
-    return voc_index(folder / "JPEGImages", images, others=tuple(others), notes=notes, faults=faults)
+            others |= _listed_files(folder, path)[0]
+    return read_voc_files(folder / "JPEGImages", files, others=tuple(others), notes=notes, faults=faults)
 
 
-def voc_index(
-    folder: Path, images: Sequence[VocImage], *, others: Sequence[Path] = (), notes: tuple[str, ...] = (),
+def read_voc_files(
+    images: Path, files: Mapping[Path, str], *, others: Sequence[Path] = (), notes: tuple[str, ...] = (),
     faults: tuple[Fault, ...] = (),
 ) -> BoxIndex:
-    """Images with annotations in VOC's XML, wherever they lie.
+    """The objects of some annotation files, wherever they lie.
 
     VOC counts pixels from 1 and includes the last one: xmin..xmax becomes [xmin - 1, xmax] here, where a pixel spans
     [x, x + 1]. A box with xmax <= xmin or ymax <= ymin is a click and no object one pixel wide: it is stored with its
@@ -110,30 +102,32 @@ def voc_index(
     from the image. VOC has no ids: images, annotations and classes are numbered from 1.
 
     Args:
-        folder: of the images.
-        images: in the order wanted.
-        others: annotation files of other splits, whose classes count too.
-        notes, faults: what was found before.
+        images: the folder of the images.
+        files: annotation file to the name of its image in that folder; in the order of the index.
+        others: annotation files whose classes count too.
+        notes: what to say about the files.
+        faults: what has been left out of them.
 
     ValueError where no file has an object.
     """
-    found_faults, sizes_read, chosen = list(faults), 0, list[tuple[VocImage, Size, tuple[VocObject, ...]]]()
-    for one in images:
+    found_faults, sizes_read, chosen = list(faults), 0, list[tuple[str, Size, tuple[VocObject, ...]]]()
+    for path, name in files.items():
         try:
-            annotation = read_voc_annotation(one.annotation)
-            size = annotation.size or image_size(folder / one.image)
+            annotation = read_voc_annotation(path)
+            size = annotation.size or image_size(images / name)
         except (OSError, ValueError) as problem:
-            found_faults.append(Fault(str(one.annotation), _without(str(problem), one.annotation)))
+            found_faults.append(Fault(str(path), str(problem).removeprefix(f"{path}: ")))
             continue
         found_faults += annotation.faults
         sizes_read += annotation.size is None
-        chosen.append((one, size, annotation.objects))
+        chosen.append((name, size, annotation.objects))
     if sizes_read:
         notes += (f"{sizes_read} annotation{'s' * (sizes_read > 1)} without the image's size, which was read from the "
                   "image",)
-    class_names = sorted({thing.name for _, _, things in chosen for thing in things} | _names_in(others))
+    class_names = sorted({thing.name for _, _, things in chosen for thing in things}
+                         | _names_in([path for path in others if path not in files]))
     if not class_names:
-        nothing = f"{folder}: none of its {len(images)} annotations has an object; nothing to learn"
+        nothing = f"{images}: none of its {len(files)} annotations has an object; nothing to learn"
         raise ValueError("\n  ".join([nothing, *map(str, found_faults[:5])]))
     classes = Classes(names=tuple(class_names), source_ids=tuple(range(1, len(class_names) + 1)))
     objects = [thing for _, _, things in chosen for thing in things]
@@ -141,10 +135,10 @@ def voc_index(
     label_of = {name: label for label, name in enumerate(class_names)}
     return BoxIndex.of(
         classes,
-        folder,
+        images,
         image_ids=np.arange(1, len(chosen) + 1),
         sizes=np.array([size for _, size, _ in chosen], np.int32).reshape(-1, 2),
-        names=[one.image for one, _, _ in chosen],
+        names=[name for name, _, _ in chosen],
         image_of_box=np.repeat(np.arange(len(chosen)), [len(things) for _, _, things in chosen]),
         boxes=boxes,
         labels=np.array([label_of[thing.name] for thing in objects], np.int32),
@@ -214,10 +208,10 @@ def read_voc_annotation(path: Path) -> VocAnnotation:
     return VocAnnotation((root.findtext("filename") or "").strip(), _size(root), tuple(objects), tuple(faults))
 
 
-def _listed_images(folder: Path, listing: Path) -> tuple[list[VocImage], tuple[str, ...], tuple[Fault, ...]]:
-    """What a list names and is there, notes, and what is not there."""
+def _listed_files(folder: Path, listing: Path) -> tuple[dict[Path, str], tuple[str, ...], tuple[Fault, ...]]:
+    """The annotation files that a list names and their images, notes, and what is not there."""
     annotations, images = FileFinder(folder / "Annotations"), FileFinder(folder / "JPEGImages", images_only=True)
-    found: dict[VocImage, None] = {}
+    found: dict[Path, str] = {}
     faults: list[Fault] = []
     names = listed_names(listing)
     for row in names:
@@ -231,8 +225,8 @@ def _listed_images(folder: Path, listing: Path) -> tuple[list[VocImage], tuple[s
         if image is None:
             faults.append(Fault(f"{listing}, {row}", images.why_not(name)))
             continue
-        found[VocImage(image, path)] = None
-    return list(found), images.notes + annotations.notes + _repeated(names), tuple(faults)
+        found[path] = image
+    return found, images.notes + annotations.notes + _repeated(names), tuple(faults)
 
 
 def _repeated(names: Sequence[str]) -> tuple[str, ...]:
@@ -275,10 +269,6 @@ def _names_in(annotations: Sequence[Path]) -> set[str]:
         with contextlib.suppress(OSError, ValueError):
             names |= {thing.name for thing in read_voc_annotation(path).objects}
     return names
-
-
-def _without(message: str, path: Path) -> str:
-    return message.removeprefix(f"{path}: ")
 
 
 _HEADING = re.compile(r"""<\?xml[^>]*?(?:encoding=["'](?P<encoding>[\w.-]+)["'])?[^>]*?\?>""")

@@ -20,7 +20,7 @@ from detseg.data.box_index import BoxIndex
 from detseg.data.faults import Fault
 from detseg.data.files import FileFinder, list_files, list_images
 from detseg.data.layouts.layout import Found, Layout, Part, PartName, Place, parts_of_tree
-from detseg.data.voc import VocImage, read_voc_annotation, voc_index
+from detseg.data.voc import read_voc_annotation, read_voc_files
 
 _PROBED = 5
 _PROBED_BYTES = 1 << 12
@@ -61,7 +61,7 @@ def _read(root: Path, own: Sequence[str], names: Sequence[str], images: Path | N
     names it."""
     folder = images or root
     finder = FileFinder(folder, images_only=True)
-    found: list[VocImage] = []
+    found: dict[Path, str] = {}
     faults: list[Fault] = []
     for name in own:
         inside = PurePosixPath(name).with_suffix("")
@@ -69,14 +69,14 @@ def _read(root: Path, own: Sequence[str], names: Sequence[str], images: Path | N
         if image is None:
             faults.append(Fault(str(root / name), f"{finder.why_not(str(inside))}; add the image, or remove the file"))
         else:
-            found.append(VocImage(image, root / name))
+            found[root / name] = image
     everything = len(list_images(folder, recursive=True))
     notes = []
     if everything > len(names):
         notes.append(f"{everything - len(names)} of {everything} images have no XML file, and are left out: one "
                      "without objects needs a file without them")
-    return voc_index(folder, found, others=[root / name for name in names if name not in set(own)], notes=tuple(notes),
-                     faults=tuple(faults))
+    others = [root / name for name in dict.fromkeys(names) if root / name not in found]
+    return read_voc_files(folder, found, others=others, notes=tuple(notes), faults=tuple(faults))
 
 
 def _named_by(path: Path, finder: FileFinder) -> str | None:
