@@ -12,7 +12,7 @@ from detseg.api import load_model
 from detseg.config import load as load_config
 from detseg.data.check import check_place
 from detseg.data.layouts import LAYOUTS, read_boxes, read_labels
-from detseg.data.layouts.layout import Layout, PartName, Place, parts_of_tree, split_of
+from detseg.data.layouts.layout import Layout, PartName, Place, as_markdown, parts_of_tree, split_of
 from detseg.data.location import Location
 from detseg.structures import VOID
 from detseg.train import fit
@@ -90,6 +90,14 @@ def test_every_layout_has_a_page_with_its_tree(layout: Layout) -> None:
     assert len(tree) >= 3
     assert not tree[0].startswith(" ")
     assert any(line.startswith("  ") for line in tree) or layout.title == "YOLO, no data.yaml"
+
+
+def test_the_table_of_layouts_is_made_of_the_list() -> None:
+    text = as_markdown(LAYOUTS)
+    rows = text.splitlines()[2 : 2 + len(LAYOUTS)]
+    assert [row.split(" | ")[0].removeprefix("| ") for row in rows] == [layout.title for layout in LAYOUTS]
+    assert "| masks | masks/train/, images/train/ and classes.txt, the same of val |  | yes |" in rows
+    assert "**Label Studio, COCO.** Label Studio's COCO export.\n\n```\nresult.json\nimages/\n" in text
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=title)

@@ -17,8 +17,10 @@ from detseg.data.box_index import BoxIndex
 from detseg.data.layouts import read_boxes, read_labels
 from detseg.data.location import Location, read_splits, read_validation
 from detseg.data.masks import read_masks
+from detseg.run_folder import RunFolder
 from detseg.structures import Classes
 from tests import tiny
+from tests.commands import run
 
 
 def picture(path: Path, *, shade: int = 0) -> None:
@@ -260,3 +262,42 @@ def test_a_configs_partial_reader_still_reads(tmp_path: Path) -> None:
         Image.fromarray(np.zeros((6, 9), np.uint8)).save(tmp_path / f"masks/{split}/a.png")
     read = partial(read_masks, classes=Classes(("no", "yes"), (0, 1)))
     assert len(read_splits(read, Location(tmp_path)).val) == 1
+
+
+# ---------------------------------------------------------------------------------------------- commands
+
+
+def test_the_command_line_says_where_data_lie(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    tiny.write_config(tmp_path)
+    tiny.generate(Path("one"))
+    tiny.generate(Path("two"))
+    code, out, errors = run("train", "brightness.py", "--data", "one", "--val", "two", "--out", "run", "--set",
+                            "schedule.epochs=1", "schedule.warmup_steps=0", capsys=capsys)
+    assert (code, errors) == (0, "")
+    assert "20 images to train on, 7 to validate on" in out
+    trained = RunFolder(Path("run"))
+    assert trained.location == Location(Path("one"), val=Path("two"))
+    assert trained.kept_split is None
+    assert run("test", "run", capsys=capsys)[0] == 0
+    for arguments, message in (
+        (["--sample", "--val-share", "0.1"], "error: the sample has its images and its split; leave out --images, "
+                                             "--val"),
+        (["--data", "one", "--val-share", "2"], "error: --val-share is a share of the images, above 0 and below 1, "
+                                                "got 2"),
+        (["--data", "one", "--images", "two"], "error: --images is for layouts that are found by content"),
+    ):
+        code, _, errors = run("train", "brightness.py", *arguments, "--out", "other", capsys=capsys)
+        assert code == 2
+        assert errors.startswith(message)
+        assert not Path("other").exists()
+
+
+def test_a_run_of_an_older_version_knows_its_folder(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.resolved.write_text(json.dumps({"config": "a.py", "data": "data/coco", "settings": {}, "versions": {}}))
+    assert folder.location == Location(Path("data/coco"))
+    folder.resolved.write_text(json.dumps({"config": "a.py", "settings": {}, "versions": {}}))
+    assert folder.location is None
