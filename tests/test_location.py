@@ -152,6 +152,18 @@ def test_a_share_is_kept_and_used_again(tmp_path: Path) -> None:
     assert stems(read_validation(read_boxes, Location(moved), kept=splits.kept)[0]) == stems(splits.val)
 
 
+def test_a_share_of_an_annotation_file_does_not_depend_on_where_it_lies(tmp_path: Path) -> None:
+    kept = []
+    for folder in (tmp_path / "here", tmp_path / "there" / "deep"):
+        for number, letters in enumerate(LETTERS):
+            picture(folder / f"train2017/{letters}.png", shade=number)
+        file = coco_file(folder / "annotations/instances_train2017.json", LETTERS)
+        kept.append(read_splits(read_boxes, Location(file, val_share=0.2)).kept)
+    assert kept[0] == kept[1]
+    assert kept[0] is not None
+    assert kept[0].val[0].startswith("train2017/")
+
+
 def test_a_kept_split_is_not_left_silently(tmp_path: Path) -> None:
     data = beside(tmp_path / "data", LETTERS, "cat")
     kept = read_splits(read_boxes, Location(data, val_share=0.2)).kept
