@@ -113,9 +113,10 @@ class BoxIndex:
             notes=(),
             faults=faults,
         )
-        why = index.nothing_to_learn() if len(index) else None
-        loud = (f"NOTHING TO LEARN FROM: {why}",) if why else ()
-        return replace(index, notes=loud + notes + index._notes_on_boxes())
+        usable, remarks = index._notes_on_boxes()
+        loud = () if np.any(usable & ~index.crowd) or not len(index) else (
+            f"NOTHING TO LEARN FROM: {index.nothing_to_learn()}",)
+        return replace(index, notes=loud + notes + remarks)
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -234,7 +235,8 @@ class BoxIndex:
     def _image_of_box(self) -> NDArray[np.int64]:
         return np.repeat(np.arange(len(self)), np.diff(self.offsets))
 
-    def _notes_on_boxes(self) -> tuple[str, ...]:
+    def _notes_on_boxes(self) -> tuple[NDArray[np.bool_], tuple[str, ...]]:
+        """[m]: which boxes have an area inside their image; and what there is to say about others."""
         sizes = self.sizes[self._image_of_box()]
         flat = np.any(self.boxes[:, 2:] <= 0, axis=1)
         empty = ~flat & ~_has_area(_clipped_xyxy(self.boxes, sizes))
@@ -245,7 +247,7 @@ class BoxIndex:
             (empty, "outside the image", "not trained on"),
             (beyond, f"more than {_OUTSIDE_TOLERANCE:g} pixel beyond the image's edge", "clipped for training"),
         )
-        return tuple(
+        return ~flat & ~empty, tuple(
             f"{_counted(int(rows.sum()), 'box', 'boxes')} {what}, {done} {self._listed(rows)}"
             for rows, what, done in remarks
             if rows.any()

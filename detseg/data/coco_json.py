@@ -10,9 +10,10 @@ from __future__ import annotations
 import json
 import mmap
 import re
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Generic, TypeAlias, TypeVar
+from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar
 
 import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType
@@ -60,6 +61,14 @@ class OutlineRecord(Struct, gc=False):
     segmentation: tuple[tuple[float, ...], ...] | Record | UnsetType | None = UNSET
 
 
+class _Stored(NamedTuple):
+    """One of a file's lists; None where it has none."""
+
+    records: Sequence[Raw] | Sequence[Record] | None
+    content: mmap.mmap | bytes
+    """Where the records lie."""
+
+
 class _File(Struct):
     images: list[Raw] | UnsetType = UNSET
     annotations: list[Raw] | UnsetType = UNSET
@@ -69,8 +78,8 @@ class _File(Struct):
 class Records(Generic[_StructT]):
     """The records of one list of a file: each whole, or all of them as structs of one type, block by block."""
 
-    def __init__(self, stored: Sequence[Raw] | Sequence[Record], struct: type[_StructT]) -> None:
-        self._stored, self._struct = stored, struct
+    def __init__(self, stored: _Stored, struct: type[_StructT]) -> None:
+        self._stored, self._content, self._struct = stored.records or [], stored.content, struct
         self._decoder, self._list_decoder = msgspec.json.Decoder(struct), msgspec.json.Decoder(list[struct])  # type: ignore[valid-type]
 
     def __len__(self) -> int:
@@ -98,6 +107,9 @@ class Records(Generic[_StructT]):
                 yield self._list_decoder.decode(b"".join((b"[", b",".join(block), b"]")))  # type: ignore[arg-type]
             except (msgspec.DecodeError, UnicodeDecodeError):
                 yield [self._decoded(i) for i in range(start, start + len(block))]
+            if isinstance(self._content, mmap.mmap) and sys.platform != "win32":
+                # What was read of the file counts as this process's memory until it is given back.
+                self._content.madvise(mmap.MADV_DONTNEED)
 
     def _decoded(self, i: int) -> _StructT:
         stored = self._stored[i]
@@ -119,21 +131,21 @@ class AnnotationFile:
 
     def __init__(self, path: Path) -> None:
         lists = _lists(path)
-        for key, records in lists.items():
-            if records is None:
+        for key, stored in lists.items():
+            if stored.records is None:
                 raise ValueError(
                     f"has no list of {key!r}; detection needs COCO's instances_*.json or a file like it, "
                     "with 'images', 'annotations' and 'categories'"
                 )
-        self.images = Records(lists["images"] or [], ImageRecord)
-        self.annotations = Records(lists["annotations"] or [], AnnotationRecord)
-        self.outlines = Records(lists["annotations"] or [], OutlineRecord)
+        self.images = Records(lists["images"], ImageRecord)
+        self.annotations = Records(lists["annotations"], AnnotationRecord)
+        self.outlines = Records(lists["annotations"], OutlineRecord)
         """The same records as `annotations`, with their outlines alone."""
-        categories = Records(lists["categories"] or [], Struct)
+        categories = Records(lists["categories"], Struct)
         self.categories = [categories[i] for i in range(len(categories))]
 
 
-def _lists(path: Path) -> dict[str, Sequence[Raw] | Sequence[Record] | None]:
+def _lists(path: Path) -> dict[str, _Stored]:
     keys = ("images", "annotations", "categories")
     with path.open("rb") as file:
         # An empty file cannot be mapped.
@@ -142,8 +154,8 @@ def _lists(path: Path) -> dict[str, Sequence[Raw] | Sequence[Record] | None]:
         found = _found(memoryview(content)[len(_BOM) if content[:3] == _BOM else 0 :])
     except (msgspec.DecodeError, UnicodeDecodeError):
         loaded = _loaded(bytes(content))
-        return {key: loaded[key] if isinstance(loaded.get(key), list) else None for key in keys}
-    return {key: None if (records := getattr(found, key)) is UNSET else records for key in keys}
+        return {key: _Stored(loaded[key] if isinstance(loaded.get(key), list) else None, b"") for key in keys}
+    return {key: _Stored(None if (records := getattr(found, key)) is UNSET else records, content) for key in keys}
 
 
 def _found(content: memoryview) -> _File:

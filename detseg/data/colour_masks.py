@@ -10,9 +10,10 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from detseg.data.faults import Fault
+from detseg.data.files import read_text
+from detseg.data.images import load_pillow
 from detseg.data.label_index import LabelIndex, label_image_size, moved_labels
 from detseg.structures import VOID, Classes, LabelPixels, Size
 
@@ -107,7 +108,7 @@ class ColourLabels(LabelIndex):
 
 def read_class_dict(path: Path) -> Palette:
     """A table with the columns name, r, g, b (class_dict.csv). ValueError with the line that is wrong."""
-    lines = _lines(path)
+    lines = read_text(path).splitlines()
     palette: Palette = {}
     rows = csv.reader(lines)
     header = [column.strip().lower() for column in next(rows, [])]
@@ -131,7 +132,7 @@ def read_class_dict(path: Path) -> Palette:
 def read_labelmap(path: Path) -> Palette:
     """CVAT's and Datumaro's labelmap.txt, lines `NAME:R,G,B:PARTS:ACTIONS`. ValueError with the line that is wrong."""
     palette: Palette = {}
-    for number, line in enumerate(_lines(path), 1):
+    for number, line in enumerate(read_text(path).splitlines(), 1):
         text = line.strip()
         if not text or text.startswith("#"):
             continue
@@ -155,22 +156,14 @@ def _add(palette: Palette, name: str, colour: Sequence[int]) -> None:
     palette[red, green, blue] = name
 
 
-def _lines(path: Path) -> list[str]:
-    try:
-        return path.read_text("utf-8-sig").splitlines()
-    except UnicodeDecodeError as problem:
-        raise ValueError(f"{path}: byte {problem.start} is no UTF-8 text; save the file as UTF-8") from None
-
-
 def _colours(path: Path) -> NDArray[np.int32]:
     """[H, W]: the colours of a picture as codes; of a palette image those that it shows."""
     try:
-        with Image.open(path) as image:
-            pixels = np.asarray(image.convert("RGB")).astype(np.int32)
+        pixels = np.asarray(load_pillow(path).convert("RGB")).astype(np.int32)
     except FileNotFoundError:
         raise FileNotFoundError(f"no label map {path}") from None
-    except Exception as problem:  # decoders raise what they like
-        raise ValueError(f"cannot read the label map {path}: it is no image or damaged ({problem})") from None
+    except ValueError as problem:
+        raise ValueError(f"cannot read the label map {path}: {problem}") from None
     codes: NDArray[np.int32] = (pixels[..., 0] << 16) + (pixels[..., 1] << 8) + pixels[..., 2]
     return codes
 

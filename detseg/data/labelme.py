@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 
 from detseg.data.box_index import BoxIndex
 from detseg.data.faults import Fault
-from detseg.data.files import FileFinder, list_images
+from detseg.data.files import FileFinder, list_images, read_text
+from detseg.data.images import image_size
 from detseg.data.label_index import LabelIndex
-from detseg.data.records import ImageRecord, ObjectRecord, box_index, box_of, polygon_labels, stored_size
+from detseg.data.records import ImageRecord, ObjectRecord, box_index, box_of, polygon_labels
 from detseg.structures import Classes, Size
 
 _NO_OBJECTS = frozenset({"point", "points", "line", "linestrip"})
@@ -104,7 +105,7 @@ def _records(
                                 "is not read. Add the image, or remove the file"))
             continue
         try:
-            size = file.size or stored_size((split.images or split.root) / image)
+            size = file.size or image_size((split.images or split.root) / image)
         except (OSError, ValueError) as problem:
             faults.append(Fault(str(path), str(problem)))
             continue
@@ -133,11 +134,9 @@ def _image(path: Path, file: _File, split: LabelmeSplit, finder: FileFinder) -> 
 def _read(path: Path) -> _File:
     """ValueError with a reason for everything that is wrong."""
     try:
-        content = json.loads(path.read_bytes().decode("utf-8-sig"))
+        content = json.loads(read_text(path))
     except json.JSONDecodeError as problem:
         raise ValueError(f"broken JSON at line {problem.lineno}, column {problem.colno}: {problem.msg}") from None
-    except UnicodeDecodeError as problem:
-        raise ValueError(f"byte {problem.start} is no UTF-8 text; save the file as UTF-8") from None
     shapes, wrong = [], []
     if not isinstance(content, dict) or not isinstance(content.get("shapes"), list):
         raise ValueError("it has no list of 'shapes'; is it a file of labelme?")  # noqa: TRY004

@@ -201,7 +201,9 @@ def _recognised(read: LayoutReader[Any], location: Location) -> _Found[Any]:
 def _names_and_paths(index: Any, location: Location) -> tuple[list[str], list[Path]]:
     """The images' files, and their names relative to the data's folder."""
     _check_selectable(index)
-    roots = [location.path if location.path.is_dir() else location.path.parent]
+    # Absolute names would split the same data otherwise where they lie elsewhere; ImageSets/Main/train.txt is the
+    # deepest file that is named.
+    roots = [location.path] if location.path.is_dir() else [*location.path.parents][:3]
     roots += [location.images] if location.images is not None else []
     paths = [index.path(i) for i in range(len(index))]
     return [_relative(path, roots) for path in paths], paths

@@ -10,17 +10,12 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
 from pycocotools import mask
 
 from detseg.data.box_index import BoxIndex
 from detseg.data.faults import Fault
 from detseg.data.label_index import LabelIndex, moved_labels
 from detseg.structures import VOID, Classes, LabelPixels, Size
-
-_TURNED = frozenset({5, 6, 7, 8})
-"""EXIF orientations that exchange height and width."""
-_ORIENTATION = 0x0112
 
 
 class ObjectRecord(NamedTuple):
@@ -40,24 +35,6 @@ class ImageRecord(NamedTuple):
     """Relative to the data set's folder of images."""
     size: Size
     objects: tuple[ObjectRecord, ...]
-
-
-def stored_size(path: Path) -> Size:
-    """(height, width) of an image as viewers show it, from its header.
-
-    Raises FileNotFoundError, or ValueError for what is no image.
-    """
-    try:
-        with Image.open(path) as image:
-            width, height = image.size
-            turned = image.getexif().get(_ORIENTATION) in _TURNED
-    except FileNotFoundError:
-        raise FileNotFoundError(f"no image {path}") from None
-    except UnidentifiedImageError:
-        raise ValueError(f"cannot read the image {path}: it is no image of a known kind") from None
-    except Exception as problem:  # decoders raise what they like
-        raise ValueError(f"cannot read the image {path}: it is damaged ({problem})") from None
-    return (width, height) if turned else (height, width)
 
 
 def box_of(outline: Sequence[NDArray[np.float64]]) -> tuple[float, float, float, float]:

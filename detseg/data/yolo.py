@@ -18,11 +18,13 @@ import yaml
 
 from detseg.data.box_index import BoxIndex
 from detseg.data.faults import Fault
-from detseg.data.files import list_files, list_images
+from detseg.data.files import list_files, list_images, read_text
+from detseg.data.images import image_size
 from detseg.data.label_index import LabelIndex
-from detseg.data.records import ImageRecord, ObjectRecord, box_index, box_of, polygon_labels, stored_size
+from detseg.data.records import ImageRecord, ObjectRecord, box_index, box_of, polygon_labels
 from detseg.structures import Classes, Size
 
+_SPLITS = frozenset({"train", "val", "valid", "validation", "test"})
 _SLACK = 0.01
 """A share may lie this much outside 0..1: what Ultralytics lets pass."""
 
@@ -73,7 +75,7 @@ def has_label_lines(path: Path) -> bool | None:
     """Whether the first line of a text file is of this kind: a whole number, and at least four numbers behind it. None
     where the file has no line with anything on it."""
     try:
-        first = next((line for line in path.read_text("utf-8-sig").splitlines() if line.strip()), None)
+        first = next((line for line in read_text(path).splitlines() if line.strip()), None)
         numbers = None if first is None else [float(word) for word in first.split()]
     except (OSError, ValueError):
         return False
@@ -86,8 +88,8 @@ def has_label_lines(path: Path) -> bool | None:
 def read_data_yaml(path: Path) -> dict[str, Any]:
     """The content of a data.yaml. ValueError where it is no YAML, or no mapping."""
     try:
-        content = yaml.safe_load(path.read_bytes())
-    except (yaml.YAMLError, UnicodeDecodeError) as problem:
+        content = yaml.safe_load(read_text(path))
+    except yaml.YAMLError as problem:
         raise ValueError(f"{path}: broken YAML: {' '.join(str(problem).split())}") from None
     if not isinstance(content, dict):
         raise ValueError(f"{path}: need a mapping with names, train and val, got {content!r:.60}")  # noqa: TRY004
@@ -116,10 +118,7 @@ def classes_of_yaml(path: Path, content: dict[str, Any]) -> Classes:
 
 def classes_of_list(path: Path) -> Classes:
     """The classes of a file with a name in each line. ValueError where there are none, or two of one name."""
-    try:
-        lines = [line.strip() for line in path.read_text("utf-8-sig").splitlines()]
-    except UnicodeDecodeError as problem:
-        raise ValueError(f"{path}: byte {problem.start} is no UTF-8 text; save the file as UTF-8") from None
+    lines = [line.strip() for line in read_text(path).splitlines()]
     while lines and not lines[-1]:
         lines.pop()
     if not lines or "" in lines:
@@ -158,8 +157,10 @@ def _place(value: str, bases: Sequence[Path], *, of: str) -> Path:
                 return (base / Path(*tail)).resolve()
     for start in range(1, len(parts)):
         for base in bases:
-            if (base / Path(*parts[start:])).exists():
-                return (base / Path(*parts[start:])).resolve()
+            there = base / Path(*parts[start:])
+            # A last part alone, "images", could be anybody's.
+            if there.exists() and (start < len(parts) - 1 or there.is_file() or there.name.lower() in _SPLITS):
+                return there.resolve()
     raise FileNotFoundError(f"{of} is {value}, which is neither in {' nor in '.join(map(str, bases))}; correct it")
 
 
@@ -183,10 +184,10 @@ def _records(split: YoloSplit) -> tuple[list[ImageRecord], tuple[str, ...], tupl
         known = labels.is_file()
         with_file += known
         try:
-            size = stored_size(image)
-            lines = labels.read_text("utf-8-sig").splitlines() if known else []
-        except (OSError, UnicodeDecodeError, ValueError) as problem:
-            faults.append(Fault(str(labels if isinstance(problem, UnicodeDecodeError) else image), str(problem)))
+            size = image_size(image)
+            lines = read_text(labels).splitlines() if known else []
+        except (OSError, ValueError) as problem:
+            faults.append(Fault(str(image), str(problem)))
             continue
         objects, wrong, twice = _objects(lines, size, split)
         repeated += twice
@@ -220,7 +221,7 @@ def _orphans(split: YoloSplit, used: set[Path]) -> Iterator[Fault]:
 def _listed(path: Path, root: Path, faults: list[Fault]) -> list[Path]:
     """The images that a list names, relative to it, to the data's folder, or as they were called elsewhere."""
     found = []
-    for number, line in enumerate(path.read_text("utf-8-sig").splitlines(), 1):
+    for number, line in enumerate(read_text(path).splitlines(), 1):
         if not line.strip():
             continue
         try:

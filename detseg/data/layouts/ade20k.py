@@ -16,10 +16,10 @@ objectInfo150.txt names the classes, or a classes.txt as for other masks.
 from __future__ import annotations
 
 import csv
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from detseg.data.files import read_text
 from detseg.data.label_index import LabelFiles, label_table
 from detseg.data.layouts.layout import Found, Layout, Part, PartName, Place
 from detseg.data.layouts.mask_folders import MaskFolders, mask_folders, pairs, probed_masks, said
@@ -46,7 +46,7 @@ def _read(root: Path, folders: MaskFolders) -> LabelFiles:
     classes, void = _classes(root)
     found, faults = pairs(root, folders)
     table = label_table(classes.source_ids, void=tuple({0, *void, VOID} - {*classes.source_ids}))
-    return replace(LabelFiles.of(classes, root, found, table=table), faults=faults)
+    return LabelFiles.of(classes, root, found, table=table, faults=faults)
 
 
 def _classes(root: Path) -> tuple[Classes, tuple[int, ...]]:
@@ -57,7 +57,7 @@ def _classes(root: Path) -> tuple[Classes, tuple[int, ...]]:
     if not table.is_file():
         raise ValueError(f"nothing says what the masks in {root / 'annotations'} mean. Write {listing} with a line "
                          "`ID NAME` for each class, from 1 on, or add ADE20K's objectInfo150.txt")
-    rows = list(csv.DictReader(table.read_text("utf-8-sig").splitlines(), delimiter="\t"))
+    rows = list(csv.DictReader(read_text(table).splitlines(), delimiter="\t"))
     try:
         # "person, individual, someone" is one class under three names
         names = [row["Name"].split(",")[0].strip() for row in rows]

@@ -11,12 +11,12 @@ foreground.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
+from detseg.data.files import read_text
 from detseg.data.label_index import LabelFiles, label_table, read_label_image
 from detseg.data.layouts.layout import Found, Layout, Part, PartName, Place
 from detseg.data.layouts.mask_folders import MaskFolders, mask_folders, pairs, probed_masks, said
@@ -47,7 +47,7 @@ def _names(root: Path) -> tuple[str, str] | None:
     listing = class_file(root)
     if not listing.is_file():
         return _NAMES
-    names = [line.strip() for line in listing.read_text("utf-8-sig", "replace").splitlines() if line.strip()]
+    names = [line.strip() for line in read_text(listing, guess=True).splitlines() if line.strip()]
     if not 1 <= len(names) <= 2 or any(name[0].isdigit() or name.startswith("#") for name in names):
         return None
     return (_NAMES[0], names[0]) if len(names) == 1 else (names[0], names[1])
@@ -71,7 +71,7 @@ def _is_binary(folders: MaskFolders) -> bool:
 def _read(root: Path, folders: MaskFolders) -> LabelFiles:
     found, faults = pairs(root, folders)
     classes = Classes(_names(root) or _NAMES, _VALUES, _COLOURS)
-    return replace(LabelFiles.of(classes, root, found, table=label_table(_VALUES), hint=_HINT), faults=faults)
+    return LabelFiles.of(classes, root, found, table=label_table(_VALUES), hint=_HINT, faults=faults)
 
 
 LAYOUT = Layout("black and white masks", __doc__, "images/ and masks/ whose values are 0 and 255", find,

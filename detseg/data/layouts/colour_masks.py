@@ -20,6 +20,7 @@ from pathlib import Path, PurePosixPath
 from detseg.data.colour_masks import ColourLabels, read_class_dict, read_labelmap
 from detseg.data.layouts.layout import Found, Layout, Part, PartName, Place, split_of
 from detseg.data.layouts.mask_folders import MaskFolders, mask_folders, pairs, said
+from detseg.data.voc import listed_names
 
 _LISTINGS = {"class_dict.csv": read_class_dict, "classes.csv": read_class_dict, "labelmap.txt": read_labelmap,
              "label_colors.csv": read_class_dict}
@@ -52,7 +53,7 @@ def _lists(root: Path) -> dict[PartName, Path]:
 def _read(root: Path, listing: Path, folders: MaskFolders, only: Path | None) -> ColourLabels:
     found, faults = pairs(root, folders)
     if only is not None:
-        names = {line.strip() for line in only.read_text("utf-8-sig").splitlines() if line.strip()}
+        names = set(listed_names(only))
         found = [pair for pair in found if _stem(root, folders, pair) in names]
         faults = tuple(fault for fault in faults if Path(fault.where).stem in names)
         if not found:

@@ -108,3 +108,18 @@ def parts_of_tree(names: Sequence[str]) -> dict[PartName, list[str]]:
             return {"whole": list(names)}
         parts.setdefault(told.pop(), []).append(name)
     return parts
+
+
+def as_markdown(layouts: Sequence[Layout]) -> str:
+    """A table of the layouts, and the tree of each, for a page."""
+    rows = ["| layout | recognised by | boxes | label maps |", "|--|--|--|--|"]
+    for layout in layouts:
+        labels = {None: "", "files": "yes", "outlines": "from outlines"}[layout.label_maps]
+        rows.append(f"| {layout.title} | {layout.looks_for} | {'yes' if layout.boxes else ''} | {labels} |")
+    trees = [f"**{layout.title}.** {_sentences(layout.page)}\n\n```\n{layout.tree}\n```" for layout in layouts]
+    return "\n\n".join(["\n".join(rows), *trees]) + "\n"
+
+
+def _sentences(page: str) -> str:
+    """What a page says around its tree, on one line."""
+    return " ".join(line.strip() for line in page.splitlines() if line.strip() and not line.startswith("    "))

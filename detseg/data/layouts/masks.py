@@ -15,7 +15,6 @@ Or without folders for the splits, or in train/images/ and train/masks/.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -51,7 +50,7 @@ def _read(root: Path, folders: MaskFolders) -> LabelIndex:
     found, faults = pairs(root, folders)
     everywhere = void if VOID in classes.source_ids else {*void, VOID}
     table = label_table(classes.source_ids, void=tuple(everywhere))
-    return replace(LabelFiles.of(classes, root, found, table=table), faults=faults)
+    return LabelFiles.of(classes, root, found, table=table, faults=faults)
 
 
 LAYOUT = Layout("masks", __doc__, "masks/train/, images/train/ and classes.txt, the same of val", find,

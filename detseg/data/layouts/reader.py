@@ -95,7 +95,7 @@ class LayoutReader(Generic[IndexT]):
         return {name: read for name, part in found.parts.items() if (read := self.pick(part)) is not None}
 
     def _nothing(self, path: Path, wanted: str) -> str:
-        missing = "" if path.exists() else " (no such folder)"
+        missing = "" if path.exists() else f" (no such {'file' if path.suffix else 'folder'})"
         looked = [f"  {layout.title}: {layout.looks_for}" for layout in self.layouts]
         there = [f"What is there: {_entries(path)}"] if path.is_dir() else []
         what = f"{wanted} {self.what}".strip()

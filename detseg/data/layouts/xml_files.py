@@ -20,7 +20,7 @@ from detseg.data.box_index import BoxIndex
 from detseg.data.faults import Fault
 from detseg.data.files import FileFinder, list_files, list_images
 from detseg.data.layouts.layout import Found, Layout, Part, PartName, Place, parts_of_tree
-from detseg.data.voc import read_voc_files
+from detseg.data.voc import read_voc_annotation, read_voc_files
 
 _PROBED = 5
 _PROBED_BYTES = 1 << 12
@@ -57,25 +57,34 @@ def _is_annotation(path: Path) -> bool:
 
 
 def _read(root: Path, own: Sequence[str], names: Sequence[str], images: Path | None) -> BoxIndex:
-    """An image belongs to an XML file that has its name without the suffix: beside it, else the one of that name."""
+    """An image belongs to the XML file that has its name without the suffix, the nearer of two, else to the one that
+    names it."""
     folder = images or root
     finder = FileFinder(folder, images_only=True)
-    files: dict[Path, str] = {}
+    found: dict[Path, str] = {}
     faults: list[Fault] = []
     for name in own:
         inside = PurePosixPath(name).with_suffix("")
-        image = finder.find(str(inside))
+        image = finder.find(str(inside)) or _named_by(root / name, finder)
         if image is None:
             faults.append(Fault(str(root / name), f"{finder.why_not(str(inside))}; add the image, or remove the file"))
         else:
-            files[root / name] = image
+            found[root / name] = image
     everything = len(list_images(folder, recursive=True))
     notes = []
     if everything > len(names):
         notes.append(f"{everything - len(names)} of {everything} images have no XML file, and are left out: one "
                      "without objects needs a file without them")
-    return read_voc_files(folder, files, others=[root / name for name in names], notes=tuple(notes),
-                          faults=tuple(faults))
+    others = [root / name for name in dict.fromkeys(names) if root / name not in found]
+    return read_voc_files(folder, found, others=others, notes=tuple(notes), faults=tuple(faults))
+
+
+def _named_by(path: Path, finder: FileFinder) -> str | None:
+    try:
+        name = read_voc_annotation(path).file_name
+    except ValueError:
+        return None
+    return finder.find(name) if name else None
 
 
 LAYOUT = Layout("XML files", __doc__, "XML files with an annotation, beside the images or apart", find, boxes=True,
