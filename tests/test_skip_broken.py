@@ -94,8 +94,8 @@ def test_a_batch_norm_of_one_value_is_refused_before_there_is_a_folder() -> None
     text = tiny.CONFIG.replace(line, ONE_VALUE).replace("from detseg", "import torch\n\nfrom detseg", 1)
     tiny.write_config(Path(), text=text)
     with pytest.raises(ValueError, match=r"a batch of one image \(batch_size 4 in 4 part\(s\) on 1 process\(es\)\) "
-                       r"leaves a BatchNorm layer of this network a single value, .*; take --set batch_size of at least "
-                       r"8, or a smaller accumulate"):
+                       r"leaves a BatchNorm layer of this network a single value, .*; take --set batch_size of at "
+                       r"least 8, or a smaller accumulate"):
         run("batch_size=4", "accumulate=4")
     assert not Path("run").exists()
     assert run("batch_size=4", "accumulate=2", "schedule.epochs=1", "schedule.warmup_steps=0").numbers
