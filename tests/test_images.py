@@ -19,6 +19,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from detseg.data import images
 from detseg.data.images import image_size, read_image, to_rgb
 from detseg.data.label_index import label_image_size, read_label_image
 from detseg.structures import Pixels
@@ -301,6 +302,11 @@ def test_a_png_with_a_damaged_header_is_not_believed(tmp_path: Path) -> None:
     content[17] = 99
     with pytest.raises(ValueError, match=r"image\.png: its header is damaged"):
         read_image(written(tmp_path, bytes(content), "image.png"))
+
+
+def test_too_little_memory_is_said_with_the_way_out() -> None:
+    with pytest.raises(ValueError, match="it needs more memory than there is; cut it into parts"), images._decoding():
+        bytearray(1 << 62)
 
 
 @pytest.mark.parametrize("kind", [*KINDS, "JPEG"])

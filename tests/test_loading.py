@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import pickle
 import random
 import resource
+import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -336,6 +338,21 @@ def test_a_batch_that_shared_memory_has_no_room_for_travels_as_bytes() -> None:
     assert isinstance(opened.content, torch.Tensor)
     assert torch.equal(opened.content, images)
     assert opened.left_out == ("a.jpg",)
+
+
+class Killed(CountingDataset):
+    """Its worker is killed over item 2, as a system does that is out of memory."""
+
+    def _image(self, item: int) -> Tensor:
+        if item == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super()._image(item)
+
+
+def test_a_worker_that_is_killed_is_an_error_with_a_way_out() -> None:
+    with pytest.raises(OSError, match=r"a data loading process ended: DataLoader worker .*take fewer with --set "
+                       r"workers=1 \(0 for none\), smaller batches, or give a container more \(docker"):
+        list(evaluation(Killed(5), workers=1))
 
 
 def test_a_worker_that_is_not_forked_runs_the_config_too() -> None:

@@ -172,6 +172,11 @@ def test_evaluation_goes_on_without_what_is_broken(capsys: pytest.CaptureFixture
     assert "left out: " in out
     assert Path("numbers.json").exists()
     assert clean.numbers
+    for path in Path("messy/images/val").iterdir():
+        path.write_bytes(b"")
+    code, _, errors = command("test", "run_clean", "--data", "messy", "--skip-broken", capsys=capsys)
+    assert code == 2
+    assert errors.startswith("error: no image is left to evaluate on in messy: 5 places are broken")
 
 
 def test_nothing_to_learn_is_refused_with_the_reason_and_leaves_no_folder() -> None:
