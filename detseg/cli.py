@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Callable
 
@@ -11,6 +12,9 @@ def exit_code(work: Callable[[], None]) -> int:
 
     What went wrong is said on stderr.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a console of few characters shows others as ?, and nothing is lost
+            stream.reconfigure(errors="replace")
     try:
         work()
     except KeyboardInterrupt:

@@ -6,7 +6,7 @@ import json
 import math
 import platform
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -14,6 +14,9 @@ from types import MappingProxyType
 from typing import Any, Self
 
 from detseg.config import Config
+from detseg.data.faults import Fault
+from detseg.data.location import Location
+from detseg.data.split import KeptSplit
 
 RUNS = Path("runs")
 
@@ -55,14 +58,28 @@ class RunFolder:
         return self.path / "resolved.json"
 
     @property
+    def split(self) -> Path:
+        """Which images are trained on and which are kept for validation, where the run has decided it."""
+        return self.path / "split.json"
+
+    @property
+    def skipped(self) -> Path:
+        """What was left out because it is broken, a line each: when it was found, which it is, and why."""
+        return self.path / "skipped.txt"
+
+    @property
     def picture(self) -> Path:
         """Validation images with predictions, made at the end."""
         return self.path / "predictions.jpg"
 
-    def create(self, config: Config, data: Path) -> None:
-        """Makes the folder, with a copy of the config, its resolved values, and where the data lie."""
+    def create(self, config: Config, data: Location, *, kept: KeptSplit | None = None) -> None:
+        """Makes the folder, with a copy of the config, its resolved values, where the data lie, and which of them are
+        kept for validation, where the run has decided it."""
         self.path.mkdir(parents=True, exist_ok=True)
-        self._describe(config, data=str(data))
+        self._describe(config, data=data.as_plain())
+        self.split.unlink(missing_ok=True)
+        if kept is not None:
+            self.split.write_text(json.dumps(kept.as_plain(), indent=1) + "\n", "utf-8")
         self.log.write_text("", "utf-8")
         shutil.rmtree(self.tensorboard, ignore_errors=True)
 
@@ -74,8 +91,8 @@ class RunFolder:
         self.append_log({"kind": "config", "step": step, "changes": changes})
 
     def described(self) -> dict[str, Any]:
-        """What stands in `resolved.json`: "config", the name of its copy; "data"; "settings"; "versions". ValueError
-        where the folder holds no run."""
+        """What stands in `resolved.json`: "config", the name of its copy; "data", a `Location` as plain values;
+        "settings"; "versions". ValueError where the folder holds no run."""
         try:
             content: dict[str, Any] = json.loads(self.resolved.read_text("utf-8"))
         except (OSError, json.JSONDecodeError):
@@ -92,11 +109,47 @@ class RunFolder:
             raise ValueError(f"{self.path} has no copy of its config; name the config and the checkpoint instead")
         return path
 
-    def _describe(self, config: Config, *, data: str | None) -> None:
+    @property
+    def location(self) -> Location | None:
+        """Where the data lie that it was trained on; None where that is not known."""
+        data = self.described()["data"]
+        return None if data is None else Location.from_plain(data)
+
+    @property
+    def kept_split(self) -> KeptSplit | None:
+        """What `split` says; None where the run has decided nothing. ValueError where the file is broken."""
+        if not self.split.is_file():
+            return None
+        try:
+            return KeptSplit.from_plain(json.loads(self.split.read_text("utf-8")))
+        except (KeyError, TypeError, ValueError):
+            raise ValueError(f"{self.split} is damaged; which images the run has trained on is not known any more, so "
+                             "name other validation data with --val") from None
+
+    def _describe(self, config: Config, *, data: Any) -> None:
         (self.path / config.path.name).write_text(config.text, "utf-8")
         entries = {name: {"value": entry.value, "from": entry.origin} for name, entry in config.entries().items()}
         content = {"config": config.path.name, "data": data, "settings": entries, "versions": versions()}
         self.resolved.write_text(json.dumps(content, indent=1) + "\n", "utf-8")
+
+    def add_skipped(self, when: str, faults: Sequence[Fault]) -> list[Fault]:
+        """Adds to `skipped`, and gives those that were not there."""
+        known = {row[1:] for row in self._skipped_rows()}
+        new = [fault for fault in dict.fromkeys(faults) if _one_line(fault) not in known]
+        if new:
+            with self.skipped.open("a", encoding="utf-8") as file:
+                file.writelines("\t".join((when, *_one_line(fault))) + "\n" for fault in new)
+        return new
+
+    def skipped_places(self, when: str) -> frozenset[str]:
+        """What was left out at some time."""
+        return frozenset(where for time, where, _ in self._skipped_rows() if time == when)
+
+    def _skipped_rows(self) -> list[tuple[str, ...]]:
+        if not self.skipped.is_file():
+            return []
+        rows = (tuple(line.split("\t")) for line in self.skipped.read_text("utf-8").splitlines())
+        return [row for row in rows if len(row) == 3]
 
     def append_log(self, record: Mapping[str, object]) -> None:
         """Adds a line to the log."""
@@ -114,6 +167,11 @@ class RunFolder:
             if record["step"] <= (validated if record["kind"] == "val" else step):
                 kept.append(line + "\n")
         self.log.write_text("".join(kept), "utf-8")
+
+
+def _one_line(fault: Fault) -> tuple[str, str]:
+    where, reason = (" ".join(text.split()) for text in fault)
+    return where, reason
 
 
 class LogWriter:

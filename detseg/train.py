@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -17,25 +17,25 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed as distributed
 from lightning.fabric import Fabric
-from rich.console import Console
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from detseg.checkpoint import Checkpoint, check_classes, config_differences, load, not_compared, restore_model, save
 from detseg.config import Config, Experiment, Index, resolve_classes
-from detseg.data.faults import check_faults
-from detseg.data.layouts import SPLITS
+from detseg.data.faults import Fault, check_faults
 from detseg.data.loading import steps_per_epoch, training_batches
+from detseg.data.location import Location, Splits, read_splits
+from detseg.data.screening import screened, without
 from detseg.evaluate import draw_examples, evaluate, suitable_batch
 from detseg.fingerprint import fingerprint
 from detseg.interfaces import Dataset, Metric
 from detseg.launch import launch
 from detseg.model import Predictor
-from detseg.report.console import Reporter, render, shown
+from detseg.report.console import Reporter, plain_console, render, shown
 from detseg.report.pictures import contact_sheet, write_picture
 from detseg.run_folder import LogWriter, RunFolder, existing_run, new_run, versions
 from detseg.structures import Classes
-from detseg.training_step import TrainingStep
+from detseg.training_step import TrainingStep, no_running_statistics
 
 _FREE = frozenset({"workers", "log_every", "save_minutes", "validate_every", "eval_batch_size"})
 """Settings that may change on resume: no weight depends on them."""
@@ -44,6 +44,12 @@ _SMALLEST_SCORE_DRAWN = 0.4
 
 _FEW_IMAGES = 4
 """BatchNorm's statistics of fewer images are noisy."""
+
+
+_BEFORE = "before the first step"
+
+_SKIPPED_SAID = 10
+"""Places that are said; skipped.txt has all."""
 
 
 class Result(NamedTuple):
@@ -55,10 +61,10 @@ class Result(NamedTuple):
 
 
 def fit(
-    config: Config, folder: Path, *, out: Path | None = None, resume: bool = False, config_changed: bool = False,
-    initialise: Callable[[Predictor], str] | None = None,
+    config: Config, data: Location | Path | None, *, out: Path | None = None, resume: bool = False,
+    config_changed: bool = False, skip_broken: bool = False, initialise: Callable[[Predictor], str] | None = None,
 ) -> Result:
-    """Trains the experiment on the data in `folder`, and leaves a run folder.
+    """Trains the experiment on some data, and leaves a run folder.
 
     Each step is a function of the checkpoint before it: random numbers come from (seed, step), the learning rate from
     the step, batches from (seed, step). So a run that was killed and resumed ends with the weights of one that was not,
@@ -66,10 +72,12 @@ def fit(
 
     Args:
         config: the experiment.
-        folder: of the data.
+        data: where they lie; None takes the config's folder, or where the data of the run lie that is resumed.
         out: the run folder; None takes the next of runs/<config>, or the newest to resume.
         resume: go on with the run in it.
         config_changed: resume although the config is another one; the run keeps a record of it.
+        skip_broken: leave out what is broken in place of refusing it, before the first step and as it is met; the run's
+            skipped.txt names it.
         initialise: loads published weights into the new model and says what it did; a resumed run has its own.
 
     ValueError or OSError for what the user can change, FloatingPointError for a run that diverged. KeyboardInterrupt
@@ -78,21 +86,24 @@ def fit(
     # ---- what takes part
     experiment = config.experiment
     fabric = launch(experiment.precision)
-    console = Console(quiet=not fabric.is_global_zero)
+    console = plain_console(quiet=not fabric.is_global_zero)
     # The run folder first: that a name is taken should not cost the time of reading COCO.
     run = existing_run(out, config.path.stem) if resume else new_run(out, config.path.stem)
     checkpoint = load(run.last) if resume else None
-    train_index, val_index, classes = _read_data(config, folder)
+    location = _location(config, data, run if resume else None)
+    splits, classes = _read_data(config, location, run if resume else None, skip_broken=skip_broken)
+    train_index, val_index = splits.train, splits.val
     torch.manual_seed(experiment.seed)
     model = config.build_model(classes).to(memory_format=torch.channels_last)
     meaning = fingerprint(model, experiment.task)
     if initialise is not None and checkpoint is None:
-        console.print(initialise(model), highlight=False, markup=False, soft_wrap=True)
+        console.print(initialise(model), soft_wrap=True)
     model = _prepared(model, experiment, fabric=fabric)
     augment = None if experiment.augment is None else experiment.augment(model.resize)
     train_set = experiment.data.dataset(train_index, model.resize, augment=augment, seed=experiment.seed)
     val_set = experiment.data.dataset(val_index, model.resize, augment=None, seed=experiment.seed)
     plan = _Plan.of(experiment, num_images=len(train_set), model=model, fabric=fabric)
+    _check_batch_norm(model, train_set, plan, experiment=experiment, fabric=fabric)
     step = TrainingStep(model, experiment, fabric=fabric)
     state = _State(config, run, step, plan, meaning, partial(experiment.data.metric, val_index))
 
@@ -103,41 +114,38 @@ def fit(
         run.cut_log(step=state.step, validated=state.validated)
         run.record_change(config, changes, step=state.step)
     elif fabric.is_global_zero:
-        run.create(config, folder)
+        run.create(config, location, kept=splits.kept)
         state.save(run.last)  # from here on it can be resumed; and a folder that refuses files is found out now
+    fabric.barrier()
 
     # ---- training
     with ExitStack() as stack:
         stack.enter_context(_sigterm_like_ctrl_c())
         report = stack.enter_context(Reporter(console, plan.total_steps, first=state.step, title="step", unit="images"))
         log = stack.enter_context(LogWriter(run, first_step=state.step, enabled=fabric.is_global_zero))
-        for line in _introduction(state, checkpoint, train=train_index, val=val_index):
+        stack.enter_context(_leaving_a_run(state, report))
+        for line in _introduction(state, checkpoint, splits):
             report.say(line)
+        skipped = _Skipped(state, report)
+        skipped.before(splits)
         batches = training_batches(
             train_set, experiment.task, batch_size=plan.rank_batch, seed=experiment.seed, fill=model.resize.fill,
             first_step=state.step, last_step=plan.total_steps, workers=plan.workers, rank=fabric.global_rank,
-            world_size=fabric.world_size, pin_memory=fabric.device.type == "cuda")
-        try:
-            while True:
-                if state.validation_is_due():
-                    _validate(state, val_set, report=report, log=log)
-                if state.step == plan.total_steps:
-                    break
-                started = time.monotonic()
+            world_size=fabric.world_size, pin_memory=fabric.device.type == "cuda",
+            skipped=skipped if skip_broken else None)
+        while True:
+            if state.validation_is_due():
+                _validate(state, val_set, report=report, log=log)
+            if state.step == plan.total_steps:
+                break
+            started = time.monotonic()
+            with _reading():
                 batch = next(batches)
-                with _uninterrupted():
-                    figures = step(batch, number=state.step, total_steps=plan.total_steps)
-                    state.step += 1
-                    _report(state, figures, seconds=time.monotonic() - started, report=report, log=log)
-                    state.save_if_due()
-        except KeyboardInterrupt:
-            state.save(run.last)
-            report.say(f"stopped after step {state.step} of {plan.total_steps}, which is saved. Go on with the same "
-                       f"command and --out {run.path} --resume")
-            raise
-        except FloatingPointError as error:
-            raise FloatingPointError(f"{error}. {run.last} is from before; train with a lower rate (--set "
-                                     "optimizer.lr=...) or with --set clip_norm=10") from None
+            with _uninterrupted():
+                figures = step(batch, number=state.step, total_steps=plan.total_steps)
+                state.step += 1
+                _report(state, figures, seconds=time.monotonic() - started, report=report, log=log)
+                state.save_if_due()
 
     # ---- what is left
     if fabric.is_global_zero:
@@ -145,7 +153,7 @@ def fit(
         write_picture(run.picture, contact_sheet(examples, columns=4))
     console.print(f"validation after {state.validated} steps", render(state.metric.table(state.numbers)), sep="\n")
     for what, path in {"best": run.best, "last": run.last, "predictions": run.picture}.items():
-        console.print(f"{what}: {path}", highlight=False, soft_wrap=True)
+        console.print(f"{what}: {path}", soft_wrap=True)
     return Result(run, state.numbers, state.best_so_far)
 
 
@@ -177,6 +185,12 @@ class _Plan(NamedTuple):
                    experiment.eval_batch_size or suitable_batch(
                        model.resize.size, most=rank_batch // experiment.accumulate),
                    suitable if experiment.workers is None else experiment.workers)
+
+
+    def images_of_batch_norm(self, experiment: Experiment, fabric: Fabric) -> int:
+        """How many a BatchNorm layer sees at a time."""
+        together = fabric.world_size if experiment.sync_batch_norm else 1
+        return self.rank_batch // experiment.accumulate * together
 
 
 @dataclass
@@ -246,16 +260,62 @@ class _State:
             self.save(self.run.last)
 
 
-def _read_data(config: Config, folder: Path) -> tuple[Index, Index, Classes]:
-    """Both splits with labels in the label space of the run, and that."""
-    train, val = (config.experiment.data.read(folder, split) for split in SPLITS)
-    for split, index in zip(SPLITS, (train, val), strict=True):
-        check_faults(index.faults, f"the {split} data in {folder}")
+def _location(config: Config, data: Location | Path | None, resumed: RunFolder | None) -> Location:
+    """Where the data lie: as is said, as the resumed run knows, or as the config says."""
+    if isinstance(data, Location):
+        return data
+    if data is not None:
+        return Location(data)
+    known = None if resumed is None else resumed.location
+    return known or Location(Path(config.experiment.data.folder))
+
+
+def _read_data(
+    config: Config, location: Location, resumed: RunFolder | None, *, skip_broken: bool
+) -> tuple[Splits[Index], Classes]:
+    """Both splits with labels in the label space of the run, and that. Without what is broken, which is refused unless
+    it is to be skipped."""
+    splits = read_splits(config.experiment.data.read, location, kept=None if resumed is None else resumed.kept_split)
+    train, val = splits.train, splits.val
+    if resumed is None:
+        train, why_nothing = screened(train, whole=False)
+    else:  # the run's own images; if another has broken since, the order of the others stays
+        train, why_nothing = without(train, resumed.skipped_places(_BEFORE)), ""
+    val, _ = screened(val, whole=skip_broken)
+    if not skip_broken:
+        check_faults([*train.faults, *val.faults], f"the data in {location}")
+    for index, what in ((train, "train on"), (val, "validate on")):
+        if not len(index):
+            check_faults(index.faults, f"no image is left to {what} in {location}")
+    if why_nothing:
+        raise ValueError(f"the training data in {location} teach nothing: {why_nothing}")
     difference = train.classes.difference(val.classes)
     if difference:
-        raise ValueError(f"in {folder}, training and validation list different classes:\n{difference}")
+        raise ValueError(f"in {location}, training and validation list different classes:\n{difference}")
     classes = resolve_classes(config.experiment.classes, train.classes)
-    return train.relabel(classes), val.relabel(classes), classes
+    return splits._replace(train=train.relabel(classes), val=val.relabel(classes)), classes
+
+
+def _check_batch_norm(
+    model: Predictor, dataset: Dataset[Any], plan: _Plan, *, experiment: Experiment, fabric: Fabric
+) -> None:
+    """ValueError where a BatchNorm layer would see a single value, of which there is no variance."""
+    if plan.images_of_batch_norm(experiment, fabric) > 1:
+        return
+    try:
+        (batch,) = training_batches(dataset, experiment.task, batch_size=1, seed=experiment.seed,
+                                    fill=model.resize.fill, last_step=1, workers=0, skipped=lambda _: None)
+    except (OSError, ValueError):  # training says it with its place
+        return
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]), no_running_statistics(model):
+            model.train()(batch.images)
+    except ValueError as problem:
+        raise ValueError(
+            f"a batch of one image (batch_size {experiment.batch_size} in {experiment.accumulate} part(s) on "
+            f"{fabric.world_size} process(es)) leaves a BatchNorm layer of this network a single value, of which there "
+            "is no variance; take --set batch_size of at least "
+            f"{2 * experiment.accumulate * fabric.world_size}, or a smaller accumulate") from problem
 
 
 def _prepared(model: Predictor, experiment: Experiment, *, fabric: Fabric) -> Predictor:
@@ -284,15 +344,17 @@ def _changes(checkpoint: Checkpoint, state: _State) -> str:
     return "\n".join([*lines, *config_differences(checkpoint, state.config.text, state.meaning)])
 
 
-def _introduction(state: _State, checkpoint: Checkpoint | None, *, train: Index, val: Index) -> Iterator[str]:
+def _introduction(state: _State, checkpoint: Checkpoint | None, splits: Splits[Index]) -> Iterator[str]:
     """What a person should know before the first step."""
     plan, experiment, fabric, run = state.plan, state.config.experiment, state.training.fabric, state.run
     classes = state.training.model.classes
+    train, val = splits.train, splits.val
+    yield from splits.lines
     for what, index in (("training", train), ("validation", val)):
         yield from (f"note on the {what} data: {note}" for note in index.notes)
     if checkpoint is not None and checkpoint.fingerprint is None:
         yield not_compared(run.last)
-    seen = plan.rank_batch // experiment.accumulate * (fabric.world_size if experiment.sync_batch_norm else 1)
+    seen = plan.images_of_batch_norm(experiment, fabric)
     if seen < _FEW_IMAGES and any(isinstance(module, _BatchNorm) for module in state.training.model.modules()):
         yield (f"note: BatchNorm sees {seen} image{'s' * (seen > 1)} at a time, which makes its statistics noisy; "
                "raise batch_size, lower accumulate, or with several GPUs --set sync_batch_norm=true")
@@ -306,10 +368,11 @@ def _validate(state: _State, dataset: Dataset[Any], *, report: Reporter, log: Lo
     experiment, fabric, evaluated = state.config.experiment, state.training.fabric, state.training.evaluated
     _share_buffers(evaluated)
     started, metric = time.monotonic(), state.new_metric()
-    found = evaluate(
-        evaluated, experiment.task, dataset, metric=metric, batch_size=state.plan.eval_batch,
-        workers=state.plan.workers,
-        progress=lambda done: report.busy(f"validating image {done * fabric.world_size}"))
+    with _reading():
+        found = evaluate(
+            evaluated, experiment.task, dataset, metric=metric, batch_size=state.plan.eval_batch,
+            workers=state.plan.workers,
+            progress=lambda done: report.busy(f"validating image {done * fabric.world_size}"))
     with _uninterrupted():
         state.validated, state.numbers, state.metric, best = state.step, found.numbers, metric, state.best_so_far
         main = found.numbers[metric.main]
@@ -342,6 +405,64 @@ def _share_buffers(model: nn.Module) -> None:
     if distributed.is_initialized():
         for buffer in model.buffers():
             distributed.broadcast(buffer, src=0)
+
+
+class _Skipped:
+    """Names what is left out, in the run's skipped.txt and to whoever watches."""
+
+    def __init__(self, state: _State, report: Reporter) -> None:
+        self.state, self.report = state, report
+
+    def before(self, splits: Splits[Index]) -> None:
+        """What was found before the first step."""
+        if self.state.training.fabric.is_global_zero:
+            self._add(_BEFORE, [*splits.train.faults, *splits.val.faults])
+
+    def __call__(self, problem: str) -> None:
+        """An image that was met while training."""
+        self._add(f"step {self.state.step + 1}", [Fault("an image", problem)])
+
+    def _add(self, when: str, faults: Sequence[Fault]) -> None:
+        if new := self.state.run.add_skipped(when, faults):
+            named = [str(fault) for fault in new[:_SKIPPED_SAID]]
+            more = [f"... and {len(new) - len(named)} more"] if len(new) > len(named) else []
+            for line in [*named, *more]:
+                self.report.say(f"left out: {line}")
+            self.report.say(f"{self.state.run.skipped} names all that is left out")
+
+
+class _UnreadableError(OSError):
+    """An image, record or label map that cannot be read, met in the middle of a run."""
+
+
+@contextmanager
+def _reading() -> Iterator[None]:
+    """Marks errors of the data inside as such."""
+    try:
+        yield
+    except (OSError, ValueError) as problem:
+        raise _UnreadableError(str(problem)) from problem
+
+
+@contextmanager
+def _leaving_a_run(state: _State, report: Reporter) -> Iterator[None]:
+    """Whatever ends the run inside, its last whole step is saved, and it is said how to go on."""
+    run = state.run
+    try:
+        yield
+    except KeyboardInterrupt:
+        state.save(run.last)
+        report.say(f"stopped after step {state.step} of {state.plan.total_steps}, which is saved. Go on with the same "
+                   f"command and --out {run.path} --resume")
+        raise
+    except FloatingPointError as error:
+        raise FloatingPointError(f"{error}. {run.last} is from before; train with a lower rate (--set "
+                                 "optimizer.lr=...) or with --set clip_norm=10") from None
+    except _UnreadableError as problem:
+        state.save(run.last)
+        raise OSError(f"{problem}\nstopped after step {state.step} of {state.plan.total_steps}, which is saved. Go on "
+                      f"with the same command and --out {run.path} --resume when that is mended, or leave it out with "
+                      f"--out {run.path} --resume --skip-broken") from problem
 
 
 @contextmanager

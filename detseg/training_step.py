@@ -117,7 +117,7 @@ class TrainingStep:
         again, and BatchNorm learns of no image twice."""
         total = _counts(first)
         devices = [self.fabric.device] if self.fabric.device.type == "cuda" else []
-        with torch.random.fork_rng(devices), _no_running_statistics(self.model):
+        with torch.random.fork_rng(devices), no_running_statistics(self.model):
             for part in others:
                 total = total + _counts(self._losses(self.model, part))
         return cast(Tensor, self.fabric.all_reduce(total, reduce_op="sum"))
@@ -141,7 +141,7 @@ def _counts(losses: Losses) -> Tensor:
 
 
 @contextmanager
-def _no_running_statistics(model: nn.Module) -> Iterator[None]:
+def no_running_statistics(model: nn.Module) -> Iterator[None]:
     """Inside, BatchNorm in training normalises with the batch as ever, and keeps nothing of it."""
     norms = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
     for norm in norms:

@@ -110,6 +110,9 @@ def noise(resize: Resize) -> float:
 
 
 class Pictures(Dataset[Labels]):
+    broken: frozenset[int] = frozenset()
+    """For tests: training pictures that cannot be read."""
+
     def __init__(self, index: Index, resize: Resize, /, *, augment: float | None, seed: int) -> None:
         self.index, self.classes, self.resize, self.augment, self.seed = index, index.classes, resize, augment, seed
 
@@ -117,6 +120,8 @@ class Pictures(Dataset[Labels]):
         return len(self.index.labels)
 
     def training(self, key: SampleKey) -> TrainingSample[Labels]:
+        if key.item in self.broken:
+            raise ValueError(f"cannot read the image {key.item}.jpg: it is damaged")
         image = self._image(key.item)
         if self.augment is not None:
             image += np.random.default_rng((self.seed, key.epoch, key.item)).normal(0, self.augment, (3, 1, 1))

@@ -17,13 +17,12 @@ import json
 import sys
 from pathlib import Path
 
-from rich.console import Console
-
 from detseg.atomic import write_text
 from detseg.benchmark.artefacts import ArtefactFigures, measure_artefacts
 from detseg.benchmark.predictor import Figures, Setup, measure
 from detseg.cli import exit_code
 from detseg.engine import ENGINES
+from detseg.report.console import plain_console
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -63,7 +62,7 @@ def _benchmark(options: argparse.Namespace) -> None:
         raise ValueError(f"{option} is for files; name some, or formats, with --artefact")
     setup = Setup(seconds=options.seconds, threads=options.threads, batch_size=options.batch_size,
                   engine=options.engine, size=None if options.size is None else tuple(options.size))
-    console = Console(file=sys.stdout)  # and not whatever it is while converters are kept quiet
+    console = plain_console(file=sys.stdout)  # and not whatever it is while converters are kept quiet
     figures: Figures | ArtefactFigures
     with console.status("") as status:
         if options.artefact:
@@ -75,6 +74,6 @@ def _benchmark(options: argparse.Namespace) -> None:
             figures = measure(options.config, options.overrides, against_torchvision=options.against is not None,
                               setup=setup, say=status.update)
     console.print(figures.table())
-    console.print(figures.notes(), highlight=False, soft_wrap=True)
+    console.print(figures.notes(), soft_wrap=True)
     if options.json is not None:
         write_text(options.json, json.dumps(figures.as_json(), indent=1) + "\n")

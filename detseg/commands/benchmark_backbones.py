@@ -12,11 +12,10 @@ import argparse
 import json
 from pathlib import Path
 
-from rich.console import Console
-
 from detseg.atomic import write_text
 from detseg.benchmark.backbones import Setup, as_json, markdown, measurable, measure, notes
 from detseg.cli import exit_code
+from detseg.report.console import plain_console
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -37,11 +36,11 @@ def main(arguments: list[str] | None = None) -> int:
 def _benchmark(options: argparse.Namespace) -> None:
     setup = Setup(seconds=options.seconds, threads=options.threads, size=options.size, batch_size=options.batch_size,
                   channels_last=options.channels_last)
-    console, figures = Console(), []
+    console, figures = plain_console(), []
     with console.status("") as status:
         for name, build in measurable(options.names).items():
             status.update(f"measuring {name}")
             figures.append(measure(name, build, setup=setup))
-    console.print(markdown(figures), notes(figures, setup), sep="\n\n", highlight=False, markup=False, soft_wrap=True)
+    console.print(markdown(figures), notes(figures, setup), sep="\n\n", soft_wrap=True)
     if options.json is not None:
         write_text(options.json, json.dumps(as_json(figures, setup), indent=1) + "\n")

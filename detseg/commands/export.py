@@ -18,7 +18,6 @@ import sys
 import time
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
 from detseg.api import Model, load_model
@@ -29,6 +28,7 @@ from detseg.export.convert import check, check_options, export
 from detseg.export.format import Options
 from detseg.export.formats import format_named, formats
 from detseg.predict import find_images
+from detseg.report.console import plain_console
 from detseg.structures import Pixels
 
 
@@ -65,7 +65,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _export(options: argparse.Namespace) -> None:
-    console = Console(file=sys.stdout)  # and not whatever it is while converters are kept quiet
+    console = plain_console(file=sys.stdout)  # and not whatever it is while converters are kept quiet
     if options.formats:
         console.print(_listed())
         return
@@ -77,12 +77,12 @@ def _export(options: argparse.Namespace) -> None:
     if model.source is None:
         raise ValueError(f"{options.model} is an exported file; export the checkpoint it was made of")
     for note in model.notes:
-        console.print(note, highlight=False, markup=False, soft_wrap=True)
+        console.print(note, soft_wrap=True)
     if options.check is not None:
         images, origin = _images(model, options.images)
         parity = check(options.check, model.source, images)
-        console.print(f"{options.check} is {model.title}: {parity.summary()} ({origin})", highlight=False,
-                      markup=False, soft_wrap=True)
+        console.print(f"{options.check} is {model.title}: {parity.summary()} ({origin})",
+                      soft_wrap=True)
         return
     kind = format_named(options.format)
     usual = kind.usual_options()
@@ -113,7 +113,7 @@ def _export(options: argparse.Namespace) -> None:
         lines += [f"differs: {problem}" for problem in (*written.parity.problems(), *written.parity.causes)]
     if kind.note:
         lines.append(f"note: {kind.note}")
-    console.print("\n".join(lines), highlight=False, markup=False, soft_wrap=True)
+    console.print("\n".join(lines), soft_wrap=True)
 
 
 def _images(model: Model, named: list[str] | None) -> tuple[list[Pixels], str]:

@@ -13,12 +13,11 @@ import argparse
 import sys
 from pathlib import Path
 
-from rich.console import Console
-
 from detseg.atomic import write_text
 from detseg.benchmark.format_table import END, START, cells, markdown
 from detseg.cli import exit_code
 from detseg.export.formats import format_named, formats
+from detseg.report.console import plain_console
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -45,13 +44,13 @@ def _table(options: argparse.Namespace) -> None:
         _, end, after = rest.partition(END)
         if not start or not end:
             raise ValueError(f"{options.write} has no place for the table: {START} and {END}")
-    console, found = Console(file=sys.stdout), []
+    console, found = plain_console(file=sys.stdout), []
     with console.status("") as status:
         for cell in cells(options.configs, chosen, options.overrides, images=options.images,
                           candidates=options.candidates, say=status.update):
             found.append(cell)
-            console.print(f"{cell.head}, {cell.format}, {cell.contract}: {cell.text} {cell.reason}", highlight=False,
-                          markup=False, soft_wrap=True)
+            console.print(f"{cell.head}, {cell.format}, {cell.contract}: {cell.text} {cell.reason}",
+                      soft_wrap=True)
     table = markdown(found, chosen)
     if options.write is None:
         print(table)

@@ -1,11 +1,12 @@
 """Evaluates a network with the official metric.
 
-    python tools/test.py RUN [--data DIR | --sample] [--per-class] [--static] [--json FILE] [--results FILE] ...
+    python tools/test.py RUN [--data PLACE | --sample] [--per-class] [--static] [--json FILE] [--results FILE] ...
     python tools/test.py CONFIG CHECKPOINT ...
     python tools/test.py ARTEFACT --data DIR ...
     torchrun --nproc_per_node 8 tools/test.py ...
 
-Of a run folder, its own config and best weights are taken, and the data it was trained on. Detections get COCO's AP and
+Of a run folder, its own config and best weights are taken, and the validation images of the data it was trained on.
+Of other data, the images of the split val or valid are, or all where there is one split. Detections get COCO's AP and
 AR, label maps get mIoU; both in original pixels, against the original annotations. An exported file (.onnx, .pte,
 .tflite, ...) is run by its runtime, and needs no config.
 """
@@ -15,20 +16,21 @@ from __future__ import annotations
 import argparse
 import json
 import math
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-
-from rich.console import Console
 
 from detseg.api import load_model
 from detseg.atomic import write_records, write_text
 from detseg.checkpoint import check_classes
 from detseg.cli import exit_code
 from detseg.data.faults import check_faults
+from detseg.data.location import Location
+from detseg.data.screening import screened
 from detseg.engine import ENGINES
 from detseg.evaluate import evaluate, suitable_batch
 from detseg.launch import evaluation_device
-from detseg.report.console import Reporter, render
+from detseg.report.console import Reporter, plain_console, render
 from detseg.report.results import records
 
 _SAMPLE = Path("data/sample")
@@ -42,8 +44,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("checkpoint", type=Path, nargs="?",
                         help="with a config: best.pt or last.pt of its run, or published weights")
     source = parser.add_mutually_exclusive_group()
-    source.add_argument("--data", type=Path, metavar="DIR", help="the data set's folder (the config's own)")
+    source.add_argument("--data", type=Path, metavar="PLACE",
+                        help="the data set's folder, or an annotation file (the run's, or the config's own)")
     source.add_argument("--sample", action="store_true", help="evaluate on the data set generated here")
+    parser.add_argument("--images", type=Path, metavar="DIR",
+                        help="where an annotation file's images lie, if they are not found by themselves")
     parser.add_argument("--per-class", action="store_true", help="the metric of each class too")
     parser.add_argument("--reference", action="store_true",
                         help="use the field's own slow code where a faster equal of it is the default (COCO's AP)")
@@ -54,6 +59,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--engine", choices=ENGINES, default="torch",
                         help="what runs the network's layers (%(default)s); onnxruntime is faster on a CPU, and the "
                              "same up to rounding")
+    parser.add_argument("--skip-broken", action="store_true",
+                        help="evaluate without images, records and labels that are broken, and name them")
     parser.add_argument("--config-changed", action="store_true",
                         help="take the checkpoint although it was trained with another config")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers")
@@ -66,8 +73,8 @@ def _test(options: argparse.Namespace) -> None:
     device, is_rank_zero = evaluation_device()
     if model.source is not None and options.engine == "torch":  # an exported file stays with its runtime
         model.to(device)
-    console = Console(quiet=not is_rank_zero)
-    model.run_with(options.engine, say=partial(console.print, highlight=False, soft_wrap=True))
+    console = plain_console(quiet=not is_rank_zero)
+    model.run_with(options.engine, say=partial(console.print, soft_wrap=True))
     task, classes, resize = model.task, model.classes, model.loaded.resize
     experiment = None if model.config is None else model.config.experiment
     if options.batch_size is not None and options.batch_size < 1:
@@ -77,9 +84,17 @@ def _test(options: argparse.Namespace) -> None:
     if experiment is None and options.data is None and not options.sample:
         raise ValueError(f"{options.model} is an exported file; name the data to evaluate it on with --data DIR or "
                          "--sample")
-    folder = data.generate(_SAMPLE) if options.sample else options.data or model.data_folder
-    index = data.read(folder, "val")
-    check_faults(index.faults, f"the val data in {folder}")
+    location = model.location
+    if options.sample or options.data is not None:
+        location = Location(data.generate(_SAMPLE) if options.sample else options.data, options.images)
+    elif options.images is not None:
+        location = replace(location, images=options.images)
+    index, lines = model.read_validation(location)
+    index, _ = screened(index, whole=options.skip_broken)
+    if not options.skip_broken:
+        check_faults(index.faults, f"the val data in {location}")
+    elif not len(index):
+        check_faults(index.faults, f"no image is left to evaluate on in {location}")
     check_classes(index.classes, classes, what=str(options.checkpoint or options.model))
     index = index.relabel(classes)
     dataset = data.dataset(index, resize, augment=None, seed=0)
@@ -89,20 +104,19 @@ def _test(options: argparse.Namespace) -> None:
         chosen, workers = experiment.eval_batch_size, experiment.workers
         most = experiment.batch_size // experiment.accumulate
     batch_size = options.batch_size or chosen or suitable_batch(resize.size, most=most)
-    for note in model.notes:
-        console.print(note, highlight=False, markup=False, soft_wrap=True)
+    for note in (*model.notes, *lines, *(f"left out: {fault}" for fault in index.faults)):
+        console.print(note, soft_wrap=True)
     with Reporter(console, len(dataset), first=0, title="image", unit="images") as report:
         numbers, predictions = evaluate(
             model.network, task, dataset, metric=metric, batch_size=batch_size,
             workers=1 if workers is None else workers, static=options.static,
             progress=report.advance, keep_predictions=options.results is not None)
-    console.print(f"{model.title}, {model.network.form}{', static' if options.static else ''}",
-                  render(metric.table(numbers)), sep="\n", soft_wrap=True)
-    if not is_rank_zero:
-        return
-    if options.json is not None:
+    if is_rank_zero and options.json is not None:
         existing = {name: None if math.isnan(value) else value for name, value in numbers.items()}
         write_text(options.json, json.dumps(existing, indent=1) + "\n")
-    if options.results is not None:
+    if is_rank_zero and options.results is not None:
         write_records(options.results, (
             record for prediction in predictions for record in records(prediction, classes)))
+    # Last: whatever a terminal cannot show, the files are there.
+    console.print(f"{model.title}, {model.network.form}{', static' if options.static else ''}",
+                  render(metric.table(numbers)), sep="\n", soft_wrap=True)

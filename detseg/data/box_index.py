@@ -113,7 +113,10 @@ class BoxIndex:
             notes=(),
             faults=faults,
         )
-        return replace(index, notes=notes + index._notes_on_boxes())
+        usable, remarks = index._notes_on_boxes()
+        loud = () if np.any(usable & ~index.crowd) or not len(index) else (
+            f"NOTHING TO LEARN FROM: {index.nothing_to_learn()}",)
+        return replace(index, notes=loud + notes + remarks)
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -133,6 +136,24 @@ class BoxIndex:
         corners_xyxy = _clipped_xyxy(self.boxes[rows], self.sizes[i])
         kept = _has_area(corners_xyxy)
         return ImageBoxes(corners_xyxy[kept], self.labels[rows][kept].astype(np.int64), self.crowd[rows][kept])
+
+    def learnable(self) -> NDArray[np.int64]:
+        """[K]: the boxes of each class to learn from: no regions to ignore, and of some area inside their image."""
+        usable = ~self.crowd & _has_area(_clipped_xyxy(self.boxes, self.sizes[self._image_of_box()]))
+        return np.bincount(self.labels[usable], minlength=len(self.classes))
+
+    def nothing_to_learn(self) -> str | None:
+        """Why no detector can learn from these annotations; None where one can."""
+        if self.learnable().any():
+            return None
+        crowds, boxes = int(self.crowd.sum()), len(self.boxes)
+        if not boxes:
+            return f"none of the {_counted(len(self), 'image', 'images')} has a box"
+        if crowds == boxes:
+            return (f"every one of the {_counted(boxes, 'box', 'boxes')} is a region to ignore (COCO's iscrowd, VOC's "
+                    "difficult); if they are objects, set that to 0")
+        ignored = f" ({crowds} of them regions to ignore)" if crowds else ""
+        return f"none of the {_counted(boxes, 'box', 'boxes')}{ignored} has an area inside its image"
 
     def select(self, image_positions: Sequence[int]) -> BoxIndex:
         """The index of some of the images only, in the order given."""
@@ -214,7 +235,8 @@ class BoxIndex:
     def _image_of_box(self) -> NDArray[np.int64]:
         return np.repeat(np.arange(len(self)), np.diff(self.offsets))
 
-    def _notes_on_boxes(self) -> tuple[str, ...]:
+    def _notes_on_boxes(self) -> tuple[NDArray[np.bool_], tuple[str, ...]]:
+        """[m]: which boxes have an area inside their image; and what there is to say about others."""
         sizes = self.sizes[self._image_of_box()]
         flat = np.any(self.boxes[:, 2:] <= 0, axis=1)
         empty = ~flat & ~_has_area(_clipped_xyxy(self.boxes, sizes))
@@ -225,7 +247,7 @@ class BoxIndex:
             (empty, "outside the image", "not trained on"),
             (beyond, f"more than {_OUTSIDE_TOLERANCE:g} pixel beyond the image's edge", "clipped for training"),
         )
-        return tuple(
+        return ~flat & ~empty, tuple(
             f"{_counted(int(rows.sum()), 'box', 'boxes')} {what}, {done} {self._listed(rows)}"
             for rows, what, done in remarks
             if rows.any()

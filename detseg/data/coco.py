@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import json
-from collections import Counter
-from collections.abc import Callable, Sequence
-from itertools import chain
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
+from detseg.data.annotation_cache import cached
 from detseg.data.box_index import BoxIndex
-from detseg.structures import Classes
-
-Record: TypeAlias = dict[str, Any]
-"""One image, annotation or category as the file has it."""
+from detseg.data.coco_file import CocoFile, parse_coco
+from detseg.data.faults import Fault
+from detseg.data.files import FileFinder
+from detseg.structures import Classes, Size
 
 _NAMES_BY_ID = {
     1: "person", 2: "bicycle", 3: "car", 4: "motorcycle", 5: "airplane", 6: "bus", 7: "train", 8: "truck", 9: "boat",
@@ -42,6 +42,10 @@ COCO_90 = Classes(
 """One slot for each id from 1 to 90, as TensorFlow's and torchvision's published networks have them."""
 
 
+_FIRST = 1000
+"""Boxes that are looked at before all of them are: what is said of all boxes is seldom true of the first."""
+
+
 def coco_annotations(folder: Path, split: Literal["train", "val"]) -> Path:
     """The annotation file of a split in COCO's layout."""
     return folder / "annotations" / f"instances_{split}2017.json"
@@ -51,208 +55,158 @@ def coco_images(folder: Path, split: Literal["train", "val"]) -> Path:
     """The folder with the images of a split in COCO's layout."""
     return folder / f"{split}2017"
 
+_LARGEST_SHARE = 1.5
+"""Boxes in 0..1 whose numbers are all below this are no pixels: a little more than 1, for those that reach out."""
 
-def read_coco(annotations: Path, images: Path, *, visit: Callable[[Record], None] | None = None) -> BoxIndex:
+
+def read_coco(annotations: Path, images: Path) -> BoxIndex:
     """The images of an annotation file in its order, also those without objects; `images` is the folder they lie in.
 
-    `visit` is called with every record of the file, unchecked, before its outline ("segmentation") is dropped.
+    The classes are the file's own categories, by id. Numbers may be written as texts, ids that are no numbers are
+    numbered, and what exporters leave out is taken from elsewhere: the area from the box, the box from the outline, an
+    image's size from its file. All that is noted. Boxes of no area or outside their image are kept, as pycocotools
+    does, and noted. Every broken record is left out and named in the index's `faults`.
 
-    The classes are the file's own categories, by id. An annotation without "iscrowd" is no crowd, one without "area"
-    has its box's; both are noted. Boxes of no area or outside their image are kept, as pycocotools does, and noted.
+    Images are looked for below `images` as `FileFinder` does; where there is no such folder, their names are taken as
+    they stand. A large file is read from a cache the next time, until it changes.
 
-    Raises FileNotFoundError, or ValueError naming the file, the ids, and what to do.
+    Raises FileNotFoundError, or ValueError where nothing can be read: it names the file, and what to do.
     """
-    try:
-        return _index(_loaded(annotations, visit), images)
-    except ValueError as problem:
-        raise ValueError(f"{annotations}: {problem}") from None
+    return CocoIndex.read(annotations, images).boxes
 
 
-def _loaded(annotations: Path, visit: Callable[[Record], None] | None) -> Record:
-    def without_outline(record: Record) -> Record:
-        if visit is not None:
-            visit(record)
-        # Nothing here reads the outlines, and they are most of the file: dropped while parsing, a file of the size of
-        # COCO's training set (500 MB) loads in half the time and less than half the memory.
-        record.pop("segmentation", None)
-        return record
+class CocoIndex(NamedTuple):
+    """An index with what label maps need to know besides."""
 
-    try:
-        content = json.loads(annotations.read_text(encoding="utf-8-sig"), object_hook=without_outline)
-    except json.JSONDecodeError as problem:
-        raise ValueError(
-            f"broken JSON at line {problem.lineno}, column {problem.colno}: {problem.msg}. "
-            "Was the download or the export cut short?"
-        ) from None
-    except UnicodeDecodeError as problem:
-        raise ValueError(f"byte {problem.start} is no UTF-8 text; save the file as UTF-8") from None
-    lists = content if isinstance(content, dict) else {}
-    for key in ("images", "annotations", "categories"):
-        if type(lists.get(key)) is not list:
-            raise ValueError(
-                f"has no list of {key!r}; detection needs COCO's instances_*.json or a file like it, "
-                "with 'images', 'annotations' and 'categories'"
-            )
-        if any(type(record) is not dict for record in lists[key]):
-            raise ValueError(f"{key!r} must hold objects {{...}} only")
-    return lists
+    boxes: BoxIndex
+    records: NDArray[np.int64]
+    """[m]: which of the file's annotations each box is, from 0."""
+    complete: NDArray[np.bool_]
+    """[n]: no annotation of the image was left out."""
+    notes: tuple[str, ...]
+    """Those of the index that are not about boxes."""
+
+    @classmethod
+    def read(cls, annotations: Path, images: Path) -> CocoIndex:
+        """See `read_coco`."""
+        try:
+            file = cached(annotations, "boxes", read=parse_coco, to_arrays=CocoFile.to_arrays,
+                          from_arrays=CocoFile.from_arrays)
+            return _with_images(file, annotations, images)
+        except ValueError as problem:
+            raise ValueError(f"{annotations}: {problem}") from None
 
 
-def _index(content: Record, folder: Path) -> BoxIndex:
-    images, annotations = content["images"], content["annotations"]
-    if not images:
-        raise ValueError("'images' is empty; a data set needs at least one image")
-    classes = _classes(content["categories"])
-
-    image_ids = _whole_numbers(images, "id", "image")
-    _refuse_twice(image_ids.tolist(), "image id")
-    sizes = np.stack([_whole_numbers(images, key, "image") for key in ("height", "width")], axis=1)
-    _refuse(images, np.any(sizes < 1, axis=1), "image", lambda r: f"is {r['height']} x {r['width']} pixels large")
-    names = _column(images, "file_name", "image")
-    _refuse(images, _no_texts(names), "image", lambda r: f"has the file_name {r['file_name']!r}, which is no text")
-
-    annotation_ids = _whole_numbers(annotations, "id", "annotation")
-    _refuse_twice(annotation_ids.tolist(), "annotation id")
-    image_of_box = _positions(_whole_numbers(annotations, "image_id", "annotation"), image_ids)
-    _refuse(
-        annotations,
-        image_of_box < 0,
-        "annotation",
-        lambda r: f"is of the unknown image {r['image_id']}; add it to 'images' or remove the annotation",
-    )
-    labels = _positions(
-        _whole_numbers(annotations, "category_id", "annotation"), np.array(classes.source_ids, np.int64)
-    )
-    _refuse(
-        annotations,
-        labels < 0,
-        "annotation",
-        lambda r: f"is of the unknown category {r['category_id']}; add it to 'categories' or remove the annotation",
-    )
-    boxes = _boxes(annotations)
-    crowd, crowd_notes = _optional(annotations, "iscrowd", np.zeros(len(annotations)), taken_as="0")
-    _refuse(
-        annotations,
-        (crowd != 0) & (crowd != 1),
-        "annotation",
-        lambda r: f"has iscrowd {r['iscrowd']!r}; it must be 0 or 1",
-    )
-    box_areas = np.maximum(boxes[:, 2], 0) * np.maximum(boxes[:, 3], 0)
-    areas, area_notes = _optional(annotations, "area", box_areas, taken_as="the area of its box")
-    return BoxIndex.of(
-        classes,
+def _with_images(file: CocoFile, annotations: Path, folder: Path) -> CocoIndex:
+    names, reasons, notes = _found(file, folder)
+    sizes, size_notes = _sizes(file, folder, names, reasons)
+    kept = np.ones(len(names), np.bool_)
+    kept[[*reasons]] = False
+    boxes_of = np.bincount(file.image_of_box, minlength=len(names))
+    if not kept.any():
+        raise ValueError(f"none of its {len(names)} images can be used; of the first, {next(iter(reasons.values()))}")
+    # Without a copy where all are kept.
+    rows: NDArray[np.bool_] | slice = slice(None) if kept.all() else kept[file.image_of_box]
+    image_of_box = (np.cumsum(kept) - 1)[file.image_of_box[rows]]
+    _check_pixels(file.boxes[rows], sizes[kept][image_of_box])
+    all_notes = (*file.notes, *notes, *size_notes, *_notes_on_unused(file.classes, file.labels[rows]))
+    index = BoxIndex.of(
+        file.classes,
         folder,
-        image_ids=image_ids,
-        sizes=sizes.astype(np.int32),
-        names=names,
+        image_ids=file.image_ids[kept],
+        sizes=sizes[kept],
+        names=[name for name, one in zip(names, kept.tolist(), strict=True) if one],
         image_of_box=image_of_box,
-        boxes=boxes,
-        labels=labels.astype(np.int32),
-        crowd=crowd.astype(np.bool_),
-        areas=areas,
-        annotation_ids=annotation_ids,
-        notes=crowd_notes + area_notes,
+        boxes=file.boxes[rows],
+        labels=file.labels[rows],
+        crowd=file.crowd[rows],
+        areas=file.areas[rows],
+        annotation_ids=file.annotation_ids[rows],
+        notes=(*_notes_on_corners(file.boxes[rows], sizes[kept][image_of_box]), *all_notes),
+        faults=(*file.faults, *(
+            Fault(f"{annotations}: image {file.image_ids[i]}",
+                  reason + (f" (its {boxes_of[i]} annotations left out with it)" if boxes_of[i] else ""))
+            for i, reason in sorted(reasons.items()))),
     )
+    order = np.argsort(image_of_box, kind="stable")
+    return CocoIndex(index, file.records[rows][order], file.complete[kept], all_notes)
 
 
-def _classes(categories: list[Record]) -> Classes:
-    if not categories:
-        raise ValueError("'categories' is empty; a data set needs at least one class")
-    ids = _whole_numbers(categories, "id", "category").tolist()
-    names = _column(categories, "name", "category")
-    _refuse(categories, _no_texts(names), "category", lambda r: f"has the name {r['name']!r}, which is no text")
-    _refuse_twice(ids, "category id")
-    _refuse_twice(names, "category name")
-    pairs = sorted(zip(ids, names, strict=True))
-    return Classes(names=tuple(name for _, name in pairs), source_ids=tuple(source_id for source_id, _ in pairs))
+def _found(file: CocoFile, folder: Path) -> tuple[list[str], dict[int, str], tuple[str, ...]]:
+    """The files of the images, what is wrong with some of them, and notes about names."""
+    reasons: dict[int, str] = {}
+    names = list(file.names)
+    notes: tuple[str, ...] = ()
+    if folder.is_dir():
+        finder = FileFinder(folder)
+        for i, name in enumerate(names):
+            found = finder.find(name)
+            if found is None:
+                reasons[i] = finder.why_not(name)
+            else:
+                names[i] = found
+        notes = finder.notes
+    first: dict[str, int] = {}
+    for i, name in enumerate(names):
+        if i not in reasons and (one := first.setdefault(name, i)) != i:
+            reasons[i] = f"its file {name} is that of image {file.image_ids[one]} too; list each file once"
+    return names, reasons, notes
 
 
-def _boxes(annotations: list[Record]) -> NDArray[np.float64]:
-    """[m, 4] x, y, width, height."""
-    rows = _column(annotations, "bbox", "annotation")
-    _refuse(
-        annotations,
-        np.array([not (isinstance(row, list) and len(row) == 4) for row in rows], np.bool_),
-        "annotation",
-        lambda r: f"has the bbox {r['bbox']!r}; it must be [x, y, width, height]",
-    )
-    numbers = _numbers(list(chain.from_iterable(rows))).reshape(-1, 4)
-    _refuse(
-        annotations,
-        ~np.all(np.isfinite(numbers), axis=1),
-        "annotation",
-        lambda r: f"has the bbox {r['bbox']!r}; its four entries must be finite numbers",
-    )
-    return numbers
+def _sizes(
+    file: CocoFile, folder: Path, names: Sequence[str], reasons: dict[int, str]
+) -> tuple[NDArray[np.int32], tuple[str, ...]]:
+    """[n, 2] height, width; what the file does not say is read from the images' headers."""
+    absent = [i for i in np.flatnonzero(file.sizes[:, 0] == 0).tolist() if i not in reasons]
+    sizes = file.sizes.copy()
+    with ThreadPoolExecutor() as pool:
+        for i, found in zip(absent, pool.map(lambda i: _size_of(folder / names[i]), absent), strict=True):
+            if isinstance(found, str):
+                reasons[i] = f"it has no 'width' and 'height', and they cannot be read from its file: {found}"
+            else:
+                sizes[i] = found
+    return sizes, (f"{len(absent)} of {len(names)} images have no 'width' and 'height'; read from their files",
+                   ) if absent else ()
 
 
-def _optional(
-    annotations: list[Record], key: str, defaults: NDArray[np.float64], *, taken_as: str
-) -> tuple[NDArray[np.float64], tuple[str, ...]]:
-    """A column that some exporters leave out, and the note about where they did."""
-    absent = np.array([key not in record for record in annotations], np.bool_)
-    values = _numbers([record.get(key, 0) for record in annotations])
-    _refuse(
-        annotations,
-        ~np.isfinite(values),
-        "annotation",
-        lambda r: f"has {key} {r[key]!r}; it must be a finite number",
-    )
-    notes = (f"{absent.sum()} of {len(annotations)} annotations have no {key!r}, taken as {taken_as}",)
-    return np.where(absent, defaults, values), notes if absent.any() else ()
-
-
-def _column(records: list[Record], key: str, kind: str) -> list[Any]:
+def _size_of(path: Path) -> Size | str:
+    """(height, width) of an image as viewers show it, from its header; or why there is none."""
     try:
-        return [record[key] for record in records]
-    except KeyError:
-        lacking = next(position for position, record in enumerate(records) if key not in record)
-        raise ValueError(
-            f"{kind} number {lacking + 1} (id {records[lacking].get('id', 'absent')}) has no {key!r}"
-        ) from None
+        with Image.open(path) as image:
+            turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+            return (image.width, image.height) if turned else (image.height, image.width)
+    except Exception as problem:  # decoders raise whatever their authors thought of
+        return str(problem) or type(problem).__name__
 
 
-def _whole_numbers(records: list[Record], key: str, kind: str) -> NDArray[np.int64]:
-    values = _column(records, key, kind)
-    limit = 2**63
-    wrong = np.array([type(value) is not int or not -limit <= value < limit for value in values], np.bool_)
-    _refuse(records, wrong, kind, lambda r: f"has {key} {r[key]!r}, which is no whole number")
-    return np.array(values, np.int64)
+def _check_pixels(boxes: NDArray[np.float64], sizes: NDArray[np.int32]) -> None:
+    """ValueError where all boxes lie in 0..1, as other formats have them."""
+    if np.any(boxes[:_FIRST] > _LARGEST_SHARE):
+        return
+    if (len(boxes) and np.abs(boxes).max() <= _LARGEST_SHARE and np.any(boxes != boxes.round())
+            and sizes.min() > 10 * _LARGEST_SHARE):
+        raise ValueError(f"the boxes look like shares of the image: no number of any bbox is above "
+                         f"{boxes.max():.3g}; COCO's are pixels, [x, y, width, height]. Multiply x and width by the "
+                         "image's width, y and height by its height")
 
 
-def _no_texts(values: list[Any]) -> NDArray[np.bool_]:
-    return np.array([not (isinstance(value, str) and value) for value in values], np.bool_)
+def _notes_on_corners(boxes: NDArray[np.float64], sizes: NDArray[np.int32]) -> tuple[str, ...]:
+    """A note where the boxes look like [x1, y1, x2, y2]: most reach out of their images as they stand."""
+    if not np.all(boxes[:_FIRST, 2:] > boxes[:_FIRST, :2]):
+        return ()
+    beyond = np.any(boxes[:, :2] + boxes[:, 2:] > sizes[:, ::-1] + 1, axis=1)
+    corners = np.all((boxes[:, 2:] > boxes[:, :2]) & (boxes[:, 2:] <= sizes[:, ::-1] + 1), axis=1)
+    if not 2 * beyond.sum() > len(boxes) or not corners.all():
+        return ()
+    return (f"DO THE BOXES HOLD CORNERS? {beyond.sum()} of {len(boxes)} reach beyond their image as [x, y, width, "
+            "height], which COCO's are, and none would as [x1, y1, x2, y2]",)
 
 
-def _numbers(values: Sequence[Any]) -> NDArray[np.float64]:
-    """The values as floats; NaN for whatever is no number (None, a text), which NumPy would try to convert."""
-    kinds = {int, float, bool}
-    if not set(map(type, values)) <= kinds:
-        values = [value if type(value) in kinds else np.nan for value in values]
-    return np.array(values, np.float64)
-
-
-def _positions(wanted: NDArray[np.int64], ids: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Where each wanted id stands in `ids`; -1 where it does not."""
-    order = np.argsort(ids)
-    places = np.minimum(np.searchsorted(ids, wanted, sorter=order), len(ids) - 1)
-    candidates = order[places]
-    return np.where(ids[candidates] == wanted, candidates, -1)
-
-
-def _refuse(
-    records: list[Record], wrong: NDArray[np.bool_], kind: str, describe: Callable[[Record], str]
-) -> None:
-    """Raises ValueError about the first of the wrong records, and says how many more there are."""
-    places = np.flatnonzero(wrong)
-    if len(places):
-        record = records[places[0]]
-        more = f" (and {len(places) - 1} more like it)" if len(places) > 1 else ""
-        raise ValueError(f"{kind} {record.get('id', 'without id')} {describe(record)}{more}")
-
-
-def _refuse_twice(values: list[Any], what: str) -> None:
-    if len(set(values)) != len(values):
-        twice = [repr(value) for value, count in Counter(values).items() if count > 1]
-        more = f" and {len(twice) - 5} more" if len(twice) > 5 else ""
-        raise ValueError(f"{what}s must differ, these stand more than once: {', '.join(twice[:5])}{more}")
+def _notes_on_unused(classes: Classes, labels: NDArray[np.int32]) -> tuple[str, ...]:
+    counts = np.bincount(labels, minlength=len(classes))
+    without = [name for name, count in zip(classes.names, counts.tolist(), strict=True)
+               if not count and name in classes.used.values()]
+    if not without or len(without) == len(classes.used):
+        return ()
+    more = f" and {len(without) - 10} more" if len(without) > 10 else ""
+    return (f"{len(without)} of {len(classes.used)} categories have no box: {', '.join(without[:10])}{more}",)

@@ -1,23 +1,27 @@
-"""COCO's instances as label maps of VOC's 21 classes: torchvision's training set "COCO with VOC labels".
+"""Outlines of objects in COCO's annotation files as label maps.
 
-Follows coco_utils.py of torchvision's references/segmentation, where pixels of two objects are void, with one
-difference: crowds are void here, as they are ignored by every loss. What is no object of VOC's classes is background.
+`read_instances_labels` takes the classes that a file has. `read_coco_labels` makes VOC's 21 classes of COCO's 80,
+torchvision's training set "COCO with VOC labels": it follows coco_utils.py of torchvision's references/segmentation,
+where pixels of two objects are void, with one difference: crowds are void here, as they are ignored by every loss. What
+is no object of VOC's classes is background.
 """
 
 from __future__ import annotations
 
 import warnings
-from array import array
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from abc import abstractmethod
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask
 
 from detseg.data.box_index import BoxIndex
-from detseg.data.coco import COCO_80, Record, read_coco
+from detseg.data.coco import COCO_80, CocoIndex
+from detseg.data.coco_outlines import Outlines, read_outlines
+from detseg.data.faults import Fault
 from detseg.data.label_index import LabelIndex, moved_labels
 from detseg.data.voc import VOC_21
 from detseg.structures import VOID, Classes, LabelPixels, Size
@@ -30,38 +34,7 @@ VOC_OF_COCO = {
 
 
 @dataclass(frozen=True, eq=False)
-class _Outlines:
-    """The outlines of `m` objects with `p` parts in all, as flat arrays, for the reason that `box_index` gives."""
-
-    first_part: NDArray[np.int64]
-    """[m + 1]: where the parts of each object begin."""
-    first_byte: NDArray[np.int64]
-    """[p + 1]: where the content of each part begins."""
-    content: NDArray[np.uint8]
-    """A polygon's x, y, x, y, ... as float64, or run lengths as COCO's compressed text."""
-    runs: NDArray[np.bool_]
-    """[m]: the one part is run lengths."""
-
-    def drawn(self, i: int, size: Size) -> NDArray[np.bool_]:
-        """[H, W]: where object i is."""
-        parts = [self.content[start:end].tobytes() for start, end in
-                 zip(*(self.first_byte[self.first_part[i] + k : self.first_part[i + 1] + k] for k in (0, 1)),
-                     strict=True)]
-        if not parts:
-            return np.zeros(size, np.bool_)
-        if self.runs[i]:
-            encoded = {"size": list(size), "counts": parts[0]}
-        else:
-            encoded = mask.merge(mask.frPyObjects([np.frombuffer(part) for part in parts], *size))
-        with warnings.catch_warnings():
-            # pycocotools 2.0.11 and numpy 2
-            warnings.filterwarnings("ignore", message="__array__ implementation", category=DeprecationWarning)
-            found: NDArray[np.bool_] = mask.decode(encoded).astype(np.bool_)
-        return found
-
-
-@dataclass(frozen=True, eq=False)
-class CocoLabels(LabelIndex):
+class OutlineLabels(LabelIndex):
     """Label maps drawn from outlines when they are asked for."""
 
     classes: Classes
@@ -69,12 +42,16 @@ class CocoLabels(LabelIndex):
     """The images, and all objects in them."""
     source: Path
     """The annotation file."""
-    outlines: _Outlines
+    outlines: Outlines
+    """Of those objects that are drawn."""
     outline_of_box: NDArray[np.int64]
-    """For each object of `boxes` the position of its outline; -1 for one that is none of VOC's classes."""
+    """For each object of `boxes` the position of its outline; -1 for one that is not drawn."""
+    label_of_class: NDArray[np.uint8]
+    """[number of classes of `boxes`]: the label that is drawn for each, in the classes that were read."""
     values: NDArray[np.uint8]
-    """[256]: the label that each of VOC's classes has."""
+    """[256]: the label that each drawn label has now."""
     notes: tuple[str, ...] = ()
+    faults: tuple[Fault, ...] = ()
 
     @property
     def image_ids(self) -> NDArray[np.int64]:  # type: ignore[override]
@@ -98,129 +75,180 @@ class CocoLabels(LabelIndex):
         if size != self.size(i):
             raise ValueError(f"the image {self.path(i)} is {size[0]} x {size[1]} (height x width), {self.source} says "
                              f"{self.size(i)[0]} x {self.size(i)[1]}; a label map has its image's size")
-        labels = np.zeros(size, np.uint8)
-        times = np.zeros(size, np.uint16)
-        for row in range(self.boxes.offsets[i], self.boxes.offsets[i + 1]):
-            if self.outline_of_box[row] < 0:
-                continue
-            found = self.outlines.drawn(int(self.outline_of_box[row]), size)
-            labels[found] = VOC_OF_COCO[self.boxes.classes.source_ids[self.boxes.labels[row]]]
-            times += found * np.uint16(2 if self.boxes.crowd[row] else 1)
-        mapped: LabelPixels = np.where(times > 1, np.uint8(VOID), self.values[labels])
-        return mapped
+        rows = np.arange(self.boxes.offsets[i], self.boxes.offsets[i + 1])
+        drawn: LabelPixels = self.values[self._drawn(rows[self.outline_of_box[rows] >= 0], size)]
+        return drawn
 
-    def relabel(self, classes: Classes, /) -> CocoLabels:
+    def relabel(self, classes: Classes, /) -> Self:
         """See `LabelIndex`."""
         return replace(self, classes=classes, values=moved_labels(self.classes, classes)[self.values])
+
+    @abstractmethod
+    def _drawn(self, rows: NDArray[np.int64], size: Size) -> LabelPixels:
+        """The label map of the objects at `rows`."""
+
+
+class CocoLabels(OutlineLabels):
+    """VOC's classes: background, an object's class, and void where there are two objects, or a crowd."""
+
+    def _drawn(self, rows: NDArray[np.int64], size: Size) -> LabelPixels:
+        labels = np.zeros(size, np.uint8)
+        times = np.zeros(size, np.uint16)
+        for row in rows:
+            found = _pixels(self.outlines.encoded(int(self.outline_of_box[row]), size))
+            labels[found] = self.label_of_class[self.boxes.labels[row]]
+            times += found * np.uint16(2 if self.boxes.crowd[row] else 1)
+        return np.where(times > 1, np.uint8(VOID), labels)
+
+
+class InstanceLabels(OutlineLabels):
+    """Background and a file's own classes. Of objects that overlap the one with fewer pixels lies on top, of equal ones
+    the later; crowds are void, and lie below all others."""
+
+    def _drawn(self, rows: NDArray[np.int64], size: Size) -> LabelPixels:
+        labels = np.zeros(size, np.uint8)
+        encoded = [self.outlines.encoded(int(self.outline_of_box[row]), size) for row in rows]
+        pixels = mask.area(encoded) if encoded else np.zeros(0)
+        crowd = self.boxes.crowd[rows]
+        for k in np.lexsort((np.arange(len(rows)), -pixels.astype(np.int64), ~crowd)).tolist():
+            label = VOID if crowd[k] else self.label_of_class[self.boxes.labels[rows[k]]]
+            labels[_pixels(encoded[k])] = label
+        return labels
+
+
+def _pixels(encoded: dict[str, object]) -> NDArray[np.bool_]:
+    """[H, W]: a mask of pycocotools."""
+    with warnings.catch_warnings():
+        # pycocotools 2.0.11 and numpy 2
+        warnings.filterwarnings("ignore", message="__array__ implementation", category=DeprecationWarning)
+        found: NDArray[np.bool_] = mask.decode(encoded).astype(np.bool_)
+    return found
 
 
 def read_coco_labels(annotations: Path, images: Path, *, more_than: int | None = None) -> CocoLabels:
     """The images of an annotation file with COCO's own categories, in its order; `images` is the folder they lie in.
 
     With `more_than` only those whose objects of VOC's classes have more pixels than this together, by their "area", as
-    torchvision trains; a note says how many are left out.
+    torchvision trains; a note says how many are left out. Images with a broken annotation or outline are left out and
+    named in `faults`.
 
-    Raises FileNotFoundError, or ValueError naming the file, the ids, and what to do.
+    Raises FileNotFoundError, or ValueError where nothing can be read: it names the file, and what to do.
     """
-    collected = _Collected()
-    boxes = read_coco(annotations, images, visit=collected.visit)
+    index = CocoIndex.read(annotations, images)
     wanted = {source_id: name for source_id, name in COCO_80.used.items() if source_id in VOC_OF_COCO}
-    if not wanted.items() <= boxes.classes.used.items():
-        raise ValueError(f"{annotations}: its categories are not COCO's, so they do not become VOC's classes. Write "
-                         "label maps as images: masks/SPLIT/NAME.png and a classes.txt (see detseg/data/masks.py)")
-    notes: tuple[str, ...] = ()
+    if not wanted.items() <= index.boxes.classes.used.items():
+        raise ValueError(f"{annotations}: its categories are not COCO's, so they do not become VOC's classes. "
+                         "`read_instances_labels` takes the file's own")
+    label_of_class = np.array([VOC_OF_COCO.get(source_id, 0) for source_id in index.boxes.classes.source_ids], np.uint8)
+    drawn = _drawn(index, annotations, label_of_class > 0)
+    boxes, notes = drawn.boxes, drawn.notes
     if more_than is not None:
-        seen = _seen_pixels(boxes) > more_than
+        seen = _seen_pixels(boxes, label_of_class > 0) > more_than
         if not seen.any():
             raise ValueError(f"{annotations}: no image has more than {more_than} pixels of VOC's classes; "
                              "there is nothing to learn from")
         if not seen.all():
-            notes = (f"{(~seen).sum()} of {len(seen)} images have at most {more_than} pixels of VOC's classes and are "
-                     "left out",)
-        boxes = boxes.select(np.flatnonzero(seen).tolist())
-    return CocoLabels(
-        VOC_21, boxes, annotations, collected.outlines(), _outline_of_box(boxes, collected.ids, annotations),
-        np.arange(256, dtype=np.uint8), notes,
-    )
+            notes += (f"{(~seen).sum()} of {len(seen)} images have at most {more_than} pixels of VOC's classes and are "
+                      "left out",)
+        drawn = drawn.select(np.flatnonzero(seen))
+    return CocoLabels(VOC_21, drawn.boxes, annotations, *drawn.numbered(), label_of_class,
+                      np.arange(256, dtype=np.uint8), notes, drawn.faults)
 
 
-def _of_voc(boxes: BoxIndex) -> NDArray[np.bool_]:
-    """[m]: whether an object is of one of VOC's classes."""
-    return np.isin(np.array(boxes.classes.source_ids)[boxes.labels], list(VOC_OF_COCO))
+def read_instances_labels(annotations: Path, images: Path) -> InstanceLabels:
+    """The images of an annotation file of any categories, in its order; `images` is the folder they lie in.
+
+    The classes are "background" and the file's own. They keep their ids, and background has 0, unless an id does not
+    fit a label map (0 is taken, 255 is void): then all are numbered from 1. A category that is itself called background
+    is the background. `InstanceLabels` says what lies on top. Images with a broken annotation or outline, or with an
+    object without outline, are left out and named in `faults`.
+
+    Raises FileNotFoundError, or ValueError where nothing can be read: it names the file, and what to do.
+    """
+    index = CocoIndex.read(annotations, images)
+    try:
+        classes, label_of_class = _with_background(index.boxes.classes)
+    except ValueError as problem:
+        raise ValueError(f"{annotations}: {problem}") from None
+    drawn = _drawn(index, annotations, np.ones(len(label_of_class), np.bool_))
+    return InstanceLabels(classes, drawn.boxes, annotations, *drawn.numbered(), label_of_class,
+                          np.arange(256, dtype=np.uint8), drawn.notes, drawn.faults)
 
 
-def _seen_pixels(boxes: BoxIndex) -> NDArray[np.float64]:
-    """[n]: the areas of VOC's classes in each image, crowds included."""
+def _with_background(classes: Classes) -> tuple[Classes, NDArray[np.uint8]]:
+    """The classes of label maps, and the label of each class of the boxes."""
+    things = [k for k, name in enumerate(classes.names) if name.lower() != "background"]
+    if len(things) >= VOID:
+        raise ValueError(f"has {len(things)} categories; a label map has room for {VOID - 1} and background")
+    ids = [classes.source_ids[k] for k in things]
+    if not all(0 < source_id < VOID for source_id in ids):
+        ids = list(range(1, len(things) + 1))
+    labels = np.zeros(len(classes), np.uint8)
+    labels[things] = np.arange(1, len(things) + 1)
+    return Classes(("background", *(classes.names[k] for k in things)), (0, *ids)), labels
+
+
+@dataclass(frozen=True, eq=False)
+class _Drawn:
+    """The images all of whose objects can be drawn."""
+
+    boxes: BoxIndex
+    all_outlines: Outlines
+    records: NDArray[np.int64]
+    """[m]: where the outline of each box is among them; -1 for one that is not drawn."""
+    notes: tuple[str, ...]
+    faults: tuple[Fault, ...]
+
+    def select(self, images: NDArray[np.int64]) -> _Drawn:
+        """Those of some of the images."""
+        rows = np.concatenate([np.arange(self.boxes.offsets[i], self.boxes.offsets[i + 1]) for i in images] or [images])
+        return replace(self, boxes=self.boxes.select(images.tolist()), records=self.records[rows])
+
+    def numbered(self) -> tuple[Outlines, NDArray[np.int64]]:
+        """The outlines that are drawn, and where that of each box is among them."""
+        shown = self.records >= 0
+        return self.all_outlines.select(self.records[shown]), np.where(shown, np.cumsum(shown) - 1, -1)
+
+
+def _drawn(index: CocoIndex, annotations: Path, shown_classes: NDArray[np.bool_]) -> _Drawn:
+    """Leaves out the images that would be drawn wrong: what is not drawn would be learned as background."""
+    outlines, boxes = read_outlines(annotations), index.boxes
+    shown = shown_classes[boxes.labels]
+    image_of_box = np.repeat(np.arange(len(boxes)), np.diff(boxes.offsets))
+    present = outlines.present()[index.records]
+    if shown.any() and not present[shown].any() and not any(i in outlines.reasons for i in index.records.tolist()):
+        raise ValueError(f"{annotations}: none of its {shown.sum()} annotations has a 'segmentation'; label maps are "
+                         "drawn from outlines, boxes are not enough. Train a detector, or draw outlines")
+    run_sizes = outlines.run_sizes[index.records]
+    other_size = np.any(run_sizes != boxes.sizes[image_of_box], axis=1) & (run_sizes[:, 0] > 0)
+    good = index.complete.copy()
+    faults = list(boxes.faults)
+    for row in np.flatnonzero(shown & (~present | other_size)).tolist():
+        height, width = boxes.size(int(image_of_box[row]))
+        reason = outlines.reasons.get(int(index.records[row])) or (
+            "it has no 'segmentation'; label maps are drawn from outlines" if not present[row] else
+            f"the run lengths of its 'segmentation' are for an image of {run_sizes[row, 0]} x {run_sizes[row, 1]}, its "
+            f"own is {height} x {width} (height x width)")
+        faults.append(Fault(f"{annotations}: annotation {boxes.annotation_ids[row]}",
+                            f"{reason}. Its image is left out"))
+        good[image_of_box[row]] = False
+    if not good.any():
+        raise ValueError("\n".join([f"{annotations}: no image can be used:", *(f"  {fault}" for fault in faults[:5])]))
+    incomplete = int((~index.complete).sum())
+    notes = index.notes
+    if incomplete:
+        notes += (f"{incomplete} image{'s are' if incomplete > 1 else ' is'} left out: an annotation of "
+                  f"{'each' if incomplete > 1 else 'it'} is broken, and would be learned as background",)
+    if thin := int(outlines.thin[index.records[shown]].sum()):
+        notes += (f"{thin} polygon{'s' * (thin > 1)} of fewer than three corners beside others of the same object, "
+                  "which cover nothing",)
+    drawn = _Drawn(boxes, outlines, np.where(shown, index.records, -1), notes, tuple(faults))
+    return drawn if good.all() else drawn.select(np.flatnonzero(good))
+
+
+def _seen_pixels(boxes: BoxIndex, shown_classes: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """[n]: the areas of the objects of some classes in each image, crowds included."""
     image_of_box = np.repeat(np.arange(len(boxes)), np.diff(boxes.offsets))
     seen = np.zeros(len(boxes))
-    np.add.at(seen, image_of_box, boxes.areas * _of_voc(boxes))
+    np.add.at(seen, image_of_box, boxes.areas * shown_classes[boxes.labels])
     return seen
-
-
-def _outline_of_box(boxes: BoxIndex, ids: Sequence[int], annotations: Path) -> NDArray[np.int64]:
-    position = {annotation_id: place for place, annotation_id in enumerate(ids)}
-    of_voc = _of_voc(boxes)
-    places = np.array([position.get(annotation_id, -1) for annotation_id in boxes.annotation_ids.tolist()], np.int64)
-    lacking = boxes.annotation_ids[of_voc & (places < 0)]
-    if len(lacking):
-        raise ValueError(f"{annotations}: annotation {lacking[0]} has no 'segmentation' ({len(lacking)} have none); "
-                         "label maps are drawn from outlines, boxes are not enough")
-    return np.where(of_voc, places, -1)
-
-
-@dataclass(eq=False)
-class _Collected:
-    """Outlines as the parser comes by them."""
-
-    ids: array[int] = field(default_factory=lambda: array("q"))
-    first_part: array[int] = field(default_factory=lambda: array("q", [0]))
-    first_byte: array[int] = field(default_factory=lambda: array("q", [0]))
-    content: bytearray = field(default_factory=bytearray)
-    runs: bytearray = field(default_factory=bytearray)
-
-    def visit(self, record: Record) -> None:
-        """Keeps the outline of an annotation of VOC's classes. ValueError for one of no known form."""
-        if "segmentation" not in record or record.get("category_id") not in VOC_OF_COCO:
-            return
-        annotation_id, outline = record.get("id"), record["segmentation"]
-        if type(annotation_id) is not int:
-            return  # the reader refuses it with a better message
-        try:
-            parts = [_runs(outline)] if isinstance(outline, dict) else _polygons(outline)
-        except (KeyError, TypeError, ValueError):
-            raise ValueError(f"annotation {annotation_id} has a 'segmentation' that is neither polygons "
-                             "[[x, y, x, y, ...], ...] nor run lengths {'size': [height, width], 'counts': ...}"
-                             ) from None
-        for part in parts:
-            self.content += part
-            self.first_byte.append(len(self.content))
-        self.ids.append(annotation_id)
-        self.first_part.append(len(self.first_byte) - 1)
-        self.runs.append(isinstance(outline, dict))
-
-    def outlines(self) -> _Outlines:
-        """All of them as arrays."""
-        return _Outlines(np.array(self.first_part, np.int64), np.array(self.first_byte, np.int64),
-                         np.frombuffer(bytes(self.content), np.uint8), np.frombuffer(bytes(self.runs), np.bool_))
-
-
-def _polygons(outline: object) -> list[bytes]:
-    """Each polygon's numbers as bytes, without those of fewer than three corners, which cover nothing."""
-    if not isinstance(outline, list):
-        raise TypeError(outline)
-    polygons = [np.array(polygon, dtype=np.float64) for polygon in outline]
-    if any(polygon.ndim != 1 or len(polygon) % 2 or not np.isfinite(polygon).all() for polygon in polygons):
-        raise ValueError(outline)
-    return [polygon.tobytes() for polygon in polygons if len(polygon) >= 6]
-
-
-def _runs(outline: Record) -> bytes:
-    """Run lengths as COCO's compressed text."""
-    counts = outline["counts"]
-    if isinstance(counts, str):
-        return counts.encode("ascii")
-    height, width = outline["size"]
-    if sum(counts) != height * width or min(counts) < 0:
-        raise ValueError(outline)
-    compressed: bytes = mask.frPyObjects({"size": [height, width], "counts": counts}, height, width)["counts"]
-    return compressed

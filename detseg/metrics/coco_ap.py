@@ -12,6 +12,7 @@ import contextlib
 import io
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import hotcoco
@@ -25,10 +26,6 @@ from detseg.interfaces import Metric
 from detseg.structures import Classes, ImageDetections, MetricTable
 
 _Array: TypeAlias = NDArray[np.float64]
-
-_LARGEST_ID = 2**53
-"""Image ids travel as float64 beside the boxes, which holds every integer up to here."""
-
 
 class _Number(NamedTuple):
     """One of the official numbers: the mean of a part of the precision or the recall array."""
@@ -75,9 +72,6 @@ class CocoAP(Metric[ImageDetections]):
     main = "AP"
 
     def __init__(self, index: BoxIndex, *, per_class: bool = False, reference: bool = False) -> None:
-        if len(index.image_ids) and int(np.abs(index.image_ids).max()) > _LARGEST_ID:
-            raise ValueError(f"image id {int(index.image_ids[np.abs(index.image_ids).argmax()])} is beyond 2^53; "
-                             "number the images from 1")
         self.index, self.per_class, self.reference = index, per_class, reference
         self._waiting = set(index.image_ids.tolist())
         self._rows: dict[int, _Array] = {}
@@ -109,15 +103,23 @@ class CocoAP(Metric[ImageDetections]):
 
     def compute(self) -> dict[str, float]:
         """Every number by name; NaN where there is no such object."""
-        # By image: equal scores are ranked by position, which must not depend on who predicted what when.
-        rows = np.concatenate([np.zeros((0, 7)), *(self._rows[image_id] for image_id in sorted(self._rows))])
+        # Images and classes travel as numbers from 1: ids may have more digits than a float64 holds. In the ids' order:
+        # equal scores are ranked by image, which must not depend on who predicted what when.
+        image_ids, classes = np.sort(self.index.image_ids), self.index.classes
+        rows = np.concatenate([np.zeros((0, 7)), *(
+            np.insert(self._rows[image_id], 0, number, axis=1)
+            for number, image_id in enumerate(image_ids.tolist(), 1) if image_id in self._rows)])
+        rows[:, 6] += 1
+        truth = replace(self.index, image_ids=np.searchsorted(image_ids, self.index.image_ids) + 1,
+                        annotation_ids=np.arange(1, len(self.index.boxes) + 1),
+                        classes=Classes(classes.names, tuple(range(1, len(classes) + 1))))
         arrays = _with_pycocotools if self.reference else _with_hotcoco
-        category_ids, precision, recall = arrays(self.index.coco_ground_truth(), rows)
+        category_ids, precision, recall = arrays(truth.coco_ground_truth(), rows)
         numbers = {number.name: number.read(precision, recall) for number in _OFFICIAL}
         if self.per_class:
             position = {category_id: k for k, category_id in enumerate(category_ids)}
-            numbers |= {f"AP/{name}": _mean(precision[:, :, position[source_id], 0, -1])
-                        for source_id, name in self.index.classes.used.items()}
+            numbers |= {f"AP/{name}": _mean(precision[:, :, position[number], 0, -1])
+                        for number, name in truth.classes.used.items()}
         return numbers
 
     def table(self, numbers: Mapping[str, float]) -> MetricTable:
@@ -142,7 +144,7 @@ def _mean(values: _Array) -> float:
 
 
 def detection_rows(prediction: ImageDetections, classes: Classes) -> _Array:
-    """The detections of used classes as float64 [R, 7]: image id, x, y, width, height, score, category id.
+    """The detections of used classes as float64 [R, 6]: x, y, width, height, score, label.
 
     The width is taken in float64, where x + width gives the float32 corner back: IoU sees the box that was predicted.
     """
@@ -153,10 +155,10 @@ def detection_rows(prediction: ImageDetections, classes: Classes) -> _Array:
         raise FloatingPointError(f"image {prediction.image_id} has boxes or scores that are not finite: "
                                  "the network has diverged")
     assert np.logical_and(labels >= 0, labels < len(classes)).all(), "padding, or the labels of another set of classes"
-    category_ids = np.asarray(classes.source_ids, dtype=np.int64)[labels]
-    rows = np.column_stack([np.full(len(scores), prediction.image_id), boxes[:, :2], boxes[:, 2:] - boxes[:, :2],
-                            scores, category_ids])
-    return rows[np.isin(category_ids, list(classes.used))]
+    rows: _Array = np.column_stack([boxes[:, :2], boxes[:, 2:] - boxes[:, :2], scores, labels])
+    used = np.array([source_id in classes.used for source_id in classes.source_ids])
+    of_used: _Array = rows[used[labels]]
+    return of_used
 
 
 def _with_hotcoco(ground_truth: dict[str, Any], rows: _Array) -> tuple[list[int], _Array, _Array]:

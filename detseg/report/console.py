@@ -6,16 +6,21 @@ import math
 import time
 from datetime import timedelta
 from types import TracebackType
-from typing import Self
+from typing import Self, TextIO
 
 from rich.console import Console, Group, RenderableType
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from detseg.structures import MetricTable
 
 _SECONDS_BETWEEN_LINES = 15.0
+
+
+def plain_console(*, quiet: bool = False, file: TextIO | None = None) -> Console:
+    """A console that takes text for text: names of classes and paths may look like rich's markup or its emoji."""
+    return Console(quiet=quiet, file=file, markup=False, emoji=False, highlight=False)
 
 
 class Reporter:
@@ -27,8 +32,9 @@ class Reporter:
     def __init__(self, console: Console, total: int, *, first: int, title: str, unit: str) -> None:
         self.console, self.total, self.unit, self.title = console, total, unit, title
         self._first, self._started, self._said = first, time.monotonic(), -math.inf
-        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"),
-                   TextColumn("{task.fields[speed]}"), TimeRemainingColumn(), TextColumn("{task.fields[status]}"))
+        columns = (TextColumn("{task.description}", markup=False), BarColumn(),
+                   TextColumn("{task.completed}/{task.total}"), TextColumn("{task.fields[speed]}", markup=False),
+                   TimeRemainingColumn(), TextColumn("{task.fields[status]}", markup=False))
         self._bar = Progress(*columns, console=console, disable=console.quiet or not console.is_terminal)
         self._task = self._bar.add_task(title, total=total, completed=first, speed="", status="")
 
@@ -71,7 +77,7 @@ class Reporter:
 
 def render(table: MetricTable) -> RenderableType:
     """A metric's table for a terminal."""
-    drawn = Table(*table.columns)
+    drawn = Table(*(Column(Text(title)) for title in table.columns))
     for number, column in enumerate(drawn.columns):
         if any(isinstance(row[number], float) for row in table.rows if number < len(row)):
             column.justify = "right"

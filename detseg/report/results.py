@@ -26,8 +26,8 @@ def records(prediction: Any, classes: Classes) -> list[Mapping[str, Any]]:
 
 @records.register
 def _(prediction: ImageDetections, classes: Classes) -> list[Mapping[str, Any]]:
-    return [{"image_id": prediction.image_id, "category_id": int(category_id), "bbox": bbox, "score": score}
-            for _, *bbox, score, category_id in detection_rows(prediction, classes).tolist()]
+    return [{"image_id": prediction.image_id, "category_id": classes.source_ids[int(label)], "bbox": bbox,
+             "score": score} for *bbox, score, label in detection_rows(prediction, classes).tolist()]
 
 
 @records.register
