@@ -18,6 +18,7 @@ from detseg import config as configs
 from detseg.config import Config, Data
 from detseg.data.images import read_image, to_rgb
 from detseg.data.loading import spread
+from detseg.data.location import Location, read_validation
 from detseg.engine import Engine, OnnxRuntimePredictor, with_engine
 from detseg.export.artefact import Artefact, is_artefact, open_artefact
 from detseg.export.convert import Exported, Source, export
@@ -109,21 +110,27 @@ class Model:
         return Path(self.source.name).stem
 
     @property
-    def data_folder(self) -> Path:
+    def location(self) -> Location:
         """Where the data lie that it was trained on, as far as is known; else where its config looks."""
-        known = None if self.run is None else self.run.described()["data"]
-        return Path(known or self.data.folder)
+        known = None if self.run is None else self.run.location
+        return known or Location(Path(self.data.folder))
+
+    def read_validation(self, location: Location) -> tuple[Any, tuple[str, ...]]:
+        """What it is measured on in these data, with the data's own labels, and what a person should know about where
+        that comes from: of the data that its run has split, the images that were kept for validation."""
+        return read_validation(
+            self.data.read, location, kept=None if self.run is None else self.run.kept_split, classes=self.classes)
 
     def comparison_images(self) -> tuple[list[Pixels], str]:
         """Images to compare an exported file on, and where they come from: spread over the validation data in
-        `data_folder`; where there are none, pictures of the generated sample's kind, which say less."""
+        `location`; where there are none, pictures of the generated sample's kind, which say less."""
         try:
-            index = self.data.read(self.data_folder, "val")
+            index, _ = self.read_validation(self.location)
             dataset = self.data.dataset(index, self.loaded.resize, augment=None, seed=0)
             images = [dataset.original(item) for item in spread(len(dataset), _COMPARED)]
         except (OSError, ValueError):
-            return sample_pictures(_COMPARED), f"generated pictures: there are no data in {self.data_folder}"
-        return images, f"validation images of {self.data_folder}"
+            return sample_pictures(_COMPARED), f"generated pictures: there are no data in {self.location}"
+        return images, f"validation images of {self.location}"
 
     def to(self, device: str | torch.device) -> Self:
         """Moves it, and gives it back. ValueError for an exported file, which stays with its runtime, on the CPU."""

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import difflib
 import inspect
-import sys
 import traceback
 import types
 from collections.abc import Callable, Mapping, Sequence
@@ -17,6 +16,7 @@ from typing import Any, Literal, Protocol, TypeAlias, get_args
 
 from torch import nn
 
+from detseg.config_module import run_config
 from detseg.data.faults import Fault
 from detseg.interfaces import Dataset, Losses, Metric, Task, TrainingBatch
 from detseg.model import Predictor
@@ -275,14 +275,9 @@ def _run_file(path: Path) -> tuple[types.ModuleType, str]:
         others = sorted(str(other) for other in path.parent.glob("*.py")) if path.parent.is_dir() else []
         near = difflib.get_close_matches(str(path), others, n=1, cutoff=0.5)
         raise FileNotFoundError(f"there is no config {path}" + (f"; did you mean {near[0]}?" if near else ""))
-    module = types.ModuleType(f"detseg_config_{path.stem}")
-    module.__file__ = str(path)
-    # dataclasses and pickle look a module up by its name
-    sys.modules[module.__name__] = module
+    content = path.read_bytes()
     try:
-        # compiled here rather than imported: a cached bytecode file could be that of an older text
-        content = path.read_bytes()
-        exec(compile(content, str(path), "exec"), vars(module))
+        module = run_config(path, content)
     except SyntaxError as error:
         raise ValueError(f"{error.filename}, line {error.lineno}: {error.msg}: {(error.text or '').strip()}") from error
     except Exception as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, Self, TypeVar
@@ -13,14 +14,13 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
+from detseg.data.files import is_image, list_files, list_images
 from detseg.data.images import read_image
 from detseg.interfaces import Source, Task
 from detseg.resize import Resize
 from detseg.structures import Classes, Pixels
 
 PredictionT = TypeVar("PredictionT")
-
-IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 
 
 class Network(Protocol):
@@ -120,21 +120,34 @@ def find_images(patterns: Sequence[str]) -> list[Path]:
     for pattern in patterns:
         path = Path(pattern)
         if path.is_dir():
-            files = sorted(file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
-            problem = f"the folder {pattern} has no images ({', '.join(sorted(IMAGE_SUFFIXES))})"
+            files = [path / name for name in list_images(path)]
+            others = counted_suffixes(passed_over([pattern])) or "nothing"
+            problem = f"the folder {pattern} has no images directly in it ({others} else); name the folder they lie in"
         elif path.exists() or not glob.has_magic(pattern):
             files, problem = [path], ""
             if not path.exists():
                 raise FileNotFoundError(f"no image, folder or pattern {pattern}")
         else:
             matched = (Path(file) for file in sorted(glob.glob(pattern, recursive=True)))
-            files = [file for file in matched if file.suffix.lower() in IMAGE_SUFFIXES]
+            files = [file for file in matched if is_image(file.name)]
             problem = f"no image matches {pattern}"
         if not files:
             raise ValueError(problem)
         for file in files:
             found.setdefault(os.path.abspath(file), file)
     return list(found.values())
+
+
+def passed_over(patterns: Sequence[str]) -> list[Path]:
+    """The files directly in the folders among `patterns` that `find_images` takes for no pictures, by their names."""
+    folders = [Path(pattern) for pattern in patterns if Path(pattern).is_dir()]
+    return [folder / name for folder in folders for name in list_files(folder) if not is_image(name)]
+
+
+def counted_suffixes(paths: Sequence[Path]) -> str:
+    """How many there are of each kind, by their suffixes, as "2 .txt, 1 .json"."""
+    counts = Counter(path.suffix.lower() or "without a suffix" for path in paths)
+    return ", ".join(f"{count} {suffix}" for suffix, count in counts.most_common())
 
 
 def picture_paths(images: Sequence[Path], folder: Path) -> list[Path]:
@@ -154,7 +167,7 @@ def label_paths(images: Sequence[Path], folder: Path) -> list[Path]:
 
     ValueError where a label map would replace one of the images or of the other label maps.
     """
-    stems = [image.with_suffix("") if image.suffix.lower() in IMAGE_SUFFIXES else image for image in images]
+    stems = [image.with_suffix("") if is_image(image.name) else image for image in images]
     files = [folder / f"{name}.png" for name in _distinct(stems)]
     sources: dict[str, Path] = {}
     for file, image in zip(files, images, strict=True):

@@ -14,6 +14,8 @@ from types import MappingProxyType
 from typing import Any, Self
 
 from detseg.config import Config
+from detseg.data.location import Location
+from detseg.data.split import KeptSplit
 
 RUNS = Path("runs")
 
@@ -55,14 +57,23 @@ class RunFolder:
         return self.path / "resolved.json"
 
     @property
+    def split(self) -> Path:
+        """Which images are trained on and which are kept for validation, where the run has decided it."""
+        return self.path / "split.json"
+
+    @property
     def picture(self) -> Path:
         """Validation images with predictions, made at the end."""
         return self.path / "predictions.jpg"
 
-    def create(self, config: Config, data: Path) -> None:
-        """Makes the folder, with a copy of the config, its resolved values, and where the data lie."""
+    def create(self, config: Config, data: Location, *, kept: KeptSplit | None = None) -> None:
+        """Makes the folder, with a copy of the config, its resolved values, where the data lie, and which of them are
+        kept for validation, where the run has decided it."""
         self.path.mkdir(parents=True, exist_ok=True)
-        self._describe(config, data=str(data))
+        self._describe(config, data=data.as_plain())
+        self.split.unlink(missing_ok=True)
+        if kept is not None:
+            self.split.write_text(json.dumps(kept.as_plain(), indent=1) + "\n", "utf-8")
         self.log.write_text("", "utf-8")
         shutil.rmtree(self.tensorboard, ignore_errors=True)
 
@@ -74,8 +85,8 @@ class RunFolder:
         self.append_log({"kind": "config", "step": step, "changes": changes})
 
     def described(self) -> dict[str, Any]:
-        """What stands in `resolved.json`: "config", the name of its copy; "data"; "settings"; "versions". ValueError
-        where the folder holds no run."""
+        """What stands in `resolved.json`: "config", the name of its copy; "data", a `Location` as plain values;
+        "settings"; "versions". ValueError where the folder holds no run."""
         try:
             content: dict[str, Any] = json.loads(self.resolved.read_text("utf-8"))
         except (OSError, json.JSONDecodeError):
@@ -92,7 +103,24 @@ class RunFolder:
             raise ValueError(f"{self.path} has no copy of its config; name the config and the checkpoint instead")
         return path
 
-    def _describe(self, config: Config, *, data: str | None) -> None:
+    @property
+    def location(self) -> Location | None:
+        """Where the data lie that it was trained on; None where that is not known."""
+        data = self.described()["data"]
+        return None if data is None else Location.from_plain(data)
+
+    @property
+    def kept_split(self) -> KeptSplit | None:
+        """What `split` says; None where the run has decided nothing. ValueError where the file is broken."""
+        if not self.split.is_file():
+            return None
+        try:
+            return KeptSplit.from_plain(json.loads(self.split.read_text("utf-8")))
+        except (KeyError, TypeError, ValueError):
+            raise ValueError(f"{self.split} is damaged; which images the run has trained on is not known any more, so "
+                             "name other validation data with --val") from None
+
+    def _describe(self, config: Config, *, data: Any) -> None:
         (self.path / config.path.name).write_text(config.text, "utf-8")
         entries = {name: {"value": entry.value, "from": entry.origin} for name, entry in config.entries().items()}
         content = {"config": config.path.name, "data": data, "settings": entries, "versions": versions()}

@@ -24,8 +24,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from detseg.checkpoint import Checkpoint, check_classes, config_differences, load, not_compared, restore_model, save
 from detseg.config import Config, Experiment, Index, resolve_classes
 from detseg.data.faults import check_faults
-from detseg.data.layouts import SPLITS
 from detseg.data.loading import steps_per_epoch, training_batches
+from detseg.data.location import Location, Splits, read_splits
+from detseg.data.split import KeptSplit
 from detseg.evaluate import draw_examples, evaluate, suitable_batch
 from detseg.fingerprint import fingerprint
 from detseg.interfaces import Dataset, Metric
@@ -55,10 +56,10 @@ class Result(NamedTuple):
 
 
 def fit(
-    config: Config, folder: Path, *, out: Path | None = None, resume: bool = False, config_changed: bool = False,
-    initialise: Callable[[Predictor], str] | None = None,
+    config: Config, data: Location | Path | None, *, out: Path | None = None, resume: bool = False,
+    config_changed: bool = False, initialise: Callable[[Predictor], str] | None = None,
 ) -> Result:
-    """Trains the experiment on the data in `folder`, and leaves a run folder.
+    """Trains the experiment on some data, and leaves a run folder.
 
     Each step is a function of the checkpoint before it: random numbers come from (seed, step), the learning rate from
     the step, batches from (seed, step). So a run that was killed and resumed ends with the weights of one that was not,
@@ -66,7 +67,7 @@ def fit(
 
     Args:
         config: the experiment.
-        folder: of the data.
+        data: where they lie; None takes the config's folder, or where the data of the run lie that is resumed.
         out: the run folder; None takes the next of runs/<config>, or the newest to resume.
         resume: go on with the run in it.
         config_changed: resume although the config is another one; the run keeps a record of it.
@@ -82,7 +83,9 @@ def fit(
     # The run folder first: that a name is taken should not cost the time of reading COCO.
     run = existing_run(out, config.path.stem) if resume else new_run(out, config.path.stem)
     checkpoint = load(run.last) if resume else None
-    train_index, val_index, classes = _read_data(config, folder)
+    location = _location(config, data, run if resume else None)
+    splits, classes = _read_data(config, location, kept=run.kept_split if resume else None)
+    train_index, val_index = splits.train, splits.val
     torch.manual_seed(experiment.seed)
     model = config.build_model(classes).to(memory_format=torch.channels_last)
     meaning = fingerprint(model, experiment.task)
@@ -103,7 +106,7 @@ def fit(
         run.cut_log(step=state.step, validated=state.validated)
         run.record_change(config, changes, step=state.step)
     elif fabric.is_global_zero:
-        run.create(config, folder)
+        run.create(config, location, kept=splits.kept)
         state.save(run.last)  # from here on it can be resumed; and a folder that refuses files is found out now
 
     # ---- training
@@ -111,7 +114,7 @@ def fit(
         stack.enter_context(_sigterm_like_ctrl_c())
         report = stack.enter_context(Reporter(console, plan.total_steps, first=state.step, title="step", unit="images"))
         log = stack.enter_context(LogWriter(run, first_step=state.step, enabled=fabric.is_global_zero))
-        for line in _introduction(state, checkpoint, train=train_index, val=val_index):
+        for line in _introduction(state, checkpoint, splits):
             report.say(line)
         batches = training_batches(
             train_set, experiment.task, batch_size=plan.rank_batch, seed=experiment.seed, fill=model.resize.fill,
@@ -246,16 +249,27 @@ class _State:
             self.save(self.run.last)
 
 
-def _read_data(config: Config, folder: Path) -> tuple[Index, Index, Classes]:
+def _location(config: Config, data: Location | Path | None, resumed: RunFolder | None) -> Location:
+    """Where the data lie: as is said, as the resumed run knows, or as the config says."""
+    if isinstance(data, Location):
+        return data
+    if data is not None:
+        return Location(data)
+    known = None if resumed is None else resumed.location
+    return known or Location(Path(config.experiment.data.folder))
+
+
+def _read_data(config: Config, location: Location, *, kept: KeptSplit | None) -> tuple[Splits[Index], Classes]:
     """Both splits with labels in the label space of the run, and that."""
-    train, val = (config.experiment.data.read(folder, split) for split in SPLITS)
-    for split, index in zip(SPLITS, (train, val), strict=True):
-        check_faults(index.faults, f"the {split} data in {folder}")
+    splits = read_splits(config.experiment.data.read, location, kept=kept)
+    train, val = splits.train, splits.val
+    for split, index in zip(("train", "val"), (train, val), strict=True):
+        check_faults(index.faults, f"the {split} data in {location}")
     difference = train.classes.difference(val.classes)
     if difference:
-        raise ValueError(f"in {folder}, training and validation list different classes:\n{difference}")
+        raise ValueError(f"in {location}, training and validation list different classes:\n{difference}")
     classes = resolve_classes(config.experiment.classes, train.classes)
-    return train.relabel(classes), val.relabel(classes), classes
+    return splits._replace(train=train.relabel(classes), val=val.relabel(classes)), classes
 
 
 def _prepared(model: Predictor, experiment: Experiment, *, fabric: Fabric) -> Predictor:
@@ -284,10 +298,12 @@ def _changes(checkpoint: Checkpoint, state: _State) -> str:
     return "\n".join([*lines, *config_differences(checkpoint, state.config.text, state.meaning)])
 
 
-def _introduction(state: _State, checkpoint: Checkpoint | None, *, train: Index, val: Index) -> Iterator[str]:
+def _introduction(state: _State, checkpoint: Checkpoint | None, splits: Splits[Index]) -> Iterator[str]:
     """What a person should know before the first step."""
     plan, experiment, fabric, run = state.plan, state.config.experiment, state.training.fabric, state.run
     classes = state.training.model.classes
+    train, val = splits.train, splits.val
+    yield from splits.lines
     for what, index in (("training", train), ("validation", val)):
         yield from (f"note on the {what} data: {note}" for note in index.notes)
     if checkpoint is not None and checkpoint.fingerprint is None:

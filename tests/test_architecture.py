@@ -28,7 +28,7 @@ FLOORS = (
     ("ops",),
     ("interfaces",),
     ("resize",),
-    ("atomic", "cache", "cli", "cost", "launch", "memory", "settings", "structures"),
+    ("atomic", "cache", "cli", "config_module", "cost", "launch", "memory", "settings", "structures"),
 )
 """The rooms of detseg from the top down; a room imports from floors below its own, or from beside it."""
 NO_ROOMS = {"utils", "util", "common", "helpers", "misc"}

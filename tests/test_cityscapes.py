@@ -114,13 +114,13 @@ def test_files_of_both_kinds_are_refused_with_the_histogram(tmp_path: Path) -> N
     with pytest.raises(ValueError, match=r"b_gtFine_labelIds\.png has values that are no class\. Values and their "
                                          r"numbers of pixels: 0 x 2, .*, 255 x 2 \(unknown\)\. Known are: 0 void, .*"
                                          r"33 bicycle\. Label ids run from 0 to 33, train ids from 0 to 18"):
-        read_cityscapes(tmp_path, "train")
+        read_cityscapes(tmp_path, "train").labels(1, (2, 4))
 
 
 def test_a_value_of_neither_kind_is_refused(tmp_path: Path) -> None:
     frame(tmp_path, [[7, 34, 34, 26]])
     with pytest.raises(ValueError, match=r"7 x 1, 26 x 1, 34 x 2 \(unknown\)"):
-        read_cityscapes(tmp_path, "train")
+        read_cityscapes(tmp_path, "train").labels(0, (1, 4))
 
 
 def test_colour_pictures_are_refused(tmp_path: Path) -> None:
@@ -152,15 +152,26 @@ def test_a_palette_with_the_ids_as_indices_is_read_and_one_in_another_order_refu
 
 
 @pytest.mark.parametrize(("part", "message"), [
-    ("gtFine", r"1 image\(s\) without label map: ulm/b\. Every image needs its label map"),
-    ("leftImg8bit", r"1 label map\(s\) without image: ulm/b\."),
+    ("gtFine", "leftImg8bit/train/ulm/b_leftImg8bit.png: an image without label map ("),
+    ("leftImg8bit", "gtFine/train/ulm/b_gtFine_labelIds.png: a label map without image ("),
 ])  # fmt: skip
-def test_missing_partners_are_refused(tmp_path: Path, part: str, message: str) -> None:
+def test_missing_partners_are_faults(tmp_path: Path, part: str, message: str) -> None:
     frame(tmp_path, STREET, name="ulm/a")
     frame(tmp_path, STREET, name="ulm/b")
     next((tmp_path / part).rglob("b_*.png")).unlink()
-    with pytest.raises(ValueError, match=message):
-        read_cityscapes(tmp_path, "train")
+    index = read_cityscapes(tmp_path, "train")
+    (fault,) = index.faults
+    assert str(fault).startswith(message)
+    assert len(index) == 1
+
+
+def test_a_broken_label_map_does_not_hide_the_others(tmp_path: Path) -> None:
+    frame(tmp_path, STREET, name="ulm/a").write_bytes(b"no image")
+    frame(tmp_path, STREET, name="ulm/b")
+    index = read_cityscapes(tmp_path, "train")
+    np.testing.assert_array_equal(index.labels(1, (2, 4)), LABELS)
+    with pytest.raises(ValueError, match="it is no image of a known kind"):
+        index.labels(0, (2, 4))
 
 
 def test_a_split_without_files_says_what_is_missing(tmp_path: Path) -> None:

@@ -93,9 +93,8 @@ def test_a_folder_without_data_says_what_was_looked_for_and_the_ways_out(tmp_pat
     message = str(caught.value)
     for part in (
         f"no train data in {tmp_path / 'coco'} (no such folder)",
-        str(tmp_path / "coco/annotations/instances_train2017.json"),
-        str(tmp_path / "coco/train2017"),
-        str(tmp_path / "coco/ImageSets/Main/train.txt"),
+        "COCO: annotations/instances_train2017.json and train2017/",
+        "PASCAL VOC: ImageSets/Main/train.txt",
         "https://cocodataset.org/#download",
         "train2017.zip, val2017.zip and annotations_trainval2017.zip",
         "--data",
@@ -378,6 +377,7 @@ def test_the_check_counts_and_passes(
         "1 box more than 1 pixel beyond the image's edge, clipped for training (annotation ids: 2 in a.png)",
     )
     assert capsys.readouterr().out.splitlines() == [
+        "layout: COCO, because it has annotations/instances_train2017.json, annotations/instances_val2017.json",
         *(
             line
             for split in ("train", "val")

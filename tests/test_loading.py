@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import multiprocessing
+import pickle
 import random
+import resource
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import cv2
@@ -15,6 +19,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from detseg.config_module import run_config
+from detseg.data import loading
 from detseg.data.loading import (
     collate_evaluation,
     collate_training,
@@ -275,6 +281,71 @@ def test_an_error_that_cannot_travel_still_says_what_it_is() -> None:
     dataset = CountingDataset(2, broken={0: lambda: AwkwardError("labels.txt", 3)})
     with pytest.raises(RuntimeError, match=r"^AwkwardError: labels\.txt:3 is awkward\nIn a data loading worker"):
         next(evaluation(dataset, workers=1))
+
+
+BROKEN: dict[int, Callable[[], Exception]] = {
+    3: lambda: ValueError("3.jpg ends early"), 5: lambda: FileNotFoundError("no 5.jpg")}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_another_item_takes_the_place_of_a_broken_one(workers: int) -> None:
+    heard: list[str] = []
+    dataset = CountingDataset(7, broken=BROKEN)
+    options: dict[str, Any] = {"batch_size": 2, "seed": 5, "fill": FILL, "last_step": 9, "workers": workers}
+    batches = [keys(batch) for batch in training_batches(dataset, TASK, skipped=heard.append, **options)]
+    expected = train(7, last_step=9)
+    changed = [(new, old) for one, other in zip(batches, expected, strict=True)
+               for new, old in zip(one, other, strict=True) if new != old]
+    assert {old[1] for _, old in changed} == {3, 5}
+    assert len(changed) == sum(item in (3, 5) for batch in expected for _, item in batch), "no other is touched"
+    assert all(new[0] == old[0] and new[1] not in (3, 5) for new, old in changed)
+    assert {*heard} == {"3.jpg ends early", "no 5.jpg"}
+    assert len(heard) >= len(changed)
+    later = training_batches(dataset, TASK, skipped=heard.append, **options | {"first_step": 4})
+    assert [keys(batch) for batch in later] == batches[4:], "a resumed run sees the same"
+
+
+def test_other_errors_are_no_broken_items() -> None:
+    dataset = CountingDataset(4, broken={i: lambda: KeyError("width") for i in range(4)})
+    with pytest.raises(KeyError, match="width"):
+        next(training_batches(dataset, TASK, batch_size=2, seed=0, fill=FILL, last_step=1, workers=0, skipped=print))
+
+
+def test_nothing_but_broken_items_is_an_error() -> None:
+    dataset = CountingDataset(4, broken={i: lambda: OSError("the disk is gone") for i in range(4)})
+    heard: list[str] = []
+    with pytest.raises(OSError, match=r"20 images in a row cannot be read, the last: the disk is gone"):
+        next(training_batches(dataset, TASK, batch_size=2, seed=0, fill=FILL, last_step=1, workers=0,
+                              skipped=heard.append))
+    assert len(heard) == 20
+
+
+def test_a_batch_that_shared_memory_has_no_room_for_travels_as_bytes() -> None:
+    """A container's /dev/shm is small. A limit on files is one on shared memory, which are files too."""
+    images = torch.arange(3 * 400 * 500, dtype=torch.int32).reshape(1, 3, 400, 500)
+    parcel = loading._Parcel(images, ("a.jpg",))
+    small = len(parcel.packed().content)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    try:
+        packed = loading._Parcel(images.clone(), ("a.jpg",)).packed()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert small < 10_000 < images.nbytes < len(packed.content)
+    opened = packed.opened()
+    assert isinstance(opened.content, torch.Tensor)
+    assert torch.equal(opened.content, images)
+    assert opened.left_out == ("a.jpg",)
+
+
+def test_a_worker_that_is_not_forked_runs_the_config_too() -> None:
+    text = b"class Brighter:\n    def __call__(self, key):\n        return key + 1\n"
+    module = run_config(Path("brighter.py"), text)
+    reader = loading._Reader(module.Brighter(), sum, in_worker=False)
+    content = pickle.dumps(reader)
+    del sys.modules["detseg_config_brighter"]
+    assert pickle.loads(content)[[1, 2]].content == 5
+    assert sys.modules["detseg_config_brighter"] is not module
 
 
 @pytest.mark.parametrize(

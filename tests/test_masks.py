@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from functools import partial
 from pathlib import Path
 
@@ -115,16 +116,55 @@ def test_what_is_missing_is_said(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"no images in .*images.train"):
         read_masks(tmp_path, "train", TWO)
     pair(tmp_path, [[0]])
-    (tmp_path / "images" / "train" / "lonely.png").touch()
-    with pytest.raises(ValueError, match=r"1 image\(s\) without label map: lonely"):
-        read_masks(tmp_path, "train", TWO)
-    (tmp_path / "images" / "train" / "a.png").touch()
-    with pytest.raises(ValueError, match=r"two files of the same name, a\.jpg and a\.png; remove one"):
-        read_masks(tmp_path, "train", TWO)
+    pair(tmp_path, [[0]], name="b")
+    pair(tmp_path, [[0]], name="c")
+    (tmp_path / "masks" / "train" / "b.png").unlink()
+    (tmp_path / "images" / "train" / "c.jpg").unlink()
+    (tmp_path / "images" / "train" / "d.png").touch()
+    (tmp_path / "images" / "train" / "d.jpg").touch()
+    index = read_masks(tmp_path, "train", TWO)
+    assert [index.path(i).name for i in range(len(index))] == ["a.jpg"]
+    images, masks = tmp_path / "images" / "train", tmp_path / "masks" / "train"
+    where = f"({images} and {masks} go by name without extension)"
+    assert [str(fault) for fault in index.faults] == [
+        f"{images}/d: there are several images of this name, d.jpg and d.png; keep one",
+        f"images/train/b.jpg: an image without label map {where}; add it, or remove the image",
+        f"masks/train/c.png: a label map without image {where}; add it, or remove the label map"]
+
+
+def test_what_lies_beside_the_images_is_passed_over(tmp_path: Path) -> None:
+    pair(tmp_path, [[9]], name="a")
+    pair(tmp_path, [[0]], name="city/b")
+    for name in ("a.json", "Thumbs.db", "desktop.ini", "._a.jpg"):
+        (tmp_path / "images" / "train" / name).write_text("x")
+    index = read_masks(tmp_path, "train", TWO)
+    assert [index.path(i).name for i in range(len(index))] == ["a.jpg", "b.jpg"]
+    assert (index.faults, index.notes) == ((), ())
+
+
+def test_names_in_another_unicode_form_or_case_are_pairs(tmp_path: Path) -> None:
+    nfc, nfd = (unicodedata.normalize(form, "Übung") for form in ("NFC", "NFD"))
+    pair(tmp_path, [[9]], name=nfc)
+    pair(tmp_path, [[0]], name="IMG_1")
+    (tmp_path / "masks" / "train" / f"{nfc}.png").rename(tmp_path / "masks" / "train" / f"{nfd}.png")
+    (tmp_path / "masks" / "train" / "IMG_1.png").rename(tmp_path / "masks" / "train" / "img_1.png")
+    index = read_masks(tmp_path, "train", TWO)
+    assert [index.labels(i, (1, 1)).item() for i in range(2)] == [0, 1]
+    assert index.faults == ()
+    assert index.notes == ("2 images named in another case or Unicode form than the label map, as "
+                           "images/train/IMG_1.jpg",)
+
+
+def test_a_class_file_of_windows_is_read(tmp_path: Path) -> None:
+    class_file(tmp_path).write_text("0 Straße\n", "utf-16")
+    assert read_classes(class_file(tmp_path))[0].names == ("Straße",)
+    class_file(tmp_path).write_text("0 Straße\n", "latin-1")
+    with pytest.raises(ValueError, match=r"classes\.txt: byte 6 is no UTF-8 text; save the file as UTF-8"):
+        read_classes(class_file(tmp_path))
 
 
 @pytest.mark.parametrize(("content", "message"), [
-    (b"", "it is no image of a known kind"),
+    (b"", "the file is empty"),
     (b"no image", "it is no image of a known kind"),
     (None, r"it is truncated or damaged \("),
 ])  # fmt: skip

@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from pycocotools.coco import COCO
 from torchvision.models.detection import ssdlite320_mobilenet_v3_large
 
@@ -132,7 +133,7 @@ def test_an_unreadable_image_is_named_and_the_others_go_on(
     code, out, errors = run(trained, ["photos", "photos/b.PNG"], "--out", "found", capsys=capsys)
     assert code == 1
     assert errors.splitlines() == [
-        "left out: cannot read the image photos/aa.jpg: its 10 bytes are no image of a known kind",
+        "left out: cannot read the image photos/aa.jpg: it is no image of a known kind",
         "error: 1 of 3 images could not be read and were left out"]
     assert "\n2 images, " in out
     images = json.loads(Path("found/images.json").read_text())["images"]
@@ -140,6 +141,30 @@ def test_an_unreadable_image_is_named_and_the_others_go_on(
     assert {record["image_id"] for record in json.loads(Path("found/predictions.json").read_text())} == {0, 2}
     assert sorted(path.name for path in Path("found").iterdir()) == ["a.jpg", "b.PNG", "images.json",
                                                                      "predictions.json"]
+
+
+def test_every_picture_in_a_folder_is_predicted_or_named(
+    trained: Model, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image = Image.fromarray(noise((40, 50), seed=3))
+    kinds = {".jfif": "JPEG", ".jpe": "JPEG", ".gif": "GIF", ".avif": "AVIF", ".jp2": "JPEG2000", ".ppm": "PPM",
+             ".mpo": "MPO"}
+    for suffix, kind in kinds.items():
+        image.save(photos / f"c{suffix}", kind)
+    (photos / "d.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(100))
+    (photos / "e.avif").write_bytes((photos / "c.avif").read_bytes()[:300])
+    for name in ("a.xml", "b.xml", "notes.txt"):
+        (photos / name).touch()
+    code, out, errors = run(trained, ["photos"], capsys=capsys)
+    assert code == 1
+    assert "passed over, as their names are no pictures': 2 .xml, 1 .txt\n" in out
+    left_out = errors.splitlines()
+    assert left_out[0].startswith("left out: cannot read the image photos/d.heic: it is a HEIC picture")
+    assert left_out[1].startswith("left out: cannot read the image photos/e.avif: it is no image of a known kind")
+    assert left_out[2] == "error: 2 of 11 images could not be read and were left out"
+    predicted = json.loads(Path("predictions/images.json").read_text())["images"]
+    assert {Path(one["file_name"]).suffix for one in predicted} == {".jpg", ".PNG", *kinds}
+    assert len(list(Path("predictions").iterdir())) == 9 + 2, "a picture of each"
 
 
 def test_no_readable_image_leaves_empty_lists(
@@ -156,7 +181,7 @@ def test_no_readable_image_leaves_empty_lists(
 @pytest.mark.parametrize(("images", "options", "code", "message"), [
     (["none/*.jpg"], [], 2, "error: no image matches none/*.jpg"),
     (["none.jpg"], [], 2, "error: no image, folder or pattern none.jpg"),
-    (["."], [], 2, "error: the folder . has no images (.bmp, .jpeg, "),
+    (["."], [], 2, "error: the folder . has no images directly in it (1 .md else); name the folder they lie in"),
     (["photos"], ["--threshold", "40"], 2, "error: --threshold is a score from 0 to 1, got 40"),
     (["photos"], ["--threshold", "nan"], 2, "error: --threshold is a score from 0 to 1, got nan"),
     (["photos"], ["--out", "photos/../photos"], 2, "error: the picture would replace the image "),
@@ -166,6 +191,7 @@ def test_what_a_user_does_wrong(
     images: list[str], options: list[str], code: int, message: str, trained: Model, photos: Path,
     capsys: pytest.CaptureFixture[str]
 ) -> None:
+    Path("notes.md").touch()
     before = {path: path.read_bytes() for path in photos.iterdir()}
     got, _, errors = run(trained, images, *options, capsys=capsys)
     assert got == code

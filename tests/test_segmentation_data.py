@@ -17,9 +17,10 @@ from PIL import Image
 from torch.utils._pytree import tree_leaves
 
 from detseg.data.augment import Augment, Context, LabelSample, SegmentationAugment
-from detseg.data.check import check_folder, check_labels
+from detseg.data.check import check_labels, check_place
 from detseg.data.label_index import LabelIndex
-from detseg.data.layouts import Split, has_label_files, read_labels
+from detseg.data.layouts import Split, read_labels
+from detseg.data.layouts.layout import Place
 from detseg.data.loading import evaluation_batches, training_batches
 from detseg.data.masks import class_file, read_masks, write_classes
 from detseg.data.sample import LABELS, generate_sample
@@ -116,7 +117,8 @@ def test_a_folder_without_label_maps_says_what_was_looked_for_and_the_ways_out(t
         read_labels(tmp_path / "gone", "val")
     message = str(caught.value)
     assert message.startswith(f"no val label maps in {tmp_path / 'gone'} (no such folder). Looked for\n")
-    for part in ("gtFine/val", "ImageSets/Segmentation/val.txt", "masks/val", "classes.txt", "instances_val2017.json",
+    for part in ("gtFine/train", "ImageSets/Segmentation/train.txt", "masks/train", "classes.txt",
+                 "instances_train2017.json",
                  "https://www.cityscapes-dataset.com", "pascal/VOC", "cocodataset.org", "--data", "--sample"):
         assert part in message
 
@@ -124,7 +126,7 @@ def test_a_folder_without_label_maps_says_what_was_looked_for_and_the_ways_out(t
 @pytest.mark.parametrize(("layout", "files"), [(cityscapes, True), (voc, True), (masks, True), (coco, False)])
 def test_every_index_survives_the_way_to_a_worker(tmp_path: Path, layout: Callable[[Path], None], files: bool) -> None:
     layout(tmp_path)
-    assert has_label_files(tmp_path) == files
+    assert read_labels.find(Place(tmp_path)).layout.label_maps == ("files" if files else "outlines")
     index = read_labels(tmp_path, "val")
     copy = pickle.loads(pickle.dumps(index))
     np.testing.assert_array_equal(copy.labels(0, copy.size(0)), index.labels(0, index.size(0)))
@@ -335,7 +337,8 @@ def test_training_reads_label_maps_in_the_worker_and_carries_nothing_of_evaluati
 def test_the_check_reads_every_label_map(tmp_path: Path) -> None:
     masks(tmp_path)
     pair(tmp_path, [[255, 255]], name="b")
-    assert [tuple(finding) for finding in check_folder(tmp_path)] == [
+    assert [tuple(finding) for finding in check_place(Place(tmp_path))] == [
+        ("count", "layout: masks, because it has masks/train, masks/val"),
         ("count", "train: images with label maps 2 (only void 1), classes 2, void 60.0% of the pixels"),
         ("count", "train: of the others: ground 50.00%, cat 50.00%"),
         ("count", "val: images with label maps 1 (only void 0), classes 2, void 33.3% of the pixels"),
@@ -349,7 +352,7 @@ def test_the_check_finds_what_is_wrong_and_goes_on(tmp_path: Path) -> None:
     pair(tmp_path, [[0]], name="size")
     Image.fromarray(np.zeros((2, 2), np.uint8)).save(tmp_path / "masks" / "train" / "size.png")
     (tmp_path / "masks" / "val" / "a.png").unlink()
-    problems = [text for level, text in check_folder(tmp_path) if level == "problem"]
+    problems = [text for level, text in check_place(Place(tmp_path)) if level == "problem"]
     assert len(problems) == 3
     assert "size.jpg is 1 x 1 (height x width), its label map" in problems[0]
     assert "1 x 1 (unknown)" in problems[1]
@@ -359,20 +362,20 @@ def test_the_check_finds_what_is_wrong_and_goes_on(tmp_path: Path) -> None:
 
 def test_the_check_names_absent_classes_and_notes(tmp_path: Path) -> None:
     cityscapes(tmp_path)
-    notes = [text for level, text in check_folder(tmp_path) if level == "note"]
+    notes = [text for level, text in check_place(Place(tmp_path)) if level == "note"]
     assert notes[0].startswith("train: no pixel is building or wall or fence")
 
 
 def test_the_check_looks_at_boxes_and_label_maps_of_one_folder(tmp_path: Path) -> None:
     folder = generate_sample(tmp_path / "sample", num_train=2, num_val=1)
-    texts = [text for level, text in check_folder(folder) if level == "count"]
+    texts = [text for level, text in check_place(Place(folder)) if level == "count"]
     assert [text.split(" ")[:2] for text in texts] == [
-        ["train:", "images"], ["val:", "images"],
-        ["train:", "images"], ["train:", "of"], ["val:", "images"], ["val:", "of"]]
+        ["layout:", "COCO,"], ["train:", "images"], ["val:", "images"],
+        ["layout:", "masks,"], ["train:", "images"], ["train:", "of"], ["val:", "images"], ["val:", "of"]]
 
 
 def test_the_check_of_nothing_says_both_layouts(tmp_path: Path) -> None:
-    texts = [text for level, text in check_folder(tmp_path) if level == "problem"]
+    texts = [text for level, text in check_place(Place(tmp_path)) if level == "problem"]
     assert [text[:20] for text in texts] == [
         "train: no train data", "val: no val data in ", "train: no train labe", "val: no val label ma"]
 

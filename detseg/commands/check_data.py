@@ -1,8 +1,8 @@
-"""Checks a data set: `python tools/check_data.py DIR`.
+"""Checks a data set: `python tools/check_data.py PLACE [--images DIR]`.
 
-Boxes in COCO's layout or PASCAL VOC's, label maps in Cityscapes', PASCAL VOC's or folders of images and masks: whatever
-is there. Counts what is in it and decodes every image and every label map. Exit code 0: it can be trained on; 1:
-something is broken; 2: the command line is wrong.
+A folder or an annotation file, boxes or label maps in any layout that is known: it says which one it has recognised and
+why. Counts what is in it and decodes every image and every label map. Exit code 0: it can be trained on; 1: something
+is broken; 2: the command line is wrong.
 """
 
 from __future__ import annotations
@@ -10,18 +10,22 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from detseg.data.check import check_folder
+from detseg.data.check import check_place
+from detseg.data.layouts.layout import Place
 
 
 def main() -> int:
     """Prints every finding as it comes and gives the exit code."""
-    parser = argparse.ArgumentParser(description="Reads both splits of a data set and decodes every image.")
-    parser.add_argument("folder", type=Path, metavar="DIR", help="with boxes or label maps")
-    folder: Path = parser.parse_args().folder
-    if not folder.is_dir():
-        parser.error(f"no folder {folder}")
+    parser = argparse.ArgumentParser(description="Reads all splits of a data set and decodes every image.")
+    parser.add_argument("path", type=Path, metavar="PLACE",
+                        help="a folder with boxes or label maps, or an annotation file")
+    parser.add_argument("--images", type=Path, metavar="DIR",
+                        help="where an annotation file's images lie, if they are not found by themselves")
+    options = parser.parse_args()
+    if not options.path.exists():
+        parser.error(f"no folder or file {options.path}")
     problems = 0
-    for finding in check_folder(folder):
+    for finding in check_place(Place(options.path, options.images)):
         problems += finding.level == "problem"
         print(finding.text if finding.level == "count" else f"  {finding.level}: {finding.text}", flush=True)
     print(f"problems: {problems}")

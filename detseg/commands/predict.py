@@ -17,7 +17,8 @@ as the data set numbers them. For Cityscapes' server:
 
     python tools/predict.py RUN 'data/cityscapes/leftImg8bit/test/*/*.png' --labels DIR
 
-An image that cannot be read is named and left out; the exit code is then 1.
+Every kind of picture that Pillow reads is predicted. One that cannot be read is named and left out; the exit code is
+then 1.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ from detseg.atomic import records_file, write_text
 from detseg.cli import exit_code
 from detseg.engine import ENGINES
 from detseg.export.artefact import is_artefact
-from detseg.predict import find_images, label_paths, picture_paths, predict_files
+from detseg.predict import counted_suffixes, find_images, label_paths, passed_over, picture_paths, predict_files
 from detseg.report.pictures import draw, write_labels, write_picture
 from detseg.report.results import label_image, records, summary
 
@@ -89,6 +90,8 @@ def _predict(options: argparse.Namespace) -> None:
         raise ValueError(f"{options.model} predicts no label maps; leave --labels out")
     classes = model.classes
 
+    if others := passed_over(patterns):
+        print(f"passed over, as their names are no pictures': {counted_suffixes(others)}", flush=True)
     images: list[Mapping[str, Any]] = []
     print(*model.notes, title, sep="\n", flush=True)
     started = time.perf_counter()

@@ -1,11 +1,12 @@
 """Evaluates a network with the official metric.
 
-    python tools/test.py RUN [--data DIR | --sample] [--per-class] [--static] [--json FILE] [--results FILE] ...
+    python tools/test.py RUN [--data PLACE | --sample] [--per-class] [--static] [--json FILE] [--results FILE] ...
     python tools/test.py CONFIG CHECKPOINT ...
     python tools/test.py ARTEFACT --data DIR ...
     torchrun --nproc_per_node 8 tools/test.py ...
 
-Of a run folder, its own config and best weights are taken, and the data it was trained on. Detections get COCO's AP and
+Of a run folder, its own config and best weights are taken, and the validation images of the data it was trained on.
+Of other data, the images of the split val or valid are, or all where there is one split. Detections get COCO's AP and
 AR, label maps get mIoU; both in original pixels, against the original annotations. An exported file (.onnx, .pte,
 .tflite, ...) is run by its runtime, and needs no config.
 """
@@ -15,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -25,6 +27,7 @@ from detseg.atomic import write_records, write_text
 from detseg.checkpoint import check_classes
 from detseg.cli import exit_code
 from detseg.data.faults import check_faults
+from detseg.data.location import Location
 from detseg.engine import ENGINES
 from detseg.evaluate import evaluate, suitable_batch
 from detseg.launch import evaluation_device
@@ -42,8 +45,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("checkpoint", type=Path, nargs="?",
                         help="with a config: best.pt or last.pt of its run, or published weights")
     source = parser.add_mutually_exclusive_group()
-    source.add_argument("--data", type=Path, metavar="DIR", help="the data set's folder (the config's own)")
+    source.add_argument("--data", type=Path, metavar="PLACE",
+                        help="the data set's folder, or an annotation file (the run's, or the config's own)")
     source.add_argument("--sample", action="store_true", help="evaluate on the data set generated here")
+    parser.add_argument("--images", type=Path, metavar="DIR",
+                        help="where an annotation file's images lie, if they are not found by themselves")
     parser.add_argument("--per-class", action="store_true", help="the metric of each class too")
     parser.add_argument("--reference", action="store_true",
                         help="use the field's own slow code where a faster equal of it is the default (COCO's AP)")
@@ -77,9 +83,13 @@ def _test(options: argparse.Namespace) -> None:
     if experiment is None and options.data is None and not options.sample:
         raise ValueError(f"{options.model} is an exported file; name the data to evaluate it on with --data DIR or "
                          "--sample")
-    folder = data.generate(_SAMPLE) if options.sample else options.data or model.data_folder
-    index = data.read(folder, "val")
-    check_faults(index.faults, f"the val data in {folder}")
+    location = model.location
+    if options.sample or options.data is not None:
+        location = Location(data.generate(_SAMPLE) if options.sample else options.data, options.images)
+    elif options.images is not None:
+        location = replace(location, images=options.images)
+    index, lines = model.read_validation(location)
+    check_faults(index.faults, f"the val data in {location}")
     check_classes(index.classes, classes, what=str(options.checkpoint or options.model))
     index = index.relabel(classes)
     dataset = data.dataset(index, resize, augment=None, seed=0)
@@ -89,7 +99,7 @@ def _test(options: argparse.Namespace) -> None:
         chosen, workers = experiment.eval_batch_size, experiment.workers
         most = experiment.batch_size // experiment.accumulate
     batch_size = options.batch_size or chosen or suitable_batch(resize.size, most=most)
-    for note in model.notes:
+    for note in (*model.notes, *lines):
         console.print(note, highlight=False, markup=False, soft_wrap=True)
     with Reporter(console, len(dataset), first=0, title="image", unit="images") as report:
         numbers, predictions = evaluate(

@@ -1,8 +1,11 @@
 """Trains a config.
 
-    python tools/train.py CONFIG [--data DIR | --sample] [--out DIR] [--weights FILE|NAME] [--resume] [--set a.b=c ...]
+    python tools/train.py CONFIG [--data PLACE | --sample] [--out DIR] [--weights FILE|NAME] [--resume] [--set a=b ...]
+    python tools/train.py CONFIG --data DIR --val-share 0.1
+    python tools/train.py CONFIG --data train.json --images DIR --val val.json
 
-With --show it prints what would run instead: every setting, and who set it.
+The data's layout is found by content; what is validated on is the split `val` or `valid`, what --val names, or the
+share of the images that --val-share keeps. With --show it prints what would run instead: every setting, and who set it.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ from pathlib import Path
 
 from detseg import config as configs
 from detseg.cli import exit_code
+from detseg.data.location import Location
 
 _SAMPLE = Path("data/sample")
 
@@ -21,8 +25,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", type=Path, help="a file of configs/, or one of your own")
     source = parser.add_mutually_exclusive_group()
-    source.add_argument("--data", type=Path, metavar="DIR", help="the data set's folder (the config's own)")
+    source.add_argument("--data", type=Path, metavar="PLACE",
+                        help="the data set's folder, or an annotation file (the config's own folder)")
     source.add_argument("--sample", action="store_true", help="train on a data set generated here")
+    parser.add_argument("--images", type=Path, metavar="DIR",
+                        help="where an annotation file's images lie, if they are not found by themselves")
+    parser.add_argument("--val", type=Path, metavar="PLACE",
+                        help="validation data: a folder, an annotation file, or the name of one of the data's splits")
+    parser.add_argument("--val-share", type=float, metavar="SHARE",
+                        help="keep a share of the images for validation, such as 0.1, by a hash of their names")
     parser.add_argument("--out", type=Path, help="the run's folder (runs/<config>, then -2, -3 ...)")
     parser.add_argument("--weights", help="published weights to start from: a file, or a name to download")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out, or with the newest")
@@ -43,7 +54,18 @@ def _train(options: argparse.Namespace) -> None:
     from detseg.train import fit
     from detseg.weights.load import load_weights
 
-    data = config.experiment.data
-    folder = data.generate(_SAMPLE) if options.sample else options.data or Path(data.folder)
-    fit(config, folder, out=options.out, resume=options.resume, config_changed=options.config_changed,
+    location = _location(options, config.experiment.data)
+    fit(config, location, out=options.out, resume=options.resume, config_changed=options.config_changed,
         initialise=None if options.weights is None else lambda model: str(load_weights(model, options.weights)))
+
+
+def _location(options: argparse.Namespace, data: configs.Data) -> Location | None:
+    """Where the data lie; None where the command line says nothing about it."""
+    others = (options.images, options.val, options.val_share)
+    if options.sample:
+        if any(other is not None for other in others):
+            raise ValueError("the sample has its images and its split; leave out --images, --val and --val-share")
+        return Location(data.generate(_SAMPLE))
+    if options.data is None and all(other is None for other in others):
+        return None
+    return Location(options.data or Path(data.folder), *others)

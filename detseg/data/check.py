@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 from detseg.data.box_index import BoxIndex
 from detseg.data.images import read_image
 from detseg.data.label_index import LabelIndex
-from detseg.data.layouts import SPLITS, Split, has_boxes, has_label_files, read_boxes, read_labels
+from detseg.data.layouts import read_boxes, read_labels
+from detseg.data.layouts.layout import SPLITS, PartName, Place
+from detseg.data.layouts.reader import LayoutReader, Recognised
 from detseg.structures import VOID
 
 Level: TypeAlias = Literal["count", "note", "problem"]
@@ -28,44 +30,80 @@ class Finding(NamedTuple):
     text: str
 
 
-def check_folder(folder: Path) -> Iterator[Finding]:
-    """Checks the boxes where there are boxes, and the label maps where there are files of them."""
-    boxes, label_files = has_boxes(folder), has_label_files(folder)
-    if boxes or not label_files:
-        yield from check_boxes(folder)
-    if label_files or not boxes:
-        yield from check_labels(folder)
+def check_place(place: Place) -> Iterator[Finding]:
+    """Checks the boxes where there are boxes, and the label maps where there are files of them; says which layout that
+    is, and why."""
+    try:
+        boxes, labels = read_boxes.recognises(place), read_labels.recognises(place)
+    except ValueError as problem:
+        yield Finding("problem", str(problem))
+        return
+    label_files = labels is not None and labels.layout.label_maps == "files"
+    if boxes is not None or not label_files:
+        yield from _layout(boxes)
+        yield from check_boxes(place)
+    if label_files or boxes is None:
+        yield from _layout(labels)
+        yield from check_labels(place)
 
 
-def check_boxes(folder: Path) -> Iterator[Finding]:
-    """Reads both splits, decodes every image, and says what it finds as it finds it. Raises nothing about the data."""
-    return _check(folder, read_boxes, _box_findings)
+def check_boxes(place: Place | Path) -> Iterator[Finding]:
+    """Reads every split, decodes every image, and says what it finds as it finds it. Raises nothing about the data."""
+    return _check(place, read_boxes, _box_findings)
 
 
-def check_labels(folder: Path) -> Iterator[Finding]:
+def check_labels(place: Place | Path) -> Iterator[Finding]:
     """The same for label maps, which are all read too."""
-    return _check(folder, read_labels, _label_findings)
+    return _check(place, read_labels, _label_findings)
+
+
+def _layout(recognised: Recognised[BoxIndex] | Recognised[LabelIndex] | None) -> Iterator[Finding]:
+    if recognised is not None:
+        yield Finding("count", f"layout: {recognised}")
 
 
 def _check(
-    folder: Path,
-    read: Callable[[Path, Split], _IndexT],
+    place: Place | Path,
+    reader: LayoutReader[_IndexT],
     findings: Callable[[_IndexT], Iterator[Finding]],
 ) -> Iterator[Finding]:
-    found: dict[str, _IndexT] = {}
-    for split in SPLITS:
+    place = place if isinstance(place, Place) else Place(place)
+    found: dict[PartName, _IndexT] = {}
+    for name in _split_names(place, reader):
         try:
-            index = read(folder, split)
+            index = _read(place, reader, name)
         except (OSError, ValueError) as problem:
-            yield Finding("problem", f"{split}: {problem}")
+            yield Finding("problem", f"{name}: {problem}")
             continue
-        found[split] = index
+        found[name] = index
         for level, text in findings(index):
-            yield Finding(level, f"{split}: {text}")
-    if len(found) == 2:
-        train, val = found["train"], found["val"]
-        if difference := train.classes.difference(val.classes):
-            yield Finding("problem", f"the classes of train (here) and val (there) differ:\n{difference}")
+            yield Finding(level, f"{name}: {text}")
+    for name, other in found.items():
+        if name != "train" and "train" in found and (difference := found["train"].classes.difference(other.classes)):
+            yield Finding("problem", f"the classes of train (here) and {name} (there) differ:\n{difference}")
+    if [*found] == ["whole"]:
+        yield Finding("note", "there is one split: keep a share of the images for validation with --val-share 0.1, or "
+                              "name validation data with --val")
+
+
+def _split_names(place: Place, reader: LayoutReader[_IndexT]) -> tuple[PartName, ...]:
+    """The splits that are there, and those that should be."""
+    try:
+        found: Recognised[_IndexT] = reader.find(place)
+    except (OSError, ValueError):
+        return SPLITS  # whoever reads a split gives the message
+    if "whole" in found.parts:
+        return tuple(found.parts)
+    needed: tuple[PartName, ...] = ("train",) if found.validation()[0] == "test" else SPLITS
+    return (*needed, *(name for name in found.parts if name not in needed))
+
+
+def _read(place: Place, reader: LayoutReader[_IndexT], name: PartName) -> _IndexT:
+    found = reader.find(place, wanted=name)
+    if name not in found.parts:
+        raise FileNotFoundError(f"no {name} {reader.what} in {place.path}: it is in the layout {found}, and has "
+                                f"{found.has}")
+    return found.parts[name]()
 
 
 def _box_findings(index: BoxIndex) -> Iterator[Finding]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import codecs
 import os
 import unicodedata
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Literal, NamedTuple, TypeAlias
@@ -75,6 +76,26 @@ def image_files(folder: Path, *, recursive: bool = False) -> ImageFiles:
     return ImageFiles({stem: names[0] for stem, names in by_stem.items() if len(names) == 1}, faults)
 
 
+def read_text(path: Path, *, guess: bool = False) -> str:
+    """A text file in UTF-8, or in UTF-16 as Windows writes it, without its byte order mark.
+
+    Other bytes are taken for Windows' Latin-1 if `guess`, for names that show by the files they find whether they are
+    right; without, they are a ValueError that names the file and the way out.
+    """
+    content = path.read_bytes()
+    encoding = "utf-8-sig"
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        encoding = "utf-16"
+    elif content[1:2] == b"\0" or content[:1] == b"\0":
+        encoding = "utf-16-le" if content[1:2] == b"\0" else "utf-16-be"
+    try:
+        return content.decode(encoding)
+    except UnicodeDecodeError as problem:
+        if guess and encoding == "utf-8-sig":
+            return content.decode("cp1252", errors="replace")
+        raise ValueError(f"{path}: byte {problem.start} is no UTF-8 text; save the file as UTF-8") from None
+
+
 class FileFinder:
     """Finds the files of a folder tree by the names that annotations have for them, which were written on other
     machines: with backslashes, in another case or Unicode form, under paths that exist elsewhere.
@@ -87,8 +108,7 @@ class FileFinder:
         self._all: frozenset[str] | None = None
         self._by_base: dict[str, list[str]] | None = None
         self._by_stem: dict[str, list[str]] | None = None
-        self._counts: Counter[Way] = Counter()
-        self._examples: dict[Way, tuple[str, str]] = {}
+        self._ways: dict[str, tuple[Way, str]] = {}
 
     def find(self, name: str) -> str | None:
         """The file that `name` means, relative to the folder with forward slashes.
@@ -103,8 +123,8 @@ class FileFinder:
         if len(candidates) != 1:
             return None
         (found,) = candidates
-        self._counts[way] += 1
-        self._examples.setdefault(way, (name, found))
+        if found.rpartition(".")[0] != name:  # VOC's lists name images without their suffix
+            self._ways[name] = way, found
         return found
 
     def why_not(self, name: str) -> str:
@@ -119,8 +139,11 @@ class FileFinder:
     @property
     def notes(self) -> tuple[str, ...]:
         """What was found under another name, counted: a line for each way, with an example."""
-        return tuple(f"{count} file{'s' * (count > 1)} {_WAYS[way][count > 1]}, as {listed!r} for {found}"
-                     for way, count in self._counts.items() for listed, found in [self._examples[way]])
+        by_way: dict[Way, list[tuple[str, str]]] = defaultdict(list)
+        for name, (way, found) in self._ways.items():
+            by_way[way].append((name, found))
+        return tuple(f"{len(pairs)} file{'s' * (len(pairs) > 1)} {_WAYS[way][len(pairs) > 1]}, as {pairs[0][0]!r} for "
+                     f"{pairs[0][1]}" for way, pairs in by_way.items())
 
     def _listed(self) -> frozenset[str]:
         if self._all is None:
@@ -133,14 +156,14 @@ class FileFinder:
         if self._by_base is None or self._by_stem is None:
             self._by_base, self._by_stem = defaultdict(list), defaultdict(list)
             for file in sorted(self._listed()):
-                base = _folded(file.rpartition("/")[2])
+                base = folded(file.rpartition("/")[2])
                 self._by_base[base].append(file)
                 if is_image(base):
                     self._by_stem[os.path.splitext(base)[0]].append(file)
         parts = _parts(name)
         if not parts:
             return [], "spelling"
-        base = _folded(parts[-1])
+        base = folded(parts[-1])
         if same_base := self._by_base.get(base, []):
             found = _closest(parts, same_base)
             return found, _difference(parts, found[0])
@@ -163,7 +186,7 @@ def _walk(folder: str, inside: str, *, recursive: bool, above: tuple[str, ...]) 
                 yield from _walk(entry.path, f"{inside}{entry.name}/", recursive=True, above=(*above, here))
 
 
-def _folded(text: str) -> str:
+def folded(text: str) -> str:
     """Equal for names that differ in case or Unicode form alone."""
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", text).casefold())
 
@@ -181,12 +204,12 @@ def _parts(name: str) -> list[str]:
 def _closest(parts: Sequence[str], files: Sequence[str]) -> list[str]:
     """Of files with an agreeing base name, those that agree best: in the longest end of the path; then those that end
     there, as the name does in this folder; then those that are written alike."""
-    folded = [_folded(part) for part in parts[:-1]]
+    wanted = [folded(part) for part in parts[:-1]]
 
     def rank(file: str) -> tuple[int, bool, bool, bool]:
         above = file.split("/")[:-1]
         agreeing = 0
-        for mine, theirs in zip(reversed(folded), map(_folded, reversed(above)), strict=False):
+        for mine, theirs in zip(reversed(wanted), map(folded, reversed(above)), strict=False):
             if mine != theirs:
                 break
             agreeing += 1
@@ -204,7 +227,7 @@ def _difference(parts: Sequence[str], file: str) -> Way:
     have = PurePosixPath(file).parts
     common = min(len(have), len(parts))
     mine, theirs = list(parts[-common:]), list(have[-common:])
-    if len(have) != len(parts) or [*map(_folded, mine)] != [*map(_folded, theirs)]:
+    if len(have) != len(parts) or [*map(folded, mine)] != [*map(folded, theirs)]:
         return "place"
     if mine == theirs:
         return "spelling"

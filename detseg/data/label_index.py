@@ -10,10 +10,11 @@ from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from detseg.data.faults import Fault
-from detseg.data.images import read_image
+from detseg.data.files import folded
+from detseg.data.images import load_pillow, read_image
 from detseg.structures import VOID, Classes, LabelPixels, Pixels, Size
 
 
@@ -52,6 +53,11 @@ class LabelIndex(ABC):
         """The same label maps with labels that are positions in `classes`, matched by source id; a ValueError where a
         class is not among them."""
 
+    def select(self, image_positions: Sequence[int], /) -> LabelIndex:
+        """Some of the images only, in the order given."""
+        chosen = np.array([self.checked(i) for i in image_positions], np.int64)
+        return SelectedLabels(self.classes, self, self.image_ids[chosen], chosen, self.notes, self.faults)
+
     def image(self, i: int) -> Pixels:
         """The image, turned as its label map is. Raises what `read_image` does."""
         return read_image(self.path(i), size=self.size(i), said_by=f"its label map {self.origin(i)} is")
@@ -61,6 +67,40 @@ class LabelIndex(ABC):
         if not 0 <= i < len(self):
             raise IndexError(f"image {i} of a data set of {len(self)}; positions run from 0 to {len(self) - 1}")
         return i
+
+
+@dataclass(frozen=True, eq=False)
+class SelectedLabels(LabelIndex):
+    """Some of the images of another index."""
+
+    classes: Classes
+    all: LabelIndex
+    image_ids: NDArray[np.int64]
+    """[n], each different."""
+    positions: NDArray[np.int64]
+    """[n]: where each image is in the other index."""
+    notes: tuple[str, ...] = ()
+    faults: tuple[Fault, ...] = ()
+
+    def path(self, i: int) -> Path:
+        """The image file."""
+        return self.all.path(int(self.positions[self.checked(i)]))
+
+    def origin(self, i: int) -> str:
+        """Where the label map comes from."""
+        return self.all.origin(int(self.positions[self.checked(i)]))
+
+    def size(self, i: int) -> Size:
+        """(height, width) of the label map."""
+        return self.all.size(int(self.positions[self.checked(i)]))
+
+    def labels(self, i: int, size: Size) -> LabelPixels:
+        """See `LabelIndex`."""
+        return self.all.labels(int(self.positions[self.checked(i)]), size)
+
+    def relabel(self, classes: Classes, /) -> SelectedLabels:
+        """See `LabelIndex`."""
+        return replace(self, classes=classes, all=self.all.relabel(classes))
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,11 +129,11 @@ class LabelFiles(LabelIndex):
     @classmethod
     def of(
         cls, classes: Classes, folder: Path, pairs: Sequence[tuple[str, str]], *, table: NDArray[np.int16],
-        notes: tuple[str, ...] = (), hint: str = "",
+        notes: tuple[str, ...] = (), hint: str = "", faults: tuple[Fault, ...] = (),
     ) -> LabelFiles:
         """From the names of images and label maps; the images are numbered from 1 in the order given."""
-        images, maps = (np.array(names, dtype=np.str_) for names in zip(*pairs, strict=True))
-        return cls(classes, folder, np.arange(1, len(pairs) + 1), images, maps, table, notes, hint)
+        images, maps = np.array(pairs, dtype=np.str_).reshape(-1, 2).T
+        return cls(classes, folder, np.arange(1, len(pairs) + 1), images, maps, table, notes, hint, faults)
 
     def path(self, i: int) -> Path:
         """The image file."""
@@ -130,19 +170,26 @@ class LabelFiles(LabelIndex):
         return self.folder / str(self.maps[self.checked(i)])
 
 
-def paired(images: Mapping[str, str], maps: Mapping[str, str], what: str) -> list[tuple[str, str]]:
-    """Files of images and of label maps, both by a key, as pairs in the keys' order.
+def paired(
+    images: Mapping[str, str], maps: Mapping[str, str], what: str
+) -> tuple[list[tuple[str, str]], tuple[Fault, ...], tuple[str, ...]]:
+    """Files of images and of label maps, both by a key, as pairs in the keys' order; those without a partner as faults;
+    and a note about keys that agree but for their case or Unicode form.
 
-    ValueError where one has no partner: `what` says where they lie and how they are named.
+    `what` says where they lie and how they are named.
     """
-    if images.keys() != maps.keys():
-        lonely = [f"{len(names)} {kind} without {other}: {', '.join(names[:5])}{' ...' if len(names) > 5 else ''}"
-                  for names, kind, other in ((sorted(images.keys() - maps.keys()), "image(s)", "label map"),
-                                             (sorted(maps.keys() - images.keys()), "label map(s)", "image"))
-                  if names]
-        raise ValueError(f"{what}: {'; '.join(lonely)}. Every image needs its label map and the reverse: was a part "
-                         "not unpacked? Add what is missing or remove what is left over")
-    return [(images[key], maps[key]) for key in sorted(images)]
+    partners = {key: key for key in images.keys() & maps.keys()}
+    by_folded = {folded(key): key for key in maps.keys() - partners.keys()}
+    alike = {key: by_folded.pop(folded(key)) for key in sorted(images.keys() - partners.keys())
+             if folded(key) in by_folded}
+    partners |= alike
+    faults = [Fault(images[key], f"an image without label map ({what}); add it, or remove the image")
+              for key in sorted(images.keys() - partners.keys())]
+    faults += [Fault(maps[key], f"a label map without image ({what}); add it, or remove the label map")
+               for key in sorted(maps.keys() - {*partners.values()})]
+    notes = (f"{len(alike)} image{'s' * (len(alike) > 1)} named in another case or Unicode form than the label map, as "
+             f"{images[min(alike)]}",) if alike else ()
+    return [(images[key], maps[partners[key]]) for key in sorted(partners)], tuple(faults), notes
 
 
 def moved_labels(old: Classes, new: Classes) -> NDArray[np.uint8]:
@@ -210,30 +257,27 @@ def read_label_image(path: Path) -> tuple[LabelPixels, NDArray[np.uint8] | None]
     Pillow and not OpenCV, which would give a palette's colours for its indices. Raises FileNotFoundError, or ValueError
     for a file that is damaged, or holds more than one number of 8 bits for each pixel.
     """
-    try:
-        with Image.open(path) as image:
-            if image.mode not in ("L", "P", "1"):
-                raise ValueError(_not_label_map(path, image.mode))
-            flat = image.getpalette("RGB") if image.mode == "P" else None
-            stored = np.asarray(image).astype(np.uint8)
-    except FileNotFoundError:
-        raise FileNotFoundError(f"no label map {path}") from None
-    except UnidentifiedImageError:
-        raise ValueError(f"cannot read the label map {path}: it is no image of a known kind") from None
-    except (OSError, SyntaxError) as problem:
-        raise ValueError(f"cannot read the label map {path}: it is truncated or damaged ({problem})") from None
+    image = _pillow(path)
+    if image.mode not in ("L", "P", "1"):
+        raise ValueError(_not_label_map(path, image.mode))
+    flat = image.getpalette("RGB") if image.mode == "P" else None
+    stored = np.asarray(image).astype(np.uint8)
     return stored, np.array(flat, dtype=np.uint8).reshape(-1, 3) if flat else None
 
 
 def label_image_size(path: Path) -> Size:
     """(height, width) of an image file, from its header. Raises what `read_label_image` does."""
+    image = _pillow(path, header_only=True)
+    return image.height, image.width
+
+
+def _pillow(path: Path, *, header_only: bool = False) -> Image.Image:
     try:
-        with Image.open(path) as image:
-            return image.height, image.width
+        return load_pillow(path, header_only=header_only)
     except FileNotFoundError:
         raise FileNotFoundError(f"no label map {path}") from None
-    except UnidentifiedImageError:
-        raise ValueError(f"cannot read the label map {path}: it is no image of a known kind") from None
+    except ValueError as problem:
+        raise ValueError(f"cannot read the label map {path}: {problem}") from None
 
 
 def _not_label_map(path: Path, mode: str) -> str:

@@ -10,8 +10,9 @@ import pickle
 import traceback
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from multiprocessing.reduction import ForkingPickler
 from typing import Any, Generic, TypeVar
 
 import cv2
@@ -21,6 +22,7 @@ from torch.utils._pytree import tree_map_only
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as MapDataset
 
+from detseg.config_module import ConfigModule, run_again, running_configs
 from detseg.interfaces import (
     Dataset,
     EvaluationBatch,
@@ -35,6 +37,9 @@ from detseg.resize import RGB
 T = TypeVar("T")
 ReadT = TypeVar("ReadT")
 BatchT = TypeVar("BatchT")
+
+_ATTEMPTS = 20
+"""Items that are tried in the place of a broken one: so many in a row are no broken files, but a disk that is gone."""
 
 
 def spread(num_items: int, number: int) -> list[int]:
@@ -71,6 +76,7 @@ def training_batches(
     rank: int = 0,
     world_size: int = 1,
     pin_memory: bool = False,
+    skipped: Callable[[str], None] | None = None,
 ) -> Iterator[TrainingBatch[T]]:
     """The batches of the steps `first_step` to `last_step` (excluded), counted from the beginning of training.
 
@@ -87,6 +93,8 @@ def training_batches(
         workers: reading processes, which live as long as the iteration; 0 reads in this one.
         rank, world_size: of this process, and how many there are.
         pin_memory: for a GPU.
+        skipped: hears what is wrong with an item that cannot be read. Another item, drawn from (seed, epoch, item),
+            then takes its place, so a batch still follows from (seed, step) and the files. Without, it is an error.
 
     An error while reading is raised here with its own type and message; where a worker met it, a note tells the place.
     ValueError if the data set is smaller than one step, or rank, steps or workers make no sense.
@@ -97,7 +105,9 @@ def training_batches(
         raise ValueError(f"steps run from first_step on, 0 or more, up to last_step, got {first_step} and {last_step}")
     schedule = _Schedule(len(dataset), per_epoch, batch_size, seed, range(first_step, last_step), rank, world_size)
     collate = partial(collate_training, task=task, fill=fill)
-    return _read(dataset.training, collate, schedule, workers=workers, pin_memory=pin_memory)
+    substitute = None if skipped is None else _Substitute(seed, len(dataset))
+    reader = _Reader(dataset.training, collate, in_worker=workers > 0, substitute=substitute)
+    return _read(reader, schedule, workers=workers, pin_memory=pin_memory, skipped=skipped)
 
 
 def evaluation_batches(
@@ -120,7 +130,8 @@ def evaluation_batches(
     items = range(rank, len(dataset), world_size)
     parts = [list(items[i : i + batch_size]) for i in range(0, len(items), batch_size)]
     collate = partial(collate_evaluation, fill=fill)
-    return _read(dataset.evaluation, collate, parts, workers=workers, pin_memory=pin_memory)
+    reader = _Reader(dataset.evaluation, collate, in_worker=workers > 0)
+    return _read(reader, parts, workers=workers, pin_memory=pin_memory)
 
 
 def collate_training(
@@ -191,38 +202,102 @@ class _Schedule:
 
 
 @dataclass(frozen=True)
+class _Substitute:
+    """Which item takes the place of a broken one."""
+
+    seed: int
+    num_items: int
+
+    def __call__(self, key: SampleKey, attempt: int) -> SampleKey:
+        state = np.random.SeedSequence((self.seed, key.epoch, key.item, attempt)).generate_state(1)
+        return SampleKey(key.epoch, int(state[0]) % self.num_items)
+
+
+@dataclass(frozen=True)
 class _Parcel(Generic[BatchT]):
-    """What a worker sends: a batch, or the error that reading it met.
+    """What a worker sends: a batch, or the error that reading it met; and what was left out on the way.
 
     DataLoader would send an error as the text of its traceback, and pin memory by turning tuples into lists.
     """
 
     content: BatchT | Exception
+    left_out: tuple[str, ...] = ()
 
     def pin_memory(self) -> _Parcel[BatchT]:
         """The same in page-locked memory; DataLoader calls this."""
-        return _Parcel(tree_map_only(torch.Tensor, torch.Tensor.pin_memory, self.content))
+        return replace(self, content=tree_map_only(torch.Tensor, torch.Tensor.pin_memory, self.content))
 
-    def open(self) -> BatchT:
-        """The batch; raises the error."""
-        if isinstance(self.content, Exception):
-            raise self.content
-        return self.content
+    def packed(self) -> _Packed[BatchT]:
+        """For the way to another process: tensors in shared memory, or where there is too little (a container's
+        /dev/shm often has 64 MB) as bytes, which is slower. Pickled here and not by the queue, whose thread could only
+        print an error, and the batch would be waited for without end."""
+        try:
+            return _Packed(bytes(ForkingPickler.dumps(self)))
+        except (OSError, RuntimeError):
+            return _Packed(pickle.dumps(self, pickle.HIGHEST_PROTOCOL))
+
+    def opened(self) -> _Parcel[BatchT]:
+        """Itself."""
+        return self
 
 
-class _Reader(MapDataset[_Parcel[BatchT]], Generic[ReadT, BatchT]):
+@dataclass(frozen=True)
+class _Packed(Generic[BatchT]):
+    """A parcel as bytes."""
+
+    content: bytes
+
+    def pin_memory(self) -> _Parcel[BatchT]:
+        """The parcel in page-locked memory; DataLoader calls this."""
+        return self.opened().pin_memory()
+
+    def opened(self) -> _Parcel[BatchT]:
+        """The parcel."""
+        parcel: _Parcel[BatchT] = pickle.loads(self.content)
+        return parcel
+
+
+class _Reader(MapDataset[_Parcel[BatchT] | _Packed[BatchT]], Generic[ReadT, BatchT]):
     """Reads and collates one batch at a time, indexed by the list of what to read."""
 
     def __init__(
-        self, read: Callable[[Any], ReadT], collate: Callable[[Sequence[ReadT]], BatchT], *, in_worker: bool
+        self, read: Callable[[Any], ReadT], collate: Callable[[Sequence[ReadT]], BatchT], *, in_worker: bool,
+        substitute: _Substitute | None = None,
     ) -> None:
-        self.read, self.collate, self.in_worker = read, collate, in_worker
+        self.read, self.collate, self.in_worker, self.substitute = read, collate, in_worker, substitute
 
-    def __getitem__(self, keys: Sequence[Any]) -> _Parcel[BatchT]:
+    def __getitem__(self, keys: Sequence[Any]) -> _Parcel[BatchT] | _Packed[BatchT]:
+        left_out: list[str] = []
+        content: BatchT | Exception
         try:
-            return _Parcel(self.collate([self.read(key) for key in keys]))
+            content = self.collate([self._read(key, left_out) for key in keys])
         except Exception as error:
-            return _Parcel(_portable(error) if self.in_worker else error)
+            content = _portable(error) if self.in_worker else error
+        parcel = _Parcel(content, tuple(left_out))
+        return parcel.packed() if self.in_worker else parcel
+
+    def _read(self, key: Any, left_out: list[str]) -> ReadT:
+        """An item, or the one in its place."""
+        substitute = self.substitute
+        if substitute is None:
+            return self.read(key)
+        chosen = key
+        for attempt in range(_ATTEMPTS):
+            try:
+                return self.read(chosen)
+            except (OSError, ValueError) as problem:
+                left_out.append(str(problem))
+                chosen = substitute(key, attempt)
+        raise OSError(f"{_ATTEMPTS} images in a row cannot be read, the last: {left_out[-1]}")
+
+    def __getstate__(self) -> tuple[tuple[ConfigModule, ...], bytes]:
+        """A worker that is not forked has to run the config before it meets a class from there."""
+        return running_configs(), bytes(ForkingPickler.dumps(self.__dict__))
+
+    def __setstate__(self, state: tuple[tuple[ConfigModule, ...], bytes]) -> None:
+        configs, content = state
+        run_again(configs)
+        self.__dict__.update(pickle.loads(content))
 
 
 def _portable(error: Exception) -> Exception:
@@ -236,17 +311,17 @@ def _portable(error: Exception) -> Exception:
 
 
 def _read(
-    read: Callable[[Any], ReadT],
-    collate: Callable[[Sequence[ReadT]], BatchT],
+    reader: _Reader[Any, BatchT],
     keys: Iterable[Sequence[Any]],
     *,
     workers: int,
     pin_memory: bool,
+    skipped: Callable[[str], None] | None = None,
 ) -> Iterator[BatchT]:
     if workers < 0:
         raise ValueError(f"workers is the number of reading processes, 0 for none beside this one, got {workers}")
     loader = DataLoader(
-        _Reader(read, collate, in_worker=workers > 0),
+        reader,
         batch_size=None,
         sampler=keys,
         num_workers=workers,
@@ -256,17 +331,23 @@ def _read(
         # DataLoader draws a number for its workers; without this it would take it from the training's own stream.
         generator=torch.Generator(),
     )
-    return _opened(loader)
+    return _opened(loader, skipped)
 
 
-def _opened(loader: DataLoader[_Parcel[BatchT]]) -> Iterator[BatchT]:
+def _opened(loader: DataLoader[Any], skipped: Callable[[str], None] | None) -> Iterator[Any]:
     with warnings.catch_warnings():
         # Python 3.12 warns of forking beside threads. The workers do not touch the parent's threads.
         warnings.filterwarnings("ignore", message=".*multi-threaded, use of fork", category=DeprecationWarning)
         parcels = iter(loader)
     try:
-        for parcel in parcels:
-            yield parcel.open()
+        for packed in parcels:
+            parcel = packed.opened()
+            if skipped is not None:
+                for problem in parcel.left_out:
+                    skipped(problem)
+            if isinstance(parcel.content, Exception):
+                raise parcel.content
+            yield parcel.content
     finally:
         del parcels  # its last reference: ends the workers now, even while an error keeps this frame alive
 

@@ -20,8 +20,8 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 
+from detseg.data.files import image_files, read_text
 from detseg.data.label_index import LabelFiles, label_table, paired
 from detseg.structures import VOID, Classes
 
@@ -41,14 +41,16 @@ _LINE = re.compile(r"(?P<id>\d+)\s+(?P<name>\S.*?)(?:\s+#(?P<colour>[0-9a-fA-F]{
 
 
 def read_masks(
-    folder: Path, split: Literal["train", "val"], classes: Classes | None = None, void: Sequence[int] = ()
+    folder: Path, split: str, classes: Classes | None = None, void: Sequence[int] = ()
 ) -> LabelFiles:
     """The images and masks of a split, in the order of their names, numbered from 1.
 
     `classes.txt` says what the values mean. Where there is none, `classes` and the `void` values do, which a config
     gives: `Data(read=partial(read_masks, classes=CAMVID, void=CAMVID_VOID), ...)`.
 
-    Raises FileNotFoundError, or ValueError naming the file and what to do.
+    Other files beside them are passed over. Images without a mask and the reverse, and images of one name, are faults.
+
+    Raises FileNotFoundError, or ValueError naming the file and what to do, where nothing can be read.
     """
     images, masks = image_folder(folder, split), mask_folder(folder, split)
     for part, content in ((images, "images"), (masks, "masks")):
@@ -61,15 +63,17 @@ def read_masks(
         raise ValueError(f"nothing says what the masks in {masks} mean. Write {listing} with a line `ID NAME` for each "
                          "class and `ID void` for values that mean nothing, or give the classes in the config: "
                          "read=partial(read_masks, classes=Classes(...), void=(...))")
-    pairs = paired(_files(images), _files(masks), f"{images} and {masks}, by name without extension")
-    if not pairs:
+    of_images, of_masks = (image_files(part, recursive=True) for part in (images, masks))
+    if not of_images.names and not of_images.faults:
         raise FileNotFoundError(f"no images in {images}")
+    pairs, faults, notes = paired(
+        {key: str(images.relative_to(folder) / name) for key, name in of_images.names.items()},
+        {key: str(masks.relative_to(folder) / name) for key, name in of_masks.names.items()},
+        f"{images} and {masks} go by name without extension")
     everywhere = void if VOID in classes.source_ids else {*void, VOID}
     return LabelFiles.of(
-        classes, folder,
-        [(str(images.relative_to(folder) / image), str(masks.relative_to(folder) / mask)) for image, mask in pairs],
-        table=label_table(classes.source_ids, void=tuple(everywhere)),
-    )
+        classes, folder, pairs, table=label_table(classes.source_ids, void=tuple(everywhere)), notes=notes,
+        faults=(*of_images.faults, *of_masks.faults, *faults))
 
 
 def mask_folder(folder: Path, split: str) -> Path:
@@ -94,7 +98,7 @@ def read_classes(path: Path) -> tuple[Classes, tuple[int, ...]]:
     ids: list[int] = []
     void: list[int] = []
     colours: dict[int, tuple[int, int, int]] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), 1):
+    for number, line in enumerate(read_text(path).splitlines(), 1):
         text = line.strip()
         if not text or text == "#" or text.startswith("# "):
             continue
@@ -124,14 +128,3 @@ def write_classes(path: Path, classes: Classes, void: Sequence[int] = ()) -> Non
     lines = [f"{source_id} {name} #{bytes(colour).hex()}" for source_id, name, colour in rows]
     path.write_text("\n".join([*lines, *(f"{value} void" for value in void)]) + "\n", encoding="utf-8")
 
-
-def _files(folder: Path) -> dict[str, str]:
-    """Name without extension to name. ValueError where two differ in their extension only."""
-    names: dict[str, str] = {}
-    for path in sorted(folder.iterdir()):
-        if path.name.startswith(".") or not path.is_file():
-            continue
-        if path.stem in names:
-            raise ValueError(f"{folder} has two files of the same name, {names[path.stem]} and {path.name}; remove one")
-        names[path.stem] = path.name
-    return names

@@ -12,7 +12,11 @@ and, for segmentation,
 
 from __future__ import annotations
 
+import contextlib
 import math
+import os
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 from xml.etree import ElementTree
@@ -20,6 +24,9 @@ from xml.etree import ElementTree
 import numpy as np
 
 from detseg.data.box_index import BoxIndex
+from detseg.data.faults import Fault
+from detseg.data.files import FileFinder, is_image, read_text
+from detseg.data.images import image_size
 from detseg.data.label_index import LabelFiles, label_table
 from detseg.structures import VOID, Classes, Size
 
@@ -39,15 +46,24 @@ VOC_21 = Classes(
 Detection sets in VOC's layout have whatever classes their files name."""
 
 
-class _Object(NamedTuple):
+class VocObject(NamedTuple):
+    """One object of an annotation file."""
+
     name: str
     box_xywh: tuple[float, float, float, float]
     difficult: bool
 
 
-class _Annotation(NamedTuple):
-    size: Size
-    objects: tuple[_Object, ...]
+class VocAnnotation(NamedTuple):
+    """What an XML file says about its image."""
+
+    file_name: str
+    """Of the image; empty where it says none."""
+    size: Size | None
+    """(height, width); None where it is missing, or 0."""
+    objects: tuple[VocObject, ...]
+    faults: tuple[Fault, ...]
+    """The objects that are broken."""
 
 
 def voc_list(folder: Path, split: str) -> Path:
@@ -58,42 +74,79 @@ def voc_list(folder: Path, split: str) -> Path:
 def read_voc(folder: Path, split: str) -> BoxIndex:
     """The images that a split lists, in its order, also those without objects.
 
+    The list may name images with or without their suffix and folder, or in the rows `NAME 1`, `NAME -1` of VOC's lists
+    of a class. The classes are the names found in the train split, the val split and this one, so that all splits of a
+    folder agree. See `read_voc_files` for the rest.
+
+    Raises FileNotFoundError where a folder or the list is not there, ValueError where nothing is in it.
+    """
+    files, notes, faults = _listed_files(folder, voc_list(folder, split))
+    others: dict[Path, str] = {}
+    for path in (voc_list(folder, other) for other in ("train", "val") if other != split):
+        if path.is_file():
+            others |= _listed_files(folder, path)[0]
+    return read_voc_files(folder / "JPEGImages", files, others=tuple(others), notes=notes, faults=faults)
+
+
+def read_voc_files(
+    images: Path, files: Mapping[Path, str], *, others: Sequence[Path] = (), notes: tuple[str, ...] = (),
+    faults: tuple[Fault, ...] = (),
+) -> BoxIndex:
+    """The objects of some annotation files, wherever they lie.
+
     VOC counts pixels from 1 and includes the last one: xmin..xmax becomes [xmin - 1, xmax] here, where a pixel spans
     [x, x + 1]. A box with xmax <= xmin or ymax <= ymin is a click and no object one pixel wide: it is stored with its
     bare difference as width or height, so it has no area, is kept for evaluation, and noted.
 
-    `difficult` objects become regions to ignore, like COCO's crowds. The classes are the names found in the train
-    split, the val split and this one, sorted, so that all splits of a folder agree. VOC has no ids: images, annotations
-    and classes are numbered from 1.
+    `difficult` objects become regions to ignore, like COCO's crowds. Where the size of an image is missing, it is read
+    from the image. VOC has no ids: images, annotations and classes are numbered from 1.
 
-    Raises FileNotFoundError, or ValueError naming the file, the object, and what to do.
+    Args:
+        images: the folder of the images.
+        files: annotation file to the name of its image in that folder; in the order of the index.
+        others: annotation files whose classes count too.
+        notes: what to say about the files.
+        faults: what has been left out of them.
+
+    ValueError where no file has an object.
     """
-    names = _listed(voc_list(folder, split))
-    others = [path for path in (voc_list(folder, other) for other in ("train", "val")) if path.is_file()]
-    all_names = dict.fromkeys(name for listed in (names, *map(_listed, others)) for name in listed)
-    annotations = {name: _read_annotation(folder / "Annotations" / f"{name}.xml") for name in all_names}
-    class_names = sorted({thing.name for annotation in annotations.values() for thing in annotation.objects})
+    found_faults, sizes_read, chosen = list(faults), 0, list[tuple[str, Size, tuple[VocObject, ...]]]()
+    for path, name in files.items():
+        try:
+            annotation = read_voc_annotation(path)
+            size = annotation.size or image_size(images / name)
+        except (OSError, ValueError) as problem:
+            found_faults.append(Fault(str(path), str(problem).removeprefix(f"{path}: ")))
+            continue
+        found_faults += annotation.faults
+        sizes_read += annotation.size is None
+        chosen.append((name, size, annotation.objects))
+    if sizes_read:
+        notes += (f"{sizes_read} annotation{'s' * (sizes_read > 1)} without the image's size, which was read from the "
+                  "image",)
+    class_names = sorted({thing.name for _, _, things in chosen for thing in things}
+                         | _names_in([path for path in others if path not in files]))
     if not class_names:
-        raise ValueError(f"{folder / 'Annotations'}: none of {len(all_names)} files has an object; nothing to learn")
+        nothing = f"{images}: none of its {len(files)} annotations has an object; nothing to learn"
+        raise ValueError("\n  ".join([nothing, *map(str, found_faults[:5])]))
     classes = Classes(names=tuple(class_names), source_ids=tuple(range(1, len(class_names) + 1)))
-
-    chosen = [annotations[name] for name in names]
-    objects = [thing for annotation in chosen for thing in annotation.objects]
+    objects = [thing for _, _, things in chosen for thing in things]
     boxes = np.array([thing.box_xywh for thing in objects], np.float64).reshape(-1, 4)
     label_of = {name: label for label, name in enumerate(class_names)}
-    images = folder / "JPEGImages"
     return BoxIndex.of(
         classes,
         images,
-        image_ids=np.arange(1, len(names) + 1),
-        sizes=np.array([annotation.size for annotation in chosen], np.int32),
-        names=_image_files(images, names),
-        image_of_box=np.repeat(np.arange(len(names)), [len(annotation.objects) for annotation in chosen]),
+        image_ids=np.arange(1, len(chosen) + 1),
+        sizes=np.array([size for _, size, _ in chosen], np.int32).reshape(-1, 2),
+        names=[name for name, _, _ in chosen],
+        image_of_box=np.repeat(np.arange(len(chosen)), [len(things) for _, _, things in chosen]),
         boxes=boxes,
         labels=np.array([label_of[thing.name] for thing in objects], np.int32),
         crowd=np.array([thing.difficult for thing in objects], np.bool_),
         areas=np.maximum(boxes[:, 2], 0) * np.maximum(boxes[:, 3], 0),
         annotation_ids=np.arange(1, len(objects) + 1),
+        notes=notes,
+        faults=tuple(found_faults),
     )
 
 
@@ -108,65 +161,163 @@ def read_voc_labels(folder: Path, split: str, *, train: str = "train", maps: str
     `train` is the list that is read for the split "train", and `maps` the folder of label maps. The augmented training
     set that most results on VOC 2012 use is `train="trainaug", maps="SegmentationClassAug"`.
 
-    Raises FileNotFoundError, or ValueError naming the file and what to do.
+    Raises FileNotFoundError where a folder or the list is not there, ValueError where nothing is in it.
     """
-    names = _listed(voc_segmentation_list(folder, train if split == "train" else split))
-    files = [[f"{part}/{file}" for file in _image_files(folder / part, names)] for part in ("JPEGImages", maps)]
-    pairs = list(zip(*files, strict=True))
-    return LabelFiles.of(VOC_21, folder, pairs, table=label_table(VOC_21.source_ids, void=(VOID,)))
+    listing = voc_segmentation_list(folder, train if split == "train" else split)
+    finders = [FileFinder(folder / part, images_only=True) for part in ("JPEGImages", maps)]
+    pairs: dict[tuple[str, str], None] = {}
+    faults: list[Fault] = []
+    names = listed_names(listing)
+    for name in names:
+        # An image's suffix in the list is not its label map's.
+        image, label_map = (finder.find(_as_there(name, finder)) for finder in finders)
+        if image is None or label_map is None:
+            missing = finders[0] if image is None else finders[1]
+            faults.append(Fault(f"{listing}, {name}", missing.why_not(_as_there(name, missing))))
+            continue
+        pairs[f"JPEGImages/{image}", f"{maps}/{label_map}"] = None
+    return LabelFiles.of(VOC_21, folder, list(pairs), table=label_table(VOC_21.source_ids, void=(VOID,)),
+                         notes=finders[0].notes + _repeated(names), faults=tuple(faults))
 
 
-def _listed(path: Path) -> list[str]:
-    names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+def listed_names(path: Path) -> list[str]:
+    """What a list of images names, a line each, without blanks around it. ValueError where it names none."""
+    names = [line.strip() for line in read_text(path, guess=True).splitlines() if line.strip()]
     if not names:
         raise ValueError(f"{path} lists no images")
-    if len(set(names)) != len(names):
-        twice = sorted({name for name in names if names.count(name) > 1})
-        raise ValueError(f"{path} lists images more than once: {', '.join(twice[:5])}; remove the repetitions")
     return names
 
 
-def _image_files(folder: Path, names: list[str]) -> list[str]:
-    """The file of each image. One listing of the folder: asking for each extension of each name takes far longer."""
-    if not folder.is_dir():
-        raise FileNotFoundError(f"no folder {folder} with the images")
-    files = {path.stem: path.name for path in sorted(folder.iterdir())}
-    missing = [name for name in names if name not in files]
-    if missing:
-        more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
-        raise FileNotFoundError(f"no image in {folder} for the listed {', '.join(missing[:5])}{more}")
-    return [files[name] for name in names]
+def read_voc_annotation(path: Path) -> VocAnnotation:
+    """An XML file of one image. Objects that are broken are left out and among its faults.
 
-
-def _read_annotation(path: Path) -> _Annotation:
+    FileNotFoundError, or ValueError for a file that is no XML.
+    """
     try:
-        root = ElementTree.fromstring(path.read_bytes())
-        size = int(_number(root, "size/height")), int(_number(root, "size/width"))
-        if min(size) < 1:
-            raise ValueError(f"the size is {size[0]} x {size[1]} (height x width); write the image's")
-        return _Annotation(size, tuple(_read_object(node, place) for place, node in enumerate(root.iter("object"), 1)))
+        root = _parsed(path.read_bytes())
     except FileNotFoundError:
-        raise FileNotFoundError(f"no annotation {path.name} in {path.parent}; an image list names it") from None
+        raise FileNotFoundError(f"no annotation {path.name} in {path.parent}") from None
     except ElementTree.ParseError as problem:
         raise ValueError(f"{path}: broken XML: {problem}") from None
-    except ValueError as problem:
-        raise ValueError(f"{path}: {problem}") from None
+    objects, faults = list[VocObject](), list[Fault]()
+    for place, node in enumerate(root.iter("object"), 1):
+        try:
+            objects.append(_read_object(node))
+        except ValueError as problem:
+            faults.append(Fault(f"{path}, object {place}", str(problem)))
+    return VocAnnotation((root.findtext("filename") or "").strip(), _size(root), tuple(objects), tuple(faults))
 
 
-def _read_object(node: ElementTree.Element, place: int) -> _Object:
+def _listed_files(folder: Path, listing: Path) -> tuple[dict[Path, str], tuple[str, ...], tuple[Fault, ...]]:
+    """The annotation files that a list names and their images, notes, and what is not there."""
+    annotations, images = FileFinder(folder / "Annotations"), FileFinder(folder / "JPEGImages", images_only=True)
+    found: dict[Path, str] = {}
+    faults: list[Fault] = []
+    names = listed_names(listing)
+    for row in names:
+        name = row if annotations.find(f"{row}.xml") else _without_columns(row)
+        annotation = annotations.find(f"{name}.xml") or annotations.find(f"{_stem(name)}.xml")
+        if annotation is None:
+            faults.append(Fault(f"{listing}, {row}", annotations.why_not(f"{_stem(name)}.xml")))
+            continue
+        path = annotations.folder / annotation
+        image = images.find(name) or _named_by(path, images)
+        if image is None:
+            faults.append(Fault(f"{listing}, {row}", images.why_not(name)))
+            continue
+        found[path] = image
+    return found, images.notes + annotations.notes + _repeated(names), tuple(faults)
+
+
+def _repeated(names: Sequence[str]) -> tuple[str, ...]:
+    """A note where a list names something more than once."""
+    more = len(names) - len(set(names))
+    return (f"{more} repetition{'s' * (more > 1)} in the list of images, read once",) if more else ()
+
+
+_COLUMNS = re.compile(r"(?P<name>\S.*?)\s+(?:-1|0|1|\S+\.xml)")
+"""A row of a class's list, or an image and its annotation."""
+
+
+def _without_columns(row: str) -> str:
+    matched = _COLUMNS.fullmatch(row)
+    return row if matched is None else matched["name"]
+
+
+def _stem(name: str) -> str:
+    return os.path.splitext(name)[0] if is_image(name) else name
+
+
+def _as_there(name: str, finder: FileFinder) -> str:
+    """The name as the list has it, or without the suffix."""
+    return name if finder.find(name) else _stem(name)
+
+
+def _named_by(annotation: Path, images: FileFinder) -> str | None:
+    """The image whose name stands in the file."""
     try:
-        name = (node.findtext("name") or "").strip()
-        if not name:
-            raise ValueError("it has no <name>")
-        x1, y1, x2, y2 = (_number(node, f"bndbox/{key}") for key in ("xmin", "ymin", "xmax", "ymax"))
-        difficult = (node.findtext("difficult") or "0").strip()
-        if difficult not in ("0", "1"):
-            raise ValueError(f"<difficult> must be 0 or 1, got {difficult!r}")
-    except ValueError as problem:
-        raise ValueError(f"object {place}: {problem}") from None
+        name = read_voc_annotation(annotation).file_name
+    except ValueError:
+        return None
+    return images.find(name) if name else None
+
+
+def _names_in(annotations: Sequence[Path]) -> set[str]:
+    """The classes of files that are good enough to be read."""
+    names = set[str]()
+    for path in annotations:
+        with contextlib.suppress(OSError, ValueError):
+            names |= {thing.name for thing in read_voc_annotation(path).objects}
+    return names
+
+
+_HEADING = re.compile(r"""<\?xml[^>]*?(?:encoding=["'](?P<encoding>[\w.-]+)["'])?[^>]*?\?>""")
+
+
+def _parsed(content: bytes) -> ElementTree.Element:
+    content = content.lstrip()
+    try:
+        return ElementTree.fromstring(content)
+    except (ElementTree.ParseError, ValueError, LookupError) as problem:
+        # Expat knows few encodings; and tools write the paths of Windows in its own under the heading of UTF-8, which
+        # is harmless where the classes are plain.
+        text = content.decode("latin-1")
+        heading = _HEADING.match(text)
+        with contextlib.suppress(UnicodeDecodeError, LookupError):
+            encoding = heading["encoding"] if heading is not None else None
+            return ElementTree.fromstring(_HEADING.sub("", content.decode(encoding or "utf-8"), count=1))
+        root = ElementTree.fromstring(_HEADING.sub("", text, count=1))
+        if not all((name.text or "").isascii() for name in root.iter("name")):
+            raise ElementTree.ParseError(f"{problem}; save it as UTF-8") from None
+        return root
+
+
+def _size(root: ElementTree.Element) -> Size | None:
+    try:
+        size = int(_number(root, "size/height")), int(_number(root, "size/width"))
+    except ValueError:
+        return None
+    return size if min(size) > 0 else None
+
+
+_IS_DIFFICULT = {
+    "": False, "0": False, "0.0": False, "false": False, "no": False, "unspecified": False,
+    "1": True, "1.0": True, "true": True, "yes": True,
+}
+
+
+def _read_object(node: ElementTree.Element) -> VocObject:
+    name = (node.findtext("name") or "").strip()
+    if not name:
+        raise ValueError("it has no <name>")
+    x1, y1, x2, y2 = (_number(node, f"bndbox/{key}") for key in ("xmin", "ymin", "xmax", "ymax"))
+    word = (node.findtext("difficult") or "").strip()
+    difficult = _IS_DIFFICULT.get(word.lower())
+    if difficult is None:
+        raise ValueError(f"<difficult> must be 0 or 1, got {word!r}")
     width = x2 - x1 + 1 if x2 > x1 else x2 - x1
     height = y2 - y1 + 1 if y2 > y1 else y2 - y1
-    return _Object(name, (x1 - 1, y1 - 1, width, height), difficult == "1")
+    return VocObject(name, (x1 - 1, y1 - 1, width, height), difficult)
 
 
 def _number(node: ElementTree.Element, key: str) -> float:

@@ -1,0 +1,224 @@
+"""Images and their objects as small records: what readers of a file for each image collect, and indexes made of it."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+from pycocotools import mask
+
+from detseg.data.box_index import BoxIndex
+from detseg.data.faults import Fault
+from detseg.data.label_index import LabelIndex, moved_labels
+from detseg.structures import VOID, Classes, LabelPixels, Size
+
+_TURNED = frozenset({5, 6, 7, 8})
+"""EXIF orientations that exchange height and width."""
+_ORIENTATION = 0x0112
+
+
+class ObjectRecord(NamedTuple):
+    """One object."""
+
+    label: int
+    box_xywh: tuple[float, float, float, float]
+    crowd: bool = False
+    outline: tuple[NDArray[np.float64], ...] = ()
+    """Polygons [P, 2] of x, y in pixels; none where only the box is known."""
+
+
+class ImageRecord(NamedTuple):
+    """One image."""
+
+    name: str
+    """Relative to the data set's folder of images."""
+    size: Size
+    objects: tuple[ObjectRecord, ...]
+
+
+def stored_size(path: Path) -> Size:
+    """(height, width) of an image as viewers show it, from its header.
+
+    Raises FileNotFoundError, or ValueError for what is no image.
+    """
+    try:
+        with Image.open(path) as image:
+            width, height = image.size
+            turned = image.getexif().get(_ORIENTATION) in _TURNED
+    except FileNotFoundError:
+        raise FileNotFoundError(f"no image {path}") from None
+    except UnidentifiedImageError:
+        raise ValueError(f"cannot read the image {path}: it is no image of a known kind") from None
+    except Exception as problem:  # decoders raise what they like
+        raise ValueError(f"cannot read the image {path}: it is damaged ({problem})") from None
+    return (width, height) if turned else (height, width)
+
+
+def box_of(outline: Sequence[NDArray[np.float64]]) -> tuple[float, float, float, float]:
+    """The x, y, width and height around polygons."""
+    points = np.concatenate(outline)
+    (left, top), (right, bottom) = points.min(axis=0).tolist(), points.max(axis=0).tolist()
+    return left, top, right - left, bottom - top
+
+
+def box_index(
+    records: Sequence[ImageRecord], classes: Classes, folder: Path, *, notes: tuple[str, ...] = (),
+    faults: tuple[Fault, ...] = (),
+) -> BoxIndex:
+    """The boxes of some images; images and annotations are numbered from 1 in the order given."""
+    objects = [thing for record in records for thing in record.objects]
+    boxes = np.array([thing.box_xywh for thing in objects], np.float64).reshape(-1, 4)
+    return BoxIndex.of(
+        classes,
+        folder,
+        image_ids=np.arange(1, len(records) + 1),
+        sizes=np.array([record.size for record in records], np.int32).reshape(-1, 2),
+        names=[record.name for record in records],
+        image_of_box=np.repeat(np.arange(len(records)), [len(record.objects) for record in records]),
+        boxes=boxes,
+        labels=np.array([thing.label for thing in objects], np.int32),
+        crowd=np.array([thing.crowd for thing in objects], np.bool_),
+        areas=np.array([_area(thing) for thing in objects], np.float64),
+        annotation_ids=np.arange(1, len(objects) + 1),
+        notes=notes,
+        faults=faults,
+    )
+
+
+def polygon_labels(
+    records: Sequence[ImageRecord], classes: Classes, folder: Path, *, origin: str, notes: tuple[str, ...] = (),
+    faults: tuple[Fault, ...] = (),
+) -> PolygonLabels:
+    """Label maps drawn from the outlines of some images: background, then the classes in their order.
+
+    An image with an object that has a box only is a fault. ValueError where nothing has an outline.
+    """
+    if not any(thing.outline for record in records for thing in record.objects):
+        raise ValueError(f"{origin} has boxes only, no outlines; label maps are drawn from outlines, boxes are not "
+                         "enough")
+    bare = [record.name for record in records if not all(thing.outline for thing in record.objects)]
+    faults += tuple(Fault(str(folder / name), "an object has a box and no outline, so its pixels are unknown; outline "
+                          "it") for name in bare)
+    whole = [record for record in records if record.name not in set(bare)]
+    objects = [thing for record in whole for thing in record.objects]
+    parts = [part for thing in objects for part in thing.outline]
+    label_classes, label_of_class = with_background(classes)
+    return PolygonLabels(
+        classes=label_classes,
+        label_of_class=label_of_class,
+        boxes=box_index(whole, classes, folder),
+        first_part=_starts([len(thing.outline) for thing in objects]),
+        first_point=_starts([len(part) for part in parts]),
+        points=np.concatenate(parts) if parts else np.zeros((0, 2)),
+        said_by=origin,
+        values=np.arange(256, dtype=np.uint8),
+        notes=notes,
+        faults=faults,
+    )
+
+
+def with_background(classes: Classes) -> tuple[Classes, NDArray[np.uint8]]:
+    """The classes of label maps drawn from objects, and the label of each class of the objects: what is no object is
+    "background", 0, and so is a class of this name; the others follow, numbered from 1.
+
+    ValueError where they are too many for a label map.
+    """
+    things = [k for k, name in enumerate(classes.names) if name.lower() != "background"]
+    if len(things) >= VOID:
+        raise ValueError(f"a label map has room for {VOID} classes, got background and {len(things)}")
+    labels = np.zeros(len(classes), np.uint8)
+    labels[things] = np.arange(1, len(things) + 1)
+    return Classes(("background", *(classes.names[k] for k in things)), tuple(range(len(things) + 1)),
+                   ((0, 0, 0), *(classes.colours[k] for k in things))), labels
+
+
+@dataclass(frozen=True, eq=False)
+class PolygonLabels(LabelIndex):
+    """Label maps drawn from polygons when they are asked for; `m` objects of `p` polygons with `q` corners.
+
+    Where objects overlap the one of the smaller area is seen, of equal ones the later; a crowd is void where nothing
+    else is.
+    """
+
+    classes: Classes
+    label_of_class: NDArray[np.uint8]
+    """The label of each class of `boxes`."""
+    boxes: BoxIndex
+    """The images and their objects; their labels are without the background."""
+    first_part: NDArray[np.int64]
+    """[m + 1]: where the polygons of each object begin."""
+    first_point: NDArray[np.int64]
+    """[p + 1]: where the corners of each polygon begin."""
+    points: NDArray[np.float64]
+    """[q, 2] x, y."""
+    said_by: str
+    """Where the outlines come from."""
+    values: NDArray[np.uint8]
+    """[256]: the label of each class as it was read."""
+    notes: tuple[str, ...] = ()
+    faults: tuple[Fault, ...] = ()
+
+    @property
+    def image_ids(self) -> NDArray[np.int64]:  # type: ignore[override]
+        """Of the images, from 1."""
+        return self.boxes.image_ids
+
+    def path(self, i: int) -> Path:
+        """The image file."""
+        return self.boxes.path(i)
+
+    def origin(self, i: int) -> str:
+        """What the outlines were read from."""
+        return f"from {self.said_by}"
+
+    def size(self, i: int) -> Size:
+        """(height, width)."""
+        return self.boxes.size(i)
+
+    def labels(self, i: int, size: Size) -> LabelPixels:
+        """The label map of an image of this size; a ValueError where the annotations say another."""
+        if size != self.size(i):
+            raise ValueError(f"the image {self.path(i)} is {size[0]} x {size[1]} (height x width), {self.said_by} says "
+                             f"{self.size(i)[0]} x {self.size(i)[1]}; a label map has its image's size")
+        labels = np.zeros(size, np.uint8)
+        rows = np.arange(self.boxes.offsets[i], self.boxes.offsets[i + 1])
+        order = np.lexsort((rows, -self.boxes.areas[rows], ~self.boxes.crowd[rows]))
+        for row in rows[order].tolist():
+            labels[self._drawn(row, size)] = (
+                VOID if self.boxes.crowd[row] else self.label_of_class[self.boxes.labels[row]])
+        mapped: LabelPixels = self.values[labels]
+        return mapped
+
+    def relabel(self, classes: Classes, /) -> PolygonLabels:
+        """See `LabelIndex`."""
+        return replace(self, classes=classes, values=moved_labels(self.classes, classes)[self.values])
+
+    def _drawn(self, row: int, size: Size) -> NDArray[np.bool_]:
+        """[H, W]: where an object is, by the rule of pycocotools for a polygon's pixels."""
+        polygons = [self.points[self.first_point[part] : self.first_point[part + 1]].ravel()
+                    for part in range(self.first_part[row], self.first_part[row + 1])]
+        encoded = mask.merge(mask.frPyObjects(polygons, *size))
+        with warnings.catch_warnings():
+            # pycocotools 2.0.11 and numpy 2
+            warnings.filterwarnings("ignore", message="__array__ implementation", category=DeprecationWarning)
+            found: NDArray[np.bool_] = mask.decode(encoded).astype(np.bool_)
+        return found
+
+
+def _area(thing: ObjectRecord) -> float:
+    """Of the outline where there is one (the shoelace formula), else of the box."""
+    if not thing.outline:
+        return max(thing.box_xywh[2], 0.0) * max(thing.box_xywh[3], 0.0)
+    areas = (np.dot(part[:, 0], np.roll(part[:, 1], -1)) - np.dot(part[:, 1], np.roll(part[:, 0], -1))
+             for part in thing.outline)
+    return sum(abs(float(area)) / 2 for area in areas)
+
+
+def _starts(counts: Sequence[int]) -> NDArray[np.int64]:
+    return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
