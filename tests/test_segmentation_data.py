@@ -69,7 +69,9 @@ def masks(folder: Path) -> None:
 def coco(folder: Path) -> None:
     (folder / "annotations").mkdir()
     for split in ("train", "val"):
-        (folder / f"{split}2017").mkdir()
+        for number in range(2):
+            (folder / f"{split}2017").mkdir(exist_ok=True)
+            Image.fromarray(np.zeros((6, 8), np.uint8)).save(folder / f"{split}2017" / f"{number}.jpg")
         small, large = ({"category_id": 3, "segmentation": box(0, 0, 8, 6), "area": area, "image_id": number}
                         for number, area in ((1, 1000), (2, 1001)))
         written = write(folder, small, large, images=2)
@@ -357,7 +359,7 @@ def test_the_check_finds_what_is_wrong_and_goes_on(tmp_path: Path) -> None:
     assert "size.jpg is 1 x 1 (height x width), its label map" in problems[0]
     assert "1 x 1 (unknown)" in problems[1]
     assert problems[2].startswith("val: ")
-    assert "1 image(s) without label map: a" in problems[2]
+    assert "images/val/a.jpg: an image without label map" in problems[2]
 
 
 def test_the_check_names_absent_classes_and_notes(tmp_path: Path) -> None:

@@ -114,6 +114,7 @@ def _box_findings(index: BoxIndex) -> Iterator[Finding]:
         f"classes {len(index.classes)}",
     )
     yield from (Finding("note", note) for note in index.notes)
+    yield from (Finding("problem", str(fault)) for fault in index.faults)
 
     def problem(i: int) -> str | None:
         try:
@@ -137,6 +138,7 @@ def _label_findings(index: LabelIndex) -> Iterator[Finding]:
             return str(reason)
 
     yield from (Finding("note", note) for note in index.notes)
+    yield from (Finding("problem", str(fault)) for fault in index.faults)
     counts, void_only = np.zeros(VOID + 1, np.int64), 0
     for result in _of_all(counted, len(index)):
         if isinstance(result, str):

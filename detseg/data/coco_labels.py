@@ -207,6 +207,8 @@ class _Drawn:
     def numbered(self) -> tuple[Outlines, NDArray[np.int64]]:
         """The outlines that are drawn, and where that of each box is among them."""
         shown = self.records >= 0
+        if 2 * shown.sum() > len(self.all_outlines.thin):
+            return self.all_outlines, self.records  # not worth a copy
         return self.all_outlines.select(self.records[shown]), np.where(shown, np.cumsum(shown) - 1, -1)
 
 
