@@ -238,7 +238,7 @@ HUGE = 10**400
         (changed("images", 1, width=40.5), "image 5", r"it is 50 x 40\.5 pixels large"),
         (changed("images", 1, width=2**40), "image 5", "it is 50 x 1099511627776 pixels large"),
         (changed("images", 1, width=None), "image 5",
-         "it has no 'width' and 'height', and they cannot be read from its file: .*No such file"),
+         "it has no 'width' and 'height', and its file does not tell them: no image a.jpg in .*: the folder does not"),
         (changed("images", 1, file_name="c.jpg"), "image 6", "its file c.jpg is that of image 5 too; list each file o"),
         (changed("annotations", 1, image_id=71), "annotation 2", "it is of the unknown image 71; add it to 'images'"),
         (changed("annotations", 1, image_id=None), "annotation 2", "it has no 'image_id'"),
@@ -508,7 +508,7 @@ def test_sizes_are_read_from_the_images(tmp_path: Path) -> None:
     (tmp_path / "images" / "2.jpg").write_bytes(b"no image")
     (fault,) = read({**CONTENT, "images": images, "annotations": []}, tmp_path).faults
     assert fault.where.endswith(": image 2")
-    assert re.search("cannot read from its file|cannot be read from its file: .*identify", fault.reason)
+    assert re.search(r"its file does not tell them: cannot read the image .*2\.jpg: it is no image", fault.reason)
 
 
 def test_images_are_found_under_other_names_and_those_that_are_not_are_named(tmp_path: Path) -> None:

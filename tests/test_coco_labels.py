@@ -19,7 +19,14 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
 from detseg.data.coco import COCO_80
-from detseg.data.coco_labels import VOC_OF_COCO, CocoLabels, OutlineLabels, read_coco_labels, read_instances_labels
+from detseg.data.coco_labels import (
+    VOC_OF_COCO,
+    CocoLabels,
+    OutlineLabels,
+    read_coco_labels,
+    read_instances_labels,
+    read_outline_labels,
+)
 from detseg.data.voc import VOC_21
 from detseg.structures import VOID, Classes
 
@@ -227,6 +234,16 @@ def test_instances_have_their_own_classes_and_the_smaller_lies_on_top(tmp_path: 
     ])  # fmt: skip
     turned = Classes(("cup", "background", "plate"), (200, 0, 3))
     assert index.relabel(turned).labels(0, (6, 8))[0].tolist() == [0, 0, 2, 2, 0, v, v, v]
+
+
+def test_the_classes_are_vocs_where_the_categories_are_cocos(tmp_path: Path) -> None:
+    things = [{"category_id": 3, "segmentation": box(0, 0, 8, 6), "area": area, "image_id": i}
+              for i, area in ((1, 1000), (2, 1001))]
+    index = read_outline_labels(write(tmp_path, *things, images=2), tmp_path / "images", more_than=1000)
+    assert (index.classes, index.image_ids.tolist()) == (VOC_21, [2])
+    path = write(tmp_path, *things, images=2, categories=PLATES)
+    own = read_outline_labels(path, tmp_path / "images", more_than=1000)
+    assert (own.classes.names, own.image_ids.tolist()) == (("background", "plate", "cup"), [1, 2])
 
 
 def test_an_image_without_instances_is_background(tmp_path: Path) -> None:

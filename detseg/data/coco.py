@@ -9,13 +9,13 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from detseg.data.annotation_cache import cached
 from detseg.data.box_index import BoxIndex
 from detseg.data.coco_file import CocoFile, parse_coco
 from detseg.data.faults import Fault
 from detseg.data.files import FileFinder
+from detseg.data.images import image_size
 from detseg.structures import Classes, Size
 
 _NAMES_BY_ID = {
@@ -160,9 +160,10 @@ def _sizes(
     absent = [i for i in np.flatnonzero(file.sizes[:, 0] == 0).tolist() if i not in reasons]
     sizes = file.sizes.copy()
     with ThreadPoolExecutor() as pool:
-        for i, found in zip(absent, pool.map(lambda i: _size_of(folder / names[i]), absent), strict=True):
+        paths = [folder / names[i] for i in absent]
+        for i, found in zip(absent, pool.map(_size_of, paths), strict=True):
             if isinstance(found, str):
-                reasons[i] = f"it has no 'width' and 'height', and they cannot be read from its file: {found}"
+                reasons[i] = f"it has no 'width' and 'height', and its file does not tell them: {found}"
             else:
                 sizes[i] = found
     return sizes, (f"{len(absent)} of {len(names)} images have no 'width' and 'height'; read from their files",
@@ -172,11 +173,9 @@ def _sizes(
 def _size_of(path: Path) -> Size | str:
     """(height, width) of an image as viewers show it, from its header; or why there is none."""
     try:
-        with Image.open(path) as image:
-            turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
-            return (image.width, image.height) if turned else (image.height, image.width)
-    except Exception as problem:  # decoders raise whatever their authors thought of
-        return str(problem) or type(problem).__name__
+        return image_size(path)
+    except (OSError, ValueError) as problem:
+        return str(problem)
 
 
 def _check_pixels(boxes: NDArray[np.float64], sizes: NDArray[np.int32]) -> None:

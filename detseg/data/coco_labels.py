@@ -135,10 +135,19 @@ def read_coco_labels(annotations: Path, images: Path, *, more_than: int | None =
     Raises FileNotFoundError, or ValueError where nothing can be read: it names the file, and what to do.
     """
     index = CocoIndex.read(annotations, images)
-    wanted = {source_id: name for source_id, name in COCO_80.used.items() if source_id in VOC_OF_COCO}
-    if not wanted.items() <= index.boxes.classes.used.items():
+    if not _has_vocs_classes(index.boxes.classes):
         raise ValueError(f"{annotations}: its categories are not COCO's, so they do not become VOC's classes. "
                          "`read_instances_labels` takes the file's own")
+    return _coco_labels(index, annotations, more_than)
+
+
+def _has_vocs_classes(classes: Classes) -> bool:
+    """Whether they are COCO's own, or at least those that are VOC's too, under COCO's ids."""
+    wanted = {source_id: name for source_id, name in COCO_80.used.items() if source_id in VOC_OF_COCO}
+    return wanted.items() <= classes.used.items()
+
+
+def _coco_labels(index: CocoIndex, annotations: Path, more_than: int | None) -> CocoLabels:
     label_of_class = np.array([VOC_OF_COCO.get(source_id, 0) for source_id in index.boxes.classes.source_ids], np.uint8)
     drawn = _drawn(index, annotations, label_of_class > 0)
     boxes, notes = drawn.boxes, drawn.notes
@@ -165,7 +174,18 @@ def read_instances_labels(annotations: Path, images: Path) -> InstanceLabels:
 
     Raises FileNotFoundError, or ValueError where nothing can be read: it names the file, and what to do.
     """
+    return _instances_labels(CocoIndex.read(annotations, images), annotations)
+
+
+def read_outline_labels(annotations: Path, images: Path, *, more_than: int | None = None) -> OutlineLabels:
+    """What `read_coco_labels` gives of a file with COCO's own categories, and `read_instances_labels` of any other."""
     index = CocoIndex.read(annotations, images)
+    if _has_vocs_classes(index.boxes.classes):
+        return _coco_labels(index, annotations, more_than)
+    return _instances_labels(index, annotations)
+
+
+def _instances_labels(index: CocoIndex, annotations: Path) -> InstanceLabels:
     try:
         classes, label_of_class = _with_background(index.boxes.classes)
     except ValueError as problem:
@@ -207,6 +227,8 @@ class _Drawn:
     def numbered(self) -> tuple[Outlines, NDArray[np.int64]]:
         """The outlines that are drawn, and where that of each box is among them."""
         shown = self.records >= 0
+        if 2 * shown.sum() > len(self.all_outlines.thin):
+            return self.all_outlines, self.records  # not worth a copy
         return self.all_outlines.select(self.records[shown]), np.where(shown, np.cumsum(shown) - 1, -1)
 
 
