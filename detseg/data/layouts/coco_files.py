@@ -10,8 +10,8 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 
 from detseg.data.box_index import BoxIndex
-from detseg.data.coco import COCO_80, read_coco
-from detseg.data.coco_labels import VOC_OF_COCO, read_coco_labels, read_instances_labels
+from detseg.data.coco import read_coco
+from detseg.data.coco_labels import read_outline_labels
 from detseg.data.files import FileFinder
 from detseg.data.label_index import LabelIndex
 from detseg.data.layouts.layout import Part, PartName
@@ -23,8 +23,6 @@ _PROBED_BYTES = 1 << 16
 _PROBED_NAMES = 3
 _LISTS = re.compile(rb'"(images|annotations|categories)"\s*:\s*\[')
 _CAPTIONS = re.compile(rb'"caption"\s*:')
-_CATEGORIES = re.compile(rb'"categories"\s*:\s*(?=\[)')
-_CATEGORIES_BYTES = 1 << 20
 _FILE_NAME = re.compile(rb'"file_name"\s*:\s*("(?:[^"\\]|\\.)*")')
 
 
@@ -78,23 +76,7 @@ def _labels(annotations: Path, images: Path, *, train: bool) -> LabelIndex:
     """The file's categories and background; VOC's classes where the categories are COCO's own, and of the training
     images then only those that show more than `MIN_OBJECT_PIXELS` of these."""
     _check_images(annotations, images)
-    if not _has_cocos_categories(annotations):
-        return read_instances_labels(annotations, images)
-    return read_coco_labels(annotations, images, more_than=MIN_OBJECT_PIXELS if train else None)
-
-
-def _has_cocos_categories(annotations: Path) -> bool:
-    """Whether COCO's categories that are VOC's classes too are in a file, under COCO's ids."""
-    with annotations.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        found = _CATEGORIES.search(content)
-        start = 0 if found is None else found.end()
-        text = content[start : start + _CATEGORIES_BYTES].decode("utf-8", "replace")
-        try:
-            categories, _ = json.JSONDecoder().raw_decode(text)
-            there = {category["id"]: category["name"] for category in categories}
-        except (KeyError, TypeError, ValueError):
-            return False  # the reader says what is wrong
-    return all(there.get(i) == COCO_80.used[i] for i in VOC_OF_COCO)
+    return read_outline_labels(annotations, images, more_than=MIN_OBJECT_PIXELS if train else None)
 
 
 def _check_images(annotations: Path, images: Path) -> None:
