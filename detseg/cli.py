@@ -30,8 +30,9 @@ def exit_code(work: Callable[[], None]) -> int:
         if error.name != "cv2":
             raise
         # albumentations brings the OpenCV without windows, mmcv the other over it: pip cannot say that one is enough.
-        print(f"error: {error}: OpenCV with windows needs a desktop's libraries; put the one without in its place: "
-              "pip install --force-reinstall --no-deps opencv-python-headless", file=sys.stderr)  # noqa: T201
+        message = (f"error: {error}: OpenCV with windows needs a desktop's libraries; put the one without in its "
+                   "place: pip install --force-reinstall --no-deps opencv-python-headless")
+        print(message, file=sys.stderr)  # noqa: T201
         return 1
     except (OSError, ArithmeticError) as error:  # FloatingPointError, and files that do not give what they should
         print(f"error: {_readable(error)}", file=sys.stderr)  # noqa: T201

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
+from typing import TypeAlias
 
 import argcomplete
-from argcomplete.completers import ChoicesCompleter, DirectoriesCompleter, FilesCompleter
+from argcomplete.completers import DirectoriesCompleter, FilesCompleter
 from argcomplete.shell_integration import shellcode
 
 from detseg.choices import SHELLS
 from detseg.config_files import built_in_configs
 from detseg.export.app_targets import TARGETS
 from detseg.export.formats import format_names
+
+Completer: TypeAlias = Callable[..., Iterable[str]]
 
 
 def completion_script(shell: str) -> str:
@@ -43,23 +46,23 @@ def _configs_and_files(prefix: str, **_: object) -> list[str]:
     return [*(name for name in built_in_configs() if name.startswith(prefix)), *FilesCompleter()(prefix)]
 
 
-def _nothing(**_: object) -> tuple[str, ...]:
-    return ()
+def _one_of(names: Iterable[str]) -> Completer:
+    return lambda **_: [*names]
 
 
-def _completer(action: argparse.Action, *, copied: bool) -> object | None:
+def _completer(action: argparse.Action, *, copied: bool) -> Completer | None:
     """By what help calls the value; None leaves it to argcomplete, which offers the choices or files."""
     metavar = action.metavar if isinstance(action.metavar, str) else ""
     if "CONFIG" in metavar:
         return _configs_and_files
     if metavar == "DIR":
         return DirectoriesCompleter()
-    known = {"FORMAT": format_names, "TARGET": lambda: [target.name for target in TARGETS]}
+    known: dict[str, Iterable[str]] = {
+        "FORMAT": format_names(), "TARGET": [target.name for target in TARGETS],
+        "NAME": built_in_configs() if copied else ()}
     if metavar in known and action.choices is None:
-        return ChoicesCompleter(known[metavar]())
-    if metavar == "NAME":
-        return ChoicesCompleter(built_in_configs()) if copied else _nothing
-    return _nothing if "VALUE" in metavar or action.type in (int, float) else None
+        return _one_of(known[metavar])
+    return _one_of(()) if "VALUE" in metavar or action.type in (int, float) else None
 
 
 def _add_completers(parser: argparse.ArgumentParser) -> None:

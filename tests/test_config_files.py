@@ -79,7 +79,8 @@ def test_every_config_describes_itself(name: str) -> None:
 def test_a_description_by_hand() -> None:
     assert describe_config(ROOT / "configs" / "fasterrcnn_v3_large_320_fpn.py") == ConfigFile(
         name="fasterrcnn_v3_large_320_fpn", path=ROOT / "configs" / "fasterrcnn_v3_large_320_fpn.py",
-        title="Faster R-CNN with a pyramid on MobileNetV3-Large at 320 pixels, for COCO: torchvision's, made for phones.",
+        title="Faster R-CNN with a pyramid on MobileNetV3-Large at 320 pixels, for COCO: torchvision's, made for "
+              "phones.",
         kind="detector", parameters=19_410_754, macs=1_005_994_880, region_macs=14_359_552, size=(320, 426),
         source="torchvision", score="22.8 AP on val2017")
 

@@ -9,7 +9,7 @@ import sys
 import sysconfig
 import venv
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,8 +58,8 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Environment:
 def test_the_wheel_holds_all_that_is_needed_and_nothing_else(installed: Environment) -> None:
     with zipfile.ZipFile(installed.wheel) as archive:
         names = set(archive.namelist())
-    expected = {path.relative_to(ROOT).as_posix() for folder in ("detseg", "heads") for path in (ROOT / folder).rglob("*")
-                if path.is_file() and "__pycache__" not in path.parts}
+    files = [path for folder in ("detseg", "heads") for path in (ROOT / folder).rglob("*") if path.is_file()]
+    expected = {path.relative_to(ROOT).as_posix() for path in files if "__pycache__" not in path.parts}
     expected |= {f"detseg/configs/{path.name}" for path in (ROOT / "configs").glob("*.py")}
     assert {name for name in names if ".dist-info/" not in name} == expected
     assert {"detseg/py.typed", "heads/py.typed", "detseg/demo/web/index.html"} <= expected
