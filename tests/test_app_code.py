@@ -239,7 +239,7 @@ def test_the_command_lists_the_targets(capsys: pytest.CaptureFixture[str]) -> No
 
 @pytest.mark.parametrize(("arguments", "code", "message"), [
     ([], 2, "name an exported file, or list the targets with --targets"),
-    (["raw.onnx"], 2, "raw.onnx ends with raw predictions, and app code reads final ones: write it again with python "
+    (["raw.onnx"], 2, "raw.onnx ends with raw predictions, and app code reads final ones: write it again with "
                       "detseg export RUN --format onnx --contract final"),
     (["final.pt2", "--target", "cpp-executorch"], 2,
      "there is no app code for pt2 files such as final.pt2; export with --format coreml or executorch or litert or "
