@@ -118,7 +118,7 @@ model = detseg.load("runs/x")
 reveal_type(model)
 reveal_type(model.classes.names)
 backbone = mobilenet_v3_large(width=0.5, taps=("c5",))
-reveal_type(backbone.specs)
+reveal_type(backbone.specs["c5"].channels)
 reveal_type(SSDLite.decode)
 mobilenet_v3_large(widht=0.5)
 """
@@ -133,7 +133,7 @@ def test_a_users_program_is_checked_against_its_types(installed: Environment, tm
     lines = [line.partition(": ")[2] for line in done.stdout.splitlines()]
     assert lines[:3] == ['note: Revealed type is "detseg.api.Model"',
                          'note: Revealed type is "tuple[str, ...]"',
-                         'note: Revealed type is "dict[str, detseg.interfaces.FeatureSpec]"'], done.stdout
+                         'note: Revealed type is "int"'], done.stdout
     assert lines[3].startswith('note: Revealed type is "def (self: heads.ssdlite.SSDLite, raw: ')
     assert lines[4].startswith('error: Unexpected keyword argument "widht" for "mobilenet_v3_large"')
-    assert lines[-1].startswith("1 error in 1 file") or "Found 1 error in 1 file" in done.stdout
+    assert "Found 1 error in 1 file" in done.stdout
