@@ -4,9 +4,10 @@ Paper: Sandler et al. 2018, arXiv 1801.04381, Table 7: 75.7 mIoU on val, 4.52 M 
 training on COCO too. Wiring: TensorFlow's DeepLab, on the 320 channels before the last convolution. Recipe: Chen et al.
 2017, arXiv 1706.05587, section 4 (30,000 steps with 16 images, 45 epochs of the 10,582 of trainaug), from ImageNet
 weights: --weights mobilenet_v2. TensorFlow pads the images to 513 x 513; here they are enlarged to it, by 3 %.
+Source: TensorFlow; 75.7 mIoU on VOC val.
 Cost: 4,523,541 parameters, 5,363,508,928 multiply-adds at 513 x 513.
 
-    python tools/train.py configs/deeplabv3_v2_voc.py --data data/voc --weights mobilenet_v2
+    detseg train deeplabv3_v2_voc --data data/voc --weights mobilenet_v2
 """
 
 from dataclasses import replace

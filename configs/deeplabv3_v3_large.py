@@ -5,9 +5,10 @@ Wiring and recipe: torchvision's deeplabv3_mobilenet_v3_large; its weights reach
 (91.2 % of the pixels) and load with --weights deeplabv3_mobilenet_v3_large. Train from ImageNet weights as it does:
 --weights mobilenet_v3_large. Two things differ: torchvision takes ten times the learning rate for the auxiliary
 classifier, and its 8 processes share BatchNorm's statistics, while here each has those of its own images.
-Cost: 11,029,328 parameters, 3,851 of them the auxiliary classifier's; 10.44 B multiply-adds at 520 x 520 without it.
+Source: torchvision; 60.3 mIoU on COCO, VOC's classes.
+Cost: 11,029,328 parameters, 13,937,800,214 multiply-adds at 520 x 693.
 
-    python tools/train.py configs/deeplabv3_v3_large.py --data data/coco --weights mobilenet_v3_large
+    detseg train deeplabv3_v3_large --data data/coco --weights mobilenet_v3_large
 """
 
 

@@ -5,9 +5,10 @@ arXiv 2404.10518. Nobody has published an AP of the three together. Any backbone
 its place. Recipe: that of fasterrcnn_v3_large_320_fpn.py, with the stochastic depth of the paper's ImageNet training;
 the weights of timm's mobilenetv4_conv_medium fit (--weights FILE). The pyramid has 128 channels, because on its finest
 map the usual 256 would cost more than the backbone.
-Cost: 15,653,748 parameters; 5,954,712,960 multiply-adds at 320 x 426, and 7,885,824 for each region.
+Source: own; none published.
+Cost: 15,653,748 parameters, 5,954,712,960 multiply-adds at 320 x 426, and 7,885,824 for each region.
 
-    python tools/train.py configs/fasterrcnn_v4_conv_medium_fpn.py --data data/coco
+    detseg train fasterrcnn_v4_conv_medium_fpn --data data/coco
 """
 
 from detseg.backbones.mobilenet_v4 import mobilenet_v4_conv_medium

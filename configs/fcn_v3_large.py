@@ -5,9 +5,10 @@ Wiring and recipe: torchvision's FCN with its MobileNetV3-Large. It ships no wei
 on the images of val2017 (90.9 % of the pixels) in "Everything you need to know about TorchVision's MobileNetV3
 implementation". Train from ImageNet weights as they did: --weights mobilenet_v3_large. What differs is what differs in
 deeplabv3_v3_large.
-Cost: 5,054,944 parameters, 3,851 of them the auxiliary classifier's.
+Source: torchvision; 57.8 mIoU on COCO, VOC's classes.
+Cost: 5,054,944 parameters, 5,624,099,414 multiply-adds at 520 x 693.
 
-    python tools/train.py configs/fcn_v3_large.py --data data/coco --weights mobilenet_v3_large
+    detseg train fcn_v3_large --data data/coco --weights mobilenet_v3_large
 """
 
 

@@ -7,9 +7,10 @@ load with --weights FILE.
 Four things differ: its learning rate ends at 1e-4 and here at 0, its 4 processes share BatchNorm's statistics, its loss
 is divided by all pixels and here by those that count, and it starts from ImageNet weights of its own, for which
 torchvision's stand in.
+Source: mmsegmentation; 69.5 mIoU on Cityscapes val.
 Cost: 3,284,547 parameters, 68,999,323,520 multiply-adds at 1024 x 2048.
 
-    python tools/train.py configs/lraspp_v3_large_openmmlab.py --data data/cityscapes --weights mobilenet_v3_large
+    detseg train lraspp_v3_large_openmmlab --data data/cityscapes --weights mobilenet_v3_large
 """
 
 from dataclasses import replace

@@ -7,9 +7,10 @@ Wiring and recipe: torchvision's lraspp_mobilenet_v3_large; its weights reach 57
 (91.2 % of the pixels) and load with --weights lraspp_mobilenet_v3_large. Train from ImageNet weights as it does:
 --weights mobilenet_v3_large. One thing differs: its 8 processes share BatchNorm's statistics, while here each has those
 of its own images.
-Cost: 3,221,538 parameters, 2,086,219,688 multiply-adds at 520 x 520.
+Source: torchvision; 57.9 mIoU on COCO, VOC's classes.
+Cost: 3,221,538 parameters, 2,782,864,064 multiply-adds at 520 x 693.
 
-    python tools/train.py configs/lraspp_v3_large_torchvision.py --data data/coco --weights mobilenet_v3_large
+    detseg train lraspp_v3_large_torchvision --data data/coco --weights mobilenet_v3_large
 """
 
 

@@ -5,9 +5,10 @@ Nobody has published an mIoU of LR-ASPP on it. The head stands on the last block
 behind it, which TensorFlow's MobileNetV4 does not offer to heads either.
 Recipe: that of lraspp_v2.py, with the stochastic depth of the paper's ImageNet training, from timm's weights of
 mobilenetv4_conv_medium (--weights FILE), whose mean and std are ImageNet's.
+Source: paper's head; none published.
 Cost: 7,026,902 parameters, 34,231,156,736 multiply-adds at 1024 x 2048.
 
-    python tools/train.py configs/lraspp_v4_conv_medium.py --data data/cityscapes --weights FILE
+    detseg train lraspp_v4_conv_medium --data data/cityscapes --weights FILE
 """
 
 

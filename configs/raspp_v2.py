@@ -6,9 +6,10 @@ Paper: Sandler et al. 2018, arXiv 1801.04381, Table 7, the bold row: 75.3 mIoU o
 Recipe: TensorFlow's DeepLab for VOC (Chen et al. 2017, arXiv 1706.05587, section 4: 30,000 steps with 16 images, 45
 epochs of the 10,582 of trainaug, poly 0.9), from ImageNet weights: --weights mobilenet_v2. TensorFlow pads the images
 to 513 x 513; here they are enlarged to it, by 3 %.
+Source: TensorFlow; 75.3 mIoU on VOC val.
 Cost: 2,113,557 parameters, 2,740,709,056 multiply-adds at 513 x 513.
 
-    python tools/train.py configs/raspp_v2.py --data data/voc --weights mobilenet_v2
+    detseg train raspp_v2 --data data/voc --weights mobilenet_v2
 """
 
 from dataclasses import replace

@@ -4,10 +4,11 @@ Paper: Howard et al. 2019, arXiv 1905.02244, Table 7, row 6: 71.9 mIoU on val, 1
 trained from scratch on the fine annotations; row 5 (72.6 mIoU, 3.60 M) with --set model.reduced_tail=false.
 The paper prints no schedule. Here it is that of TensorFlow's DeepLab for Cityscapes in size and length (crops of 769,
 90,000 steps with 16 images, poly 0.9) with mmsegmentation's learning rate.
+Source: paper; 71.9 mIoU on Cityscapes val.
 Cost: 1,762,435 parameters, 10,830,137,472 multiply-adds at 1024 x 2048.
 
-    python tools/train.py configs/raspp_v3_large.py --data data/cityscapes
-    torchrun --nproc_per_node 8 tools/train.py configs/raspp_v3_large.py --data data/cityscapes
+    detseg train raspp_v3_large --data data/cityscapes
+    torchrun --nproc_per_node 8 -m detseg train raspp_v3_large --data data/cityscapes
 """
 
 

@@ -5,9 +5,10 @@ against SSDLite's. Nobody has published an AP of exactly this network. TensorFlo
 and with lighter extra maps or predictors in all versions of its config, reaches 22 mAP on a part of val.
 Recipe: that config's, with ImageNet weights to begin with: batch 24 for 800,000 steps, in which the learning rate falls
 by a twentieth; here it is constant. Its classes have sigmoids of their own, here they share SSD's softmax.
+Source: paper; none published.
 Cost: 17,000,501 parameters, 1,870,281,472 multiply-adds at 320 x 320.
 
-    python tools/train.py configs/ssd_v2.py --data data/coco --weights mobilenet_v2
+    detseg train ssd_v2 --data data/coco --weights mobilenet_v2
 """
 
 from detseg.backbones.mobilenet_v2 import mobilenet_v2

@@ -4,9 +4,10 @@ Paper: Tan et al. 2019, arXiv 1807.11626, Table 3 (23.0 AP on test-dev, 4.9 M pa
 that of ssdlite_v2.py. Gates are as in the authors' code and timm's semnasnet_100, whose weights fit (--weights FILE).
 The MobileNetV3 paper counts 4.88 M parameters without BatchNorm, which needs gates rounded to multiples of 8
 (squeeze_rounding="divisible"); so made, this network has 4,929,967 parameters with BatchNorm.
+Source: papers; 23.0 AP on test-dev.
 Cost: 4,912,181 parameters, 837,819,232 multiply-adds at 320 x 320.
 
-    python tools/train.py configs/ssdlite_mnasnet.py --data data/coco
+    detseg train ssdlite_mnasnet --data data/coco
 """
 
 from detseg.backbones.mnasnet import mnasnet_a1

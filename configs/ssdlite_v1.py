@@ -3,9 +3,10 @@
 Paper: Sandler et al. 2018, arXiv 1801.04381, Table 6 (22.2 AP on test-dev, 5.1 M parameters, 1.3 B multiply-adds); the
 backbone is that of Howard et al. 2017, arXiv 1704.04861. Recipe: that of ssdlite_v2.py.
 Input: -1..1, as timm's mobilenetv1_100 expects, whose weights fit (--weights FILE).
+Source: papers; 22.2 AP on test-dev.
 Cost: 5,100,661 parameters, 1,309,162,944 multiply-adds at 320 x 320.
 
-    python tools/train.py configs/ssdlite_v1.py --data data/coco
+    detseg train ssdlite_v1 --data data/coco
 """
 
 from detseg.backbones.mobilenet_v1 import mobilenet_v1

@@ -4,10 +4,11 @@ Paper: Howard et al. 2019, arXiv 1905.02244, Table 6 ("V3+": 22.0 AP on test-dev
 Wiring and recipe: torchvision's ssdlite320_mobilenet_v3_large, trained from scratch; its weights reach 21.3 AP on
 val2017 and load with --weights ssdlite320_mobilenet_v3_large. Two things differ: torchvision warms up within its first
 epoch, over 1,000 of its steps, and keeps no average of the weights.
+Source: torchvision; 21.3 AP on val2017.
 Cost: 3,440,060 parameters, 583,171,904 multiply-adds at 320 x 320.
 
-    python tools/train.py configs/ssdlite_v3_large.py --data data/coco
-    torchrun --nproc_per_node 8 tools/train.py configs/ssdlite_v3_large.py --data data/coco
+    detseg train ssdlite_v3_large --data data/coco
+    torchrun --nproc_per_node 8 -m detseg train ssdlite_v3_large --data data/coco
 """
 
 from detseg.backbones.mobilenet_v3 import mobilenet_v3_large

@@ -4,9 +4,10 @@ Paper: Howard et al. 2019, arXiv 1905.02244, Table 6 ("V3-Small+": 16.1 AP on te
 BatchNorm; TensorFlow's model zoo gives 15.4 AP on a part of val).
 Wiring and recipe: TensorFlow's ssdlite_mobilenet_v3_small config: three anchors on the first map, focal loss with a
 background column, batch 512 for 800,000 steps, which is 3,500 epochs, from scratch.
+Source: TensorFlow; 16.1 AP on test-dev.
 Cost: 1,785,743 parameters, 162,303,424 multiply-adds at 320 x 320.
 
-    python tools/train.py configs/ssdlite_v3_small.py --data data/coco
+    detseg train ssdlite_v3_small --data data/coco
 """
 
 from detseg.backbones.mobilenet_v3 import mobilenet_v3_small

@@ -3,9 +3,10 @@
 Paper of the backbone: Qin et al. 2024, arXiv 2404.10518. Nobody has published an AP of SSDLite on it; the paper's own
 detector is RetinaNet. Recipe: that of ssdlite_v2.py, with the stochastic depth of the paper's ImageNet training.
 Input: ImageNet's mean and std, as timm's mobilenetv4_conv_medium expects, whose weights fit (--weights FILE).
+Source: papers' head; none published.
 Cost: 9,170,501 parameters, 1,878,423,744 multiply-adds at 320 x 320.
 
-    python tools/train.py configs/ssdlite_v4_conv_medium.py --data data/coco
+    detseg train ssdlite_v4_conv_medium --data data/coco
 """
 
 from detseg.backbones.mobilenet_v4 import mobilenet_v4_conv_medium

@@ -3,9 +3,10 @@
 Paper of the backbone: Qin et al. 2024, arXiv 2404.10518. Nobody has published an AP of SSDLite on it; the paper's own
 detector is RetinaNet. Recipe: that of ssdlite_v2.py, with the stochastic depth of the paper's ImageNet training.
 Input: ImageNet's mean and std, as timm's mobilenetv4_conv_small expects, whose weights fit (--weights FILE).
+Source: papers' head; none published.
 Cost: 3,122,645 parameters, 527,012,544 multiply-adds at 320 x 320.
 
-    python tools/train.py configs/ssdlite_v4_conv_small.py --data data/coco
+    detseg train ssdlite_v4_conv_small --data data/coco
 """
 
 from detseg.backbones.mobilenet_v4 import mobilenet_v4_conv_small

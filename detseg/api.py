@@ -15,11 +15,12 @@ from torch import Tensor
 
 from detseg import checkpoint as checkpoints
 from detseg import config as configs
+from detseg.choices import Engine
 from detseg.config import Config, Data
 from detseg.data.images import read_image, to_rgb
 from detseg.data.loading import spread
 from detseg.data.location import Location, read_validation
-from detseg.engine import Engine, OnnxRuntimePredictor, with_engine
+from detseg.engine import OnnxRuntimePredictor, with_engine
 from detseg.export.artefact import Artefact, is_artefact, open_artefact
 from detseg.export.convert import Exported, Source, export
 from detseg.export.format import Options

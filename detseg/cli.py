@@ -1,10 +1,18 @@
-"""How every command ends: an exit code, a message instead of a traceback for a mistake, and an answer on stderr."""
+"""How every command begins and ends: its parser; an exit code, and a message instead of a traceback for a mistake."""
 
 from __future__ import annotations
 
+import argparse
 import io
 import sys
 from collections.abc import Callable
+
+
+def command_parser(module: str, doc: str | None) -> argparse.ArgumentParser:
+    """A parser for `detseg VERB`, whatever ran it, with a module's docstring as help; its last name is the verb."""
+    verb = module.rpartition(".")[2].replace("_", "-")
+    return argparse.ArgumentParser(
+        prog=f"detseg {verb}", description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
 
 
 def exit_code(work: Callable[[], None]) -> int:
@@ -22,6 +30,14 @@ def exit_code(work: Callable[[], None]) -> int:
     except (ValueError, FileNotFoundError) as error:
         print(f"error: {_readable(error)}", file=sys.stderr)  # noqa: T201
         return 2
+    except ImportError as error:
+        if error.name != "cv2":
+            raise
+        # albumentations brings the OpenCV without windows, mmcv the other over it: pip cannot say that one is enough.
+        message = (f"error: {error}: OpenCV with windows needs a desktop's libraries; put the one without in its "
+                   "place: pip install --force-reinstall --no-deps opencv-python-headless")
+        print(message, file=sys.stderr)  # noqa: T201
+        return 1
     except (OSError, ArithmeticError) as error:  # FloatingPointError, and files that do not give what they should
         print(f"error: {_readable(error)}", file=sys.stderr)  # noqa: T201
         return 1

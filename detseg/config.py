@@ -5,7 +5,6 @@ A config is Python that calls constructors and leaves one `experiment` behind. I
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import traceback
 import types
@@ -16,6 +15,7 @@ from typing import Any, Literal, Protocol, TypeAlias, get_args
 
 from torch import nn
 
+from detseg.config_files import find_config
 from detseg.config_module import run_config
 from detseg.data.faults import Fault
 from detseg.interfaces import Dataset, Losses, Metric, Task, TrainingBatch
@@ -244,10 +244,12 @@ class Config:
 
 
 def load(path: Path, overrides: Sequence[str] = (), *, sample: bool = False) -> Config:
-    """Reads a config file and applies `--sample` and the texts `name=value` of `--set`, in this order.
+    """Reads a config file, or the one of this name that comes with detseg, and applies `--sample` and the texts
+    `name=value` of `--set`, in this order.
 
     ValueError says in a line or two what is wrong with the file or a text, FileNotFoundError that there is no file.
     """
+    path = find_config(path)
     module, text = _run_file(path)
     experiment = vars(module).get("experiment")
     if type(experiment) is not Experiment:
@@ -271,10 +273,6 @@ def resolve_classes(experiment_classes: Classes, data_classes: Classes) -> Class
 
 
 def _run_file(path: Path) -> tuple[types.ModuleType, str]:
-    if not path.is_file():
-        others = sorted(str(other) for other in path.parent.glob("*.py")) if path.parent.is_dir() else []
-        near = difflib.get_close_matches(str(path), others, n=1, cutoff=0.5)
-        raise FileNotFoundError(f"there is no config {path}" + (f"; did you mean {near[0]}?" if near else ""))
     content = path.read_bytes()
     try:
         module = run_config(path, content)

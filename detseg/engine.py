@@ -13,7 +13,7 @@ import platform
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_unflat
 
 from detseg.atomic import atomic_write
 from detseg.cache import cache_folder
+from detseg.choices import ENGINES, Engine
 from detseg.export.convert import weights_digest
 from detseg.export.format import Run
 from detseg.export.formats import onnx
@@ -30,9 +31,6 @@ from detseg.interfaces import Task
 from detseg.model import Predictor
 from detseg.resize import Resize
 from detseg.structures import Classes
-
-Engine: TypeAlias = Literal["torch", "onnxruntime"]
-ENGINES: tuple[Engine, ...] = get_args(Engine)
 
 CACHE = "onnxruntime"
 """Converted networks lie in the cache folder of this name."""

@@ -1,4 +1,4 @@
-"""One step of training, as `fit` takes it and `tools/benchmark.py` times it."""
+"""One step of training, as `fit` takes it and `detseg benchmark` times it."""
 
 from __future__ import annotations
 

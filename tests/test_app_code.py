@@ -20,8 +20,9 @@ import torch
 from PIL import Image
 
 import detseg
-from detseg.export.app_code import NOT_RUN, RUN, TARGETS, Target, app_code, source, target_named, targets_for
+from detseg.export.app_code import app_code, source, targets_for
 from detseg.export.app_docs import example, fill, write_docs
+from detseg.export.app_targets import NOT_RUN, RUN, TARGETS, Target, target_named
 from detseg.export.artefact import open_artefact
 from detseg.export.contract import ExportedNetwork, Input, output_specs, task_values
 from detseg.export.convert import Source, export
@@ -238,14 +239,14 @@ def test_the_command_lists_the_targets(capsys: pytest.CaptureFixture[str]) -> No
 
 @pytest.mark.parametrize(("arguments", "code", "message"), [
     ([], 2, "name an exported file, or list the targets with --targets"),
-    (["raw.onnx"], 2, "raw.onnx ends with raw predictions, and app code reads final ones: write it again with python "
-                      "tools/export.py RUN --format onnx --contract final"),
+    (["raw.onnx"], 2, "raw.onnx ends with raw predictions, and app code reads final ones: write it again with "
+                      "detseg export RUN --format onnx --contract final"),
     (["final.pt2", "--target", "cpp-executorch"], 2,
      "there is no app code for pt2 files such as final.pt2; export with --format coreml or executorch or litert or "
      "onnx"),
     (["final.onnx", "--target", "kotlin-litert"], 2,
      "kotlin-litert runs litert files, final.onnx is of onnx: take --target kotlin-onnxruntime or "
-     "cpp-onnxruntime or js-onnxruntime, or a file of tools/export.py RUN --format litert"),
+     "cpp-onnxruntime or js-onnxruntime, or a file of detseg export RUN --format litert"),
     (["final.onnx", "--target", "kotlin-liter"], 2, "there is no target 'kotlin-liter'; did you mean kotlin-litert?"),
     (["none.onnx"], 2, "there is no file none.onnx"),
     (["runs/one"], 2, "runs/one is no exported file; those end in "),
@@ -268,7 +269,7 @@ def test_what_a_user_does_wrong(
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_docs_show_what_the_command_writes(page: Path) -> None:
     text = page.read_text("utf-8")
-    assert fill(text, configs=ROOT / "configs") == text, "python tools/app_code.py --docs writes it again"
+    assert fill(text, configs=ROOT / "configs") == text, "detseg app-code --docs writes it again"
 
 
 def test_docs_have_a_page_for_everything() -> None:
@@ -353,7 +354,7 @@ def assert_same(
     program: list[str | Path], path: Path, folder: Path, capsys: pytest.CaptureFixture[str], *,
     number: int | None = None,
 ) -> None:
-    """A program gives for every picture, or some, what `detseg.load` gives, and what tools/predict.py wrote down."""
+    """A program gives for every picture, or some, what `detseg.load` gives, and what detseg predict wrote down."""
     model = detseg.load(path)
     segmenter = model.task.label_maps
     (folder / "png").mkdir()
@@ -569,7 +570,7 @@ def test_kotlin_does_the_arithmetic_of_python(number: int, kotlin: list[str | Pa
 @pytest.mark.slow
 @pytest.mark.parametrize("head", HEADS)
 def test_litert_s_compiled_model_is_used_as_the_kotlin_code_does(head: str, tmp_path: Path) -> None:
-    """In Python: bytes written as int8, outputs by name. `tools/predict.py` uses the interpreter."""
+    """In Python: bytes written as int8, outputs by name. `detseg predict` uses the interpreter."""
     from ai_edge_litert.compiled_model import CompiledModel
 
     path = _exported(tmp_path, "litert", head, RESIZES[0], "uint8", "nhwc")

@@ -17,7 +17,8 @@ from .conftest import ROOT
 PACKAGES = ("detseg", "heads")
 HEADS_MAY_IMPORT = {f"detseg.{name}" for name in ("interfaces", "structures", "layers", "ops")}
 FLOORS = (
-    ("commands",),
+    ("__main__",),
+    ("commands", "completion"),
     ("api", "benchmark", "demo", "openmmlab", "train"),
     ("engine", "evaluate", "export", "recipes", "run_folder", "training_step", "weights"),
     ("checkpoint", "config", "predict"),
@@ -28,7 +29,8 @@ FLOORS = (
     ("ops",),
     ("interfaces",),
     ("resize",),
-    ("atomic", "cache", "cli", "config_module", "cost", "launch", "memory", "settings", "structures"),
+    ("atomic", "cache", "choices", "cli", "config_files", "config_module", "cost", "launch", "memory", "settings",
+     "structures"),
 )
 """The rooms of detseg from the top down; a room imports from floors below its own, or from beside it."""
 NO_ROOMS = {"utils", "util", "common", "helpers", "misc"}

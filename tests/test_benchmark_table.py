@@ -30,7 +30,7 @@ def _without_latency(table: str) -> list[str]:
 def test_the_readme_has_what_the_command_prints() -> None:
     """But for the milliseconds, which belong to a machine."""
     text = (ROOT / "README.md").read_text("utf-8")
-    assert (text.count(START), text.count(END)) == (1, 1), "python tools/backbone_table.py prints the whole table"
+    assert (text.count(START), text.count(END)) == (1, 1), "detseg backbone-table prints the whole table"
     told = text[text.index(START):text.index(END)]
     assert _without_latency(told) == _without_latency(markdown(_rows(), {each.name: 0.0 for each in _rows()}))
     assert len(_without_latency(told)) == len(builders())

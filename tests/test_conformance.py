@@ -73,7 +73,7 @@ def test_its_docstring_says_what_it_is(name: str) -> None:
     text = ast.get_docstring(ast.parse(CONFIGS[name].read_bytes()))
     assert text is not None
     assert re.search(r"arXiv \d{4}\.\d{5}", text), "the paper"
-    command = rf"^    (python|torchrun .*) tools/train\.py configs/{name}\.py"
+    command = rf"^    (torchrun .* -m )?detseg train {name} --data "
     assert re.search(command, text, re.MULTILINE), "the command"
     score = r"\d\d\.\d (AP|mIoU)|0\.\d+ (AP|mIoU)|(AP|mIoU).*benchmarks\.md|Nobody has published an? (AP|mIoU)"
     assert re.search(score, text), "the expected score"

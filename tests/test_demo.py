@@ -34,11 +34,11 @@ from PIL import Image, ImageCms
 
 import detseg
 from detseg.api import Boxes, LabelMap
+from detseg.choices import CONTRACTS
 from detseg.demo import runtime as runtimes
 from detseg.demo.page import MOST_SAMPLES, PAGE_FILES, described, open_for_page, write_page
 from detseg.demo.runtime import FILES, runtime_folder
 from detseg.demo.serve import PageServer, network_addresses, open_server
-from detseg.export.contract import CONTRACTS
 from detseg.export.convert import Source, export
 from detseg.export.formats import format_named
 from detseg.export.formats.onnx import FORMAT
@@ -172,7 +172,7 @@ def test_a_page_replaces_a_page_and_nothing_else(exported: Any, stand_in: Path, 
 
 def test_files_that_the_page_cannot_run_are_refused(exported: Any, tmp_path: Path) -> None:
     file = exported("labels-bytes")
-    again = r"export its checkpoint runs/labels-bytes/best.pt again: python tools/export.py RUN --format onnx"
+    again = r"export its checkpoint runs/labels-bytes/best.pt again: detseg export RUN --format onnx"
     for contract in CONTRACTS[:2]:
         (tmp_path / "other.onnx").write_bytes(FORMAT.content(file))
         changed = replace(open_for_page(file).manifest, contract=contract)
@@ -181,7 +181,7 @@ def test_files_that_the_page_cannot_run_are_refused(exported: Any, tmp_path: Pat
             open_for_page(tmp_path / "other.onnx")
     with pytest.raises(ValueError, match=f"is for PyTorch.*, and the page runs ONNX files; {again}"):
         open_for_page(exported("labels-bytes", name="pt2"))
-    with pytest.raises(ValueError, match=r"is a folder, .*if it is a run: python tools/export.py .* --format onnx"):
+    with pytest.raises(ValueError, match=r"is a folder, .*if it is a run: detseg export .* --format onnx"):
         open_for_page(tmp_path)
     (tmp_path / "x.jpg").touch()
     with pytest.raises(ValueError, match=r"x\.jpg is no exported file; those end in"):

@@ -16,7 +16,8 @@ from detseg.api import Model
 from detseg.benchmark import predictor as benchmark
 from detseg.benchmark.synthetic import OneConvolution
 from detseg.cache import cache_folder
-from detseg.engine import CACHE, ENGINES, OnnxRuntimePredictor, with_engine
+from detseg.choices import ENGINES
+from detseg.engine import CACHE, OnnxRuntimePredictor, with_engine
 from detseg.interfaces import Task
 from detseg.model import Predictor
 from detseg.predict import predict_image

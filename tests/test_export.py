@@ -26,9 +26,10 @@ import torch
 from torch import Tensor
 
 from detseg.benchmark.synthetic import OneConvolution
+from detseg.choices import CONTRACTS, Contract
 from detseg.data.images import read_image
 from detseg.export.artefact import Artefact, open_artefact
-from detseg.export.contract import CONTRACTS, Contract, Input
+from detseg.export.contract import Input
 from detseg.export.convert import Exported, ParityError, Source, check, check_options, export
 from detseg.export.format import Format, Options
 from detseg.export.formats import format_named, format_of, formats

@@ -205,7 +205,7 @@ def test_several_processes_train_and_evaluate_like_one(capsys: pytest.CaptureFix
 def test_torchrun_trains_like_one_process() -> None:
     overrides = ["model.batch_norm=false", "model.dropout=0", "schedule.epochs=6"]
     weights = str(run(*overrides[:2], out="before").run.last)
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", str(ROOT / "tools" / "train.py"),
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "detseg", "train",
                "brightness.py", "--data", "data", "--out", "two", "--weights", weights, "--set", *overrides]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     subprocess.run(command, env=environment, check=True, capture_output=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from detseg.benchmark.format_table import END, START
-from detseg.export.contract import CONTRACTS
+from detseg.choices import CONTRACTS
 from detseg.export.formats import formats
 
 from . import discovery

@@ -72,7 +72,7 @@ def tapped(module: nn.Module, taps: Mapping[str, str], *, size: Size = (320, 320
     taps: from the name of a feature here ("c4", or any text) to the path of the module in the trunk ("blocks.4"), which
     must run once in a forward and give one tensor [B, C, H, W]. size: of the images that the network will see.
     Channels and strides are measured there and at a larger size, and the features compared with the trunk's, in
-    training and in evaluation. `tools/check_backbone.py` tells what becomes of other sizes.
+    training and in evaluation. `detseg check-backbone` tells what becomes of other sizes.
 
     ValueError where a module does not exist, where the way to it cannot be recorded, and where what it gives is no
     feature.

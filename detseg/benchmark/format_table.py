@@ -10,15 +10,15 @@ from typing import NamedTuple
 
 from detseg import config as configs
 from detseg.benchmark import synthetic
+from detseg.choices import CONTRACTS, Contract
 from detseg.config import Config
-from detseg.export.contract import CONTRACTS, Contract
 from detseg.export.convert import ParityError, Source, check_options, export
 from detseg.export.format import Format
 from detseg.export.parity import Parity
 from detseg.model import Predictor
 from detseg.recipes import sample_pictures
 
-START, END = "<!-- python tools/format_table.py -->", "<!-- end of the table -->"
+START, END = "<!-- detseg format-table -->", "<!-- end of the table -->"
 """What stands around the table in a document."""
 
 

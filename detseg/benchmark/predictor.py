@@ -26,9 +26,10 @@ from rich.table import Table
 from detseg import config as configs
 from detseg.benchmark import synthetic
 from detseg.benchmark.references import Agreement, Reference, reference_of
+from detseg.choices import Engine
 from detseg.config import Config
 from detseg.cost import Timing, count_macs, count_parameters, threads, time_alternating
-from detseg.engine import Engine, with_engine
+from detseg.engine import with_engine
 from detseg.memory import keep_freed_memory
 from detseg.model import Predictor
 from detseg.predict import predict_image

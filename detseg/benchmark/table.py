@@ -19,7 +19,7 @@ SIZE: Size = (224, 224)
 TAPS = ("c2", "c3", "c4", "c4.expansion", "c5.bottleneck", "c5")
 """Those that the table tells."""
 
-START, END = "<!-- python tools/backbone_table.py -->", "<!-- end of the table -->"
+START, END = "<!-- detseg backbone-table -->", "<!-- end of the table -->"
 """What stands around the table in a document."""
 
 

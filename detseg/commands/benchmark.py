@@ -1,8 +1,8 @@
 """Measures what a config's network costs on this CPU.
 
-    python tools/benchmark.py CONFIG [--against torchvision] [--size HEIGHT WIDTH] [--threads N] [--json FILE]
+    detseg benchmark CONFIG [--against torchvision] [--size HEIGHT WIDTH] [--threads N] [--json FILE]
         [--set a.b=c ...]
-    python tools/benchmark.py CONFIG --artefact FILE|FORMAT ... [--candidates N ...] [--against torchvision]
+    detseg benchmark CONFIG --artefact FILE|FORMAT ... [--candidates N ...] [--against torchvision]
         [--adb DIR] ...
 
 Parameters, multiply-adds, the latency of the network and of a whole prediction, and the time of a training step: see
@@ -16,19 +16,22 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from detseg.atomic import write_text
-from detseg.benchmark.artefacts import ArtefactFigures, measure_artefacts
-from detseg.benchmark.predictor import Figures, Setup, measure
-from detseg.cli import exit_code
-from detseg.engine import ENGINES
-from detseg.report.console import plain_console
+from detseg.choices import ENGINES
+from detseg.cli import command_parser, exit_code
+from detseg.config_files import CONFIG_HELP, find_config
+
+if TYPE_CHECKING:
+    from detseg.benchmark.artefacts import ArtefactFigures
+    from detseg.benchmark.predictor import Figures
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Reads the command line, does what it says, and gives the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("config", type=Path, help="a file of configs/, or one of your own")
+def build_parser() -> argparse.ArgumentParser:
+    """What the command takes."""
+    parser = command_parser(__name__, __doc__)
+    parser.add_argument("config", type=Path, metavar="CONFIG", help=CONFIG_HELP)
     parser.add_argument("--against", choices=("torchvision",),
                         help="measure its model of the same architecture in turns with ours")
     parser.add_argument("--artefact", nargs="+", metavar="FILE|FORMAT", default=[],
@@ -53,13 +56,23 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers")
     parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="NAME=VALUE", dest="overrides",
                         help="change numbers of the config, as in model.width=0.5")
-    return exit_code(lambda: _benchmark(parser.parse_args(arguments)))
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Reads the command line, does what it says, and gives the exit code."""
+    return exit_code(lambda: _benchmark(build_parser().parse_args(arguments)))
 
 
 def _benchmark(options: argparse.Namespace) -> None:
     if not options.artefact and (options.candidates or options.programs is not None):
         option = "--candidates" if options.candidates else "--adb"
         raise ValueError(f"{option} is for files; name some, or formats, with --artefact")
+    config = find_config(options.config)
+    from detseg.benchmark.artefacts import measure_artefacts
+    from detseg.benchmark.predictor import Setup, measure
+    from detseg.report.console import plain_console
+
     setup = Setup(seconds=options.seconds, threads=options.threads, batch_size=options.batch_size,
                   engine=options.engine, size=None if options.size is None else tuple(options.size))
     console = plain_console(file=sys.stdout)  # and not whatever it is while converters are kept quiet
@@ -67,11 +80,11 @@ def _benchmark(options: argparse.Namespace) -> None:
     with console.status("") as status:
         if options.artefact:
             figures = measure_artefacts(
-                options.config, options.artefact, options.overrides, candidates=options.candidates,
+                config, options.artefact, options.overrides, candidates=options.candidates,
                 against_torchvision=options.against is not None, programs=options.programs, setup=setup,
                 say=status.update)
         else:
-            figures = measure(options.config, options.overrides, against_torchvision=options.against is not None,
+            figures = measure(config, options.overrides, against_torchvision=options.against is not None,
                               setup=setup, say=status.update)
     console.print(figures.table())
     console.print(figures.notes(), soft_wrap=True)

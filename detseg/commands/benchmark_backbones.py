@@ -1,9 +1,9 @@
-"""Measures our backbones against timm's or torchvision's models of the same architecture on this CPU.
+"""Measures our backbones against timm's or torchvision's on this CPU.
 
-    python tools/benchmark_backbones.py [NAME ...] [--seconds S] [--threads N] [--channels-last] [--json FILE]
+    detseg benchmark-backbones [NAME ...] [--seconds S] [--threads N] [--channels-last] [--json FILE]
 
-Forward pass of one image, forward and backward pass of a batch, and the memory of that: see
-detseg/benchmark/backbones.py for what is compared. Nothing else should run meanwhile.
+Models of the same architecture: forward pass of one image, forward and backward pass of a batch, and the memory of
+that: see detseg/benchmark/backbones.py for what is compared. Nothing else should run meanwhile.
 """
 
 from __future__ import annotations
@@ -13,14 +13,12 @@ import json
 from pathlib import Path
 
 from detseg.atomic import write_text
-from detseg.benchmark.backbones import Setup, as_json, markdown, measurable, measure, notes
-from detseg.cli import exit_code
-from detseg.report.console import plain_console
+from detseg.cli import command_parser, exit_code
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Reads the command line, does what it says, and gives the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def build_parser() -> argparse.ArgumentParser:
+    """What the command takes."""
+    parser = command_parser(__name__, __doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help="as in mobilenet_v2; all of them if none is named")
     parser.add_argument("--seconds", type=float, default=10.0, metavar="S",
                         help="for each of the two times of a backbone (%(default)s)")
@@ -30,10 +28,18 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--batch-size", type=int, default=8, metavar="N", help="of the training step (%(default)s)")
     parser.add_argument("--channels-last", action="store_true", help="lay out their models as ours, not as they come")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers")
-    return exit_code(lambda: _benchmark(parser.parse_args(arguments)))
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Reads the command line, does what it says, and gives the exit code."""
+    return exit_code(lambda: _benchmark(build_parser().parse_args(arguments)))
 
 
 def _benchmark(options: argparse.Namespace) -> None:
+    from detseg.benchmark.backbones import Setup, as_json, markdown, measurable, measure, notes
+    from detseg.report.console import plain_console
+
     setup = Setup(seconds=options.seconds, threads=options.threads, size=options.size, batch_size=options.batch_size,
                   channels_last=options.channels_last)
     console, figures = plain_console(), []

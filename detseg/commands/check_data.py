@@ -1,4 +1,6 @@
-"""Checks a data set: `python tools/check_data.py PLACE [--images DIR]`.
+"""Checks a data set: recognises its layout, reads all splits and decodes every image.
+
+    detseg check-data PLACE [--images DIR]
 
 A folder or an annotation file, boxes or label maps in any layout that is known: it says which one it has recognised and
 why. Counts what is in it and decodes every image and every label map. Exit code 0: it can be trained on; 1: something
@@ -10,20 +12,28 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from detseg.data.check import check_place
-from detseg.data.layouts.layout import Place
+from detseg.cli import command_parser
 
 
-def main() -> int:
-    """Prints every finding as it comes and gives the exit code."""
-    parser = argparse.ArgumentParser(description="Reads all splits of a data set and decodes every image.")
+def build_parser() -> argparse.ArgumentParser:
+    """What the command takes."""
+    parser = command_parser(__name__, __doc__)
     parser.add_argument("path", type=Path, metavar="PLACE",
                         help="a folder with boxes or label maps, or an annotation file")
     parser.add_argument("--images", type=Path, metavar="DIR",
                         help="where an annotation file's images lie, if they are not found by themselves")
-    options = parser.parse_args()
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Prints every finding as it comes and gives the exit code."""
+    parser = build_parser()
+    options = parser.parse_args(arguments)
     if not options.path.exists():
         parser.error(f"no folder or file {options.path}")
+    from detseg.data.check import check_place
+    from detseg.data.layouts.layout import Place
+
     problems = 0
     for finding in check_place(Place(options.path, options.images)):
         problems += finding.level == "problem"

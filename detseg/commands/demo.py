@@ -1,13 +1,13 @@
-"""Serves a page that runs an exported detector or segmenter in the browser, on the device of whoever opens it.
+"""Serves a page that runs an exported file in the browser, on a phone too.
 
-    python tools/export.py RUN --format onnx
-    python tools/demo.py exports/NAME.onnx             open it here, or on a phone in the same network
-    python tools/demo.py exports/NAME.onnx --https     the live camera on a phone as well
-    python tools/demo.py exports/NAME.onnx --out DIR   only write the page, for any web server
+    detseg export RUN --format onnx
+    detseg demo exports/NAME.onnx             open it here, or on a phone in the same network
+    detseg demo exports/NAME.onnx --https     the live camera on a phone as well
+    detseg demo exports/NAME.onnx --out DIR   only write the page, for any web server
 
-The page takes uploaded, pasted, dropped and sample pictures, photos and the live camera; no picture leaves the device.
-Browsers give the live camera and threads only to pages of this machine and over https. At the first use npm fetches
-ONNX Runtime for browsers. Ctrl-C ends it.
+The page runs on the device of whoever opens it. It takes uploaded, pasted, dropped and sample pictures, photos and the
+live camera; no picture leaves the device. Browsers give the live camera and threads only to pages of this machine and
+over https. At the first use npm fetches ONNX Runtime for browsers. Ctrl-C ends it.
 """
 
 from __future__ import annotations
@@ -17,16 +17,15 @@ import sys
 import tempfile
 from pathlib import Path
 
-from detseg.cli import exit_code
-from detseg.demo.page import open_for_page, write_page
+from detseg.cli import command_parser, exit_code
 from detseg.demo.runtime import runtime_folder
 from detseg.demo.serve import HOST, PORT, open_server, serve
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Reads the command line, does what it says, and gives the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", type=Path, metavar="MODEL.onnx", help="a file of tools/export.py --format onnx")
+def build_parser() -> argparse.ArgumentParser:
+    """What the command takes."""
+    parser = command_parser(__name__, __doc__)
+    parser.add_argument("model", type=Path, metavar="MODEL.onnx", help="a file of detseg export --format onnx")
     parser.add_argument("--images", nargs="+", default=[], metavar="DIR|GLOB|FILE",
                         help="sample pictures, which are copied beside the page (generated ones, where the file knows "
                              "their classes)")
@@ -38,12 +37,19 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, metavar="DIR", help="write the page there and stop")
     parser.add_argument("--runtime", type=Path, metavar="DIR",
                         help="the npm package onnxruntime-web, unpacked: for machines without npm")
-    return exit_code(lambda: _demo(parser.parse_args(arguments)))
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Reads the command line, does what it says, and gives the exit code."""
+    return exit_code(lambda: _demo(build_parser().parse_args(arguments)))
 
 
 def _demo(options: argparse.Namespace) -> None:
     if options.out is not None and (options.https or options.port is not None or options.host is not None):
         raise ValueError("--out only writes the page; leave --https, --port and --host to the server that will host it")
+    from detseg.demo.page import open_for_page, write_page
+
     artefact = open_for_page(options.model)
     runtime = runtime_folder(options.runtime)
     if options.out is not None:

@@ -1,12 +1,12 @@
-"""Writes a trained network into a file for another runtime, runs the file there, and tells by how much the two differ.
+"""Writes a network into a file for another runtime, runs it there and compares the two.
 
-    python tools/export.py RUN --format onnx|executorch|litert|coreml|openvino|ncnn|pt2 [--out FILE] ...
-    python tools/export.py CONFIG CHECKPOINT --format FORMAT ...
-    python tools/export.py RUN --check FILE          compare a file that was written earlier
-    python tools/export.py --formats                 what each format can hold, and what it needs
+    detseg export RUN --format onnx|executorch|litert|coreml|openvino|ncnn|pt2 [--out FILE] ...
+    detseg export CONFIG CHECKPOINT --format FORMAT ...
+    detseg export RUN --check FILE          compare a file that was written earlier
+    detseg export --formats                 what each format can hold, and what it needs
 
 The file takes uint8 RGB images of one size, with the normalisation inside, and gives final predictions: boxes after
-suppression, or a label map. It carries a manifest, so that tools/test.py, tools/predict.py and detseg.load take it
+suppression, or a label map. It carries a manifest, so that detseg test, detseg predict and detseg.load take it
 alone. Compared are images of the config's validation data, of --images, or of the generated sample; the numbers are
 left beside the file (FILE.parity.json). A file that differs is not left under its name, and the exit code is 1.
 """
@@ -17,29 +17,28 @@ import argparse
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.table import Table
 
-from detseg.api import Model, load_model
-from detseg.cli import exit_code
-from detseg.data.images import read_image
-from detseg.export.contract import CONTRACTS
-from detseg.export.convert import check, check_options, export
-from detseg.export.format import Options
-from detseg.export.formats import format_named, formats
-from detseg.predict import find_images
-from detseg.report.console import plain_console
-from detseg.structures import Pixels
+from detseg.choices import CONTRACTS
+from detseg.cli import command_parser, exit_code
+from detseg.config_files import find_config
+from detseg.export.formats import format_named, format_names, formats
+
+if TYPE_CHECKING:
+    from detseg.api import Model
+    from detseg.structures import Pixels
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Reads the command line, does what it says, and gives the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def build_parser() -> argparse.ArgumentParser:
+    """What the command takes."""
+    parser = command_parser(__name__, __doc__)
     parser.add_argument("model", type=Path, nargs="?", metavar="RUN|CONFIG",
                         help="a run folder, or the config that was trained")
     parser.add_argument("checkpoint", type=Path, nargs="?",
                         help="with a config: best.pt or last.pt of its run, or published weights")
-    parser.add_argument("--format", metavar="FORMAT", help=", ".join(formats()))
+    parser.add_argument("--format", metavar="FORMAT", help=", ".join(format_names()))
     parser.add_argument("--contract", choices=CONTRACTS, default="final",
                         help="where the file ends: the head's raw outputs, decoded boxes or scores, final predictions "
                              "(%(default)s)")
@@ -61,10 +60,17 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--formats", action="store_true", help="list the formats, and stop")
     parser.add_argument("--config-changed", action="store_true",
                         help="take the checkpoint although it was trained with another config")
-    return exit_code(lambda: _export(parser.parse_args(arguments)))
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Reads the command line, does what it says, and gives the exit code."""
+    return exit_code(lambda: _export(build_parser().parse_args(arguments)))
 
 
 def _export(options: argparse.Namespace) -> None:
+    from detseg.report.console import plain_console
+
     console = plain_console(file=sys.stdout)  # and not whatever it is while converters are kept quiet
     if options.formats:
         console.print(_listed())
@@ -72,7 +78,13 @@ def _export(options: argparse.Namespace) -> None:
     if options.model is None:
         raise ValueError("name a run folder, or a config and a checkpoint; --formats lists the formats")
     if options.check is None and options.format is None:
-        raise ValueError(f"name a format with --format: {', '.join(formats())}")
+        raise ValueError(f"name a format with --format: {', '.join(format_names())}")
+    if options.checkpoint is not None:
+        find_config(options.model)
+    from detseg.api import load_model
+    from detseg.export.convert import check, check_options, export
+    from detseg.export.format import Options
+
     model = load_model(options.model, options.checkpoint, config_changed=options.config_changed)
     if model.source is None:
         raise ValueError(f"{options.model} is an exported file; export the checkpoint it was made of")
@@ -119,6 +131,9 @@ def _export(options: argparse.Namespace) -> None:
 def _images(model: Model, named: list[str] | None) -> tuple[list[Pixels], str]:
     """What to compare on, and what to call it."""
     if named:
+        from detseg.data.images import read_image
+        from detseg.predict import find_images
+
         paths = find_images(named)
         return [read_image(path) for path in paths], f"{len(paths)} images of {', '.join(named)}"
     return model.comparison_images()

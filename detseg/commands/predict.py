@@ -1,8 +1,8 @@
 """Predicts images with a trained network, and draws what it finds.
 
-    python tools/predict.py RUN IMAGE|DIR|GLOB ... [--out DIR] [--threshold T] [--labels DIR]
-    python tools/predict.py CONFIG CHECKPOINT IMAGE|DIR|GLOB ...
-    python tools/predict.py ARTEFACT IMAGE|DIR|GLOB ...
+    detseg predict RUN IMAGE|DIR|GLOB ... [--out DIR] [--threshold T] [--labels DIR]
+    detseg predict CONFIG CHECKPOINT IMAGE|DIR|GLOB ...
+    detseg predict ARTEFACT IMAGE|DIR|GLOB ...
 
 Of a run folder, its own config and best weights are taken. Leaves in --out:
 
@@ -15,7 +15,7 @@ Of a run folder, its own config and best weights are taken. Leaves in --out:
 With --labels it also leaves there the label map of each image: a PNG of the image's size and name that holds class ids
 as the data set numbers them. For Cityscapes' server:
 
-    python tools/predict.py RUN 'data/cityscapes/leftImg8bit/test/*/*.png' --labels DIR
+    detseg predict RUN 'data/cityscapes/leftImg8bit/test/*/*.png' --labels DIR
 
 Every kind of picture that Pillow reads is predicted. One that cannot be read is named and left out; the exit code is
 then 1.
@@ -32,23 +32,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from detseg.api import load_model
 from detseg.atomic import records_file, write_text
-from detseg.cli import exit_code
-from detseg.engine import ENGINES
-from detseg.export.artefact import is_artefact
-from detseg.predict import counted_suffixes, find_images, label_paths, passed_over, picture_paths, predict_files
-from detseg.report.pictures import draw, write_labels, write_picture
-from detseg.report.results import label_image, records, summary
+from detseg.choices import ENGINES
+from detseg.cli import command_parser, exit_code
+from detseg.config_files import find_config
 
 _THRESHOLD = 0.4
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Reads the command line, does what it says, and gives the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def build_parser() -> argparse.ArgumentParser:
+    """What the command takes."""
+    parser = command_parser(__name__, __doc__)
     parser.add_argument("model", type=Path, metavar="RUN|CONFIG CHECKPOINT|ARTEFACT",
                         help="a run folder; an exported file; or the config that was trained and, behind it, best.pt "
                              "or last.pt of its run or published weights")
@@ -65,10 +59,25 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--config-changed", action="store_true",
                         help="take the checkpoint although it was trained with another config")
     parser.add_argument("--labels", type=Path, metavar="DIR", help="the folder to write label maps to")
-    return exit_code(lambda: _predict(parser.parse_args(arguments)))
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Reads the command line, does what it says, and gives the exit code."""
+    return exit_code(lambda: _predict(build_parser().parse_args(arguments)))
 
 
 def _predict(options: argparse.Namespace) -> None:
+    if options.model.suffix in ("", ".py") and not options.model.is_dir():
+        find_config(options.model)
+    import torch
+
+    from detseg.api import load_model
+    from detseg.export.artefact import is_artefact
+    from detseg.predict import counted_suffixes, find_images, label_paths, passed_over, picture_paths, predict_files
+    from detseg.report.pictures import draw, write_labels, write_picture
+    from detseg.report.results import label_image, records, summary
+
     patterns, checkpoint = list(options.images), None
     if not options.model.is_dir() and not is_artefact(options.model):
         checkpoint = Path(patterns.pop(0))

@@ -1,9 +1,9 @@
 """Evaluates a network with the official metric.
 
-    python tools/test.py RUN [--data PLACE | --sample] [--per-class] [--static] [--json FILE] [--results FILE] ...
-    python tools/test.py CONFIG CHECKPOINT ...
-    python tools/test.py ARTEFACT --data DIR ...
-    torchrun --nproc_per_node 8 tools/test.py ...
+    detseg test RUN [--data PLACE | --sample] [--per-class] [--static] [--json FILE] [--results FILE] ...
+    detseg test CONFIG CHECKPOINT ...
+    detseg test ARTEFACT --data DIR ...
+    torchrun --nproc_per_node 8 -m detseg test ...
 
 Of a run folder, its own config and best weights are taken, and the validation images of the data it was trained on.
 Of other data, the images of the split val or valid are, or all where there is one split. Detections get COCO's AP and
@@ -20,25 +20,17 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from detseg.api import load_model
 from detseg.atomic import write_records, write_text
-from detseg.checkpoint import check_classes
-from detseg.cli import exit_code
-from detseg.data.faults import check_faults
-from detseg.data.location import Location
-from detseg.data.screening import screened
-from detseg.engine import ENGINES
-from detseg.evaluate import evaluate, suitable_batch
-from detseg.launch import evaluation_device
-from detseg.report.console import Reporter, plain_console, render
-from detseg.report.results import records
+from detseg.choices import ENGINES
+from detseg.cli import command_parser, exit_code
+from detseg.config_files import find_config
 
 _SAMPLE = Path("data/sample")
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Reads the command line, does what it says, and gives the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def build_parser() -> argparse.ArgumentParser:
+    """What the command takes."""
+    parser = command_parser(__name__, __doc__)
     parser.add_argument("model", type=Path, metavar="RUN|CONFIG|ARTEFACT",
                         help="a run folder, the config that was trained, or an exported file")
     parser.add_argument("checkpoint", type=Path, nargs="?",
@@ -65,10 +57,27 @@ def main(arguments: list[str] | None = None) -> int:
                         help="take the checkpoint although it was trained with another config")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers")
     parser.add_argument("--results", type=Path, metavar="FILE", help="write the predictions in COCO's results format")
-    return exit_code(lambda: _test(parser.parse_args(arguments)))
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Reads the command line, does what it says, and gives the exit code."""
+    return exit_code(lambda: _test(build_parser().parse_args(arguments)))
 
 
 def _test(options: argparse.Namespace) -> None:
+    if options.checkpoint is not None:
+        find_config(options.model)
+    from detseg.api import load_model
+    from detseg.checkpoint import check_classes
+    from detseg.data.faults import check_faults
+    from detseg.data.location import Location
+    from detseg.data.screening import screened
+    from detseg.evaluate import evaluate, suitable_batch
+    from detseg.launch import evaluation_device
+    from detseg.report.console import Reporter, plain_console, render
+    from detseg.report.results import records
+
     model = load_model(options.model, options.checkpoint, sample=options.sample, config_changed=options.config_changed)
     device, is_rank_zero = evaluation_device()
     if model.source is not None and options.engine == "torch":  # an exported file stays with its runtime

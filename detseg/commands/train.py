@@ -1,8 +1,8 @@
 """Trains a config.
 
-    python tools/train.py CONFIG [--data PLACE | --sample] [--out DIR] [--weights FILE|NAME] [--resume] [--set a=b ...]
-    python tools/train.py CONFIG --data DIR --val-share 0.1
-    python tools/train.py CONFIG --data train.json --images DIR --val val.json
+    detseg train CONFIG [--data PLACE | --sample] [--out DIR] [--weights FILE|NAME] [--resume] [--set a.b=c ...]
+    detseg train CONFIG --data DIR --val-share 0.1
+    detseg train CONFIG --data train.json --images DIR --val val.json
 
 The data's layout is found by content; what is validated on is the split `val` or `valid`, what --val names, or the
 share of the images that --val-share keeps. With --show it prints what would run instead: every setting, and who set it.
@@ -12,18 +12,22 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from detseg import config as configs
-from detseg.cli import exit_code
-from detseg.data.location import Location
+from detseg.cli import command_parser, exit_code
+from detseg.config_files import CONFIG_HELP, find_config
+
+if TYPE_CHECKING:
+    from detseg import config as configs
+    from detseg.data.location import Location
 
 _SAMPLE = Path("data/sample")
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Reads the command line, does what it says, and gives the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("config", type=Path, help="a file of configs/, or one of your own")
+def build_parser() -> argparse.ArgumentParser:
+    """What the command takes."""
+    parser = command_parser(__name__, __doc__)
+    parser.add_argument("config", type=Path, metavar="CONFIG", help=CONFIG_HELP)
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--data", type=Path, metavar="PLACE",
                         help="the data set's folder, or an annotation file (the config's own folder)")
@@ -44,15 +48,23 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="NAME=VALUE", dest="overrides",
                         help="change numbers and choices, as in optimizer.lr=0.1 ema=none precision=bf16-mixed")
     parser.add_argument("--show", action="store_true", help="print every setting and who set it, and stop")
-    return exit_code(lambda: _train(parser.parse_args(arguments)))
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Reads the command line, does what it says, and gives the exit code."""
+    return exit_code(lambda: _train(build_parser().parse_args(arguments)))
 
 
 def _train(options: argparse.Namespace) -> None:
-    config = configs.load(options.config, options.overrides, sample=options.sample)
+    path = find_config(options.config)
+    from detseg import config as configs
+
+    config = configs.load(path, options.overrides, sample=options.sample)
     if options.show:
         print(config.describe())
         return
-    # Imported only now: Lightning takes seconds, and a misspelt name should be answered at once.
+    # Lightning takes seconds more, which a misspelt setting should not wait for.
     from detseg.train import fit
     from detseg.weights.load import load_weights
 
@@ -64,6 +76,8 @@ def _train(options: argparse.Namespace) -> None:
 
 def _location(options: argparse.Namespace, data: configs.Data) -> Location | None:
     """Where the data lie; None where the command line says nothing about it."""
+    from detseg.data.location import Location
+
     others = (options.images, options.val, options.val_share)
     if options.sample:
         if any(other is not None for other in others):

@@ -26,7 +26,7 @@ from detseg.structures import Classes, Pixels
 PAGE_FILES = ("index.html", "style.css", "page.js", "worker.js", "resize.js")
 """As they are in the package."""
 THRESHOLD = 0.4
-"""The smallest score that is drawn at first, as by tools/predict.py."""
+"""The smallest score that is drawn at first, as by detseg predict."""
 MOST_SAMPLES = 48
 
 _SHOWN = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".webp"})
@@ -103,7 +103,7 @@ def described(artefact: Artefact) -> dict[str, Any]:
 
 
 def _export_command(run: str) -> str:
-    return f"python tools/export.py {run} --format onnx"
+    return f"detseg export {run} --format onnx"
 
 
 def _write_samples(folder: Path, artefact: Artefact, images: Sequence[str]) -> list[dict[str, str]]:

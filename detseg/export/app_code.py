@@ -6,14 +6,13 @@ is written is a `Target`; its texts lie in `apps/`.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jinja2
 
+from detseg.export.app_targets import TARGETS, Target, target_named
 from detseg.export.artefact import read_manifest
 from detseg.export.manifest import Manifest
 from detseg.resize import Stretch
@@ -22,62 +21,6 @@ VERSIONS: Mapping[str, str] = {
     "litert": "2.3.0", "executorch": "1.5.1", "onnxruntime-android": "1.30.0", "onnxruntime-node": "1.30.0",
     "onnxruntime-web": "1.30.0"}
 """Of the runtimes that the code is written for."""
-
-RUN = "built, run and compared with tools/predict.py by the slow tests"
-STAND_INS = "compiled and run by the slow tests with stand-ins for Android and the runtime, never with them"
-NOT_RUN = "not compiled or run by the tests"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Target:
-    """A language and a runtime that there is code for, as data."""
-
-    name: str
-    """What --target calls it."""
-    title: str
-    format: str
-    """Of the files that it runs."""
-    templates: Mapping[str, str]
-    """Of each file to write the text in `apps/`; "{kind}" in its name is Detector or Segmenter."""
-    proof: str = NOT_RUN
-    """What the tests do with it, for the head of every file."""
-    untested: tuple[str, ...] = ()
-    """Files of which that is not true: they are `NOT_RUN`."""
-
-    def proof_of(self, file: str) -> str:
-        """What the tests do with one of its files."""
-        return NOT_RUN if file in self.untested else self.proof
-
-
-TARGETS = (
-    Target(name="kotlin-litert", title="Android: Kotlin, LiteRT", format="litert",
-           templates={"Picture.kt": "kotlin/Picture.kt", "{kind}.kt": "kotlin/litert.kt"}, proof=STAND_INS),
-    Target(name="kotlin-executorch", title="Android: Kotlin, ExecuTorch", format="executorch",
-           templates={"Picture.kt": "kotlin/Picture.kt", "{kind}.kt": "kotlin/executorch.kt"}, proof=STAND_INS),
-    Target(name="kotlin-onnxruntime", title="Android: Kotlin, ONNX Runtime", format="onnx",
-           templates={"Picture.kt": "kotlin/Picture.kt", "{kind}.kt": "kotlin/onnxruntime.kt"}, proof=STAND_INS),
-    Target(name="swift-coreml", title="iOS and macOS: Swift, Core ML", format="coreml",
-           templates={"{kind}.swift": "swift/coreml.swift"}),
-    Target(name="cpp-executorch", title="C++, ExecuTorch", format="executorch", proof=RUN,
-           templates={"picture.h": "cpp/picture.h", "main.cpp": "cpp/executorch.cpp",
-                      "CMakeLists.txt": "cpp/executorch.cmake"}),
-    Target(name="cpp-onnxruntime", title="C++, ONNX Runtime", format="onnx",
-           templates={"picture.h": "cpp/picture.h", "main.cpp": "cpp/onnxruntime.cpp",
-                      "CMakeLists.txt": "cpp/onnxruntime.cmake"}),
-    Target(name="js-onnxruntime", title="JavaScript: browsers and Node, ONNX Runtime", format="onnx", proof=RUN,
-           templates={"model.mjs": "js/model.mjs", "predict.mjs": "js/predict.mjs", "browser.mjs": "js/browser.mjs",
-                      "package.json": "js/package.json"}, untested=("browser.mjs",)),
-)
-
-
-def target_named(name: str) -> Target:
-    """ValueError with the nearest name where there is none."""
-    known = {target.name: target for target in TARGETS}
-    if name not in known:
-        near = difflib.get_close_matches(name, known, n=1)
-        raise ValueError(f"there is no target {name!r}{f'; did you mean {near[0]}?' if near else ''} "
-                         f"(targets: {', '.join(known)})")
-    return known[name]
 
 
 def targets_for(manifest: Manifest, *, what: str, name: str | None = None) -> tuple[Target, ...]:
@@ -93,11 +36,11 @@ def targets_for(manifest: Manifest, *, what: str, name: str | None = None) -> tu
                          f"{' or '.join(sorted({target.format for target in TARGETS}))}")
     if wanted is not None and wanted not in fitting:
         raise ValueError(f"{wanted.name} runs {wanted.format} files, {what} is of {manifest.format}: take --target "
-                         f"{' or '.join(target.name for target in fitting)}, or a file of tools/export.py RUN --format "
+                         f"{' or '.join(target.name for target in fitting)}, or a file of detseg export RUN --format "
                          f"{wanted.format}")
     if manifest.contract != "final":
         raise ValueError(f"{what} ends with {manifest.contract} predictions, and app code reads final ones: write it "
-                         f"again with python tools/export.py RUN --format {manifest.format} --contract final")
+                         f"again with detseg export RUN --format {manifest.format} --contract final")
     return fitting if wanted is None else (wanted,)
 
 
@@ -163,7 +106,7 @@ def _values(manifest: Manifest, file: str) -> dict[str, Any]:
 def _header(manifest: Manifest, target: Target, file: str, mark: str, proof: str) -> str:
     """The comment that every text begins with."""
     lines = [
-        f"{target.title}. Written by python tools/app_code.py for {_one_line(file)},",
+        f"{target.title}. Written by detseg app-code for {_one_line(file)},",
         f"made of {_one_line(manifest.checkpoint['name'])} by detseg {_one_line(manifest.detseg)}.",
         f"Code of this kind is {proof}.",
         f"The file takes {takes(manifest)}",

@@ -13,14 +13,15 @@ from pathlib import Path
 
 from detseg import __version__, config
 from detseg.data.sample import CATEGORIES, LABELS
-from detseg.export.app_code import NOT_RUN, TARGETS, gives, source, takes, target_named
+from detseg.export.app_code import gives, source, takes
+from detseg.export.app_targets import NOT_RUN, TARGETS, target_named
 from detseg.export.contract import ExportedNetwork, Input, output_specs, task_values
 from detseg.export.formats import format_named
 from detseg.export.manifest import Manifest, fixed_resize
 from detseg.structures import Classes
 
 EXAMPLES = {"detection": "ssdlite_v3_large", "segmentation": "lraspp_v3_small"}
-"""The configs of the example files, with the generated sample's classes: `tools/train.py configs/NAME.py --sample`."""
+"""The configs of the example files, with the generated sample's classes: `detseg train NAME --sample`."""
 
 _BLOCK = re.compile(r"(<!-- app_code (.+?) -->\n).*?(<!-- end -->)", re.DOTALL)
 _LANGUAGES = {

@@ -16,11 +16,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias, cast, get_args
+from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
 
+from detseg.choices import Contract
 from detseg.interfaces import Task
 from detseg.model import Predictor
 from detseg.ops.resample import enlarge
@@ -28,12 +29,9 @@ from detseg.structures import DenseBoxes, DenseLogits, Detections, LabelMaps, Si
 from detseg.tasks.detection import Detection
 from detseg.tasks.segmentation import Segmentation
 
-Contract: TypeAlias = Literal["raw", "decoded", "final"]
 PixelType: TypeAlias = Literal["uint8", "float"]
 PixelLayout: TypeAlias = Literal["nhwc", "nchw"]
 Precision: TypeAlias = Literal["fp32", "fp16"]
-
-CONTRACTS: tuple[Contract, ...] = get_args(Contract)
 
 
 class Input(NamedTuple):

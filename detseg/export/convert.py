@@ -19,8 +19,9 @@ from typing import Any, NamedTuple, NoReturn
 import torch
 
 from detseg.atomic import atomic_folder, write_text
+from detseg.choices import Contract
 from detseg.export.artefact import Artefact, open_artefact, opened
-from detseg.export.contract import Contract, DecodedRaw, ExportedNetwork, Input, output_specs, task_values
+from detseg.export.contract import DecodedRaw, ExportedNetwork, Input, output_specs, task_values
 from detseg.export.format import Format, Job, Options
 from detseg.export.formats import formats
 from detseg.export.manifest import Manifest, fixed_resize

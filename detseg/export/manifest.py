@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
-from detseg.export.contract import Contract, Input, OutputSpec, PixelLayout, PixelType, Precision, task_from
+from detseg.choices import Contract
+from detseg.export.contract import Input, OutputSpec, PixelLayout, PixelType, Precision, task_from
 from detseg.interfaces import Task
 from detseg.resize import Letterbox, Resize, Stretch
 from detseg.structures import Classes, Size

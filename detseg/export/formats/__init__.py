@@ -7,8 +7,15 @@ import importlib
 import pkgutil
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from detseg.export.format import Format
+if TYPE_CHECKING:
+    from detseg.export.format import Format
+
+
+def format_names() -> tuple[str, ...]:
+    """What the formats are called, which is what their files are, without importing them."""
+    return tuple(sorted(info.name for info in pkgutil.iter_modules(__path__)))
 
 
 @cache

@@ -1,0 +1,16 @@
+"""Named choices that the command line offers, apart from the code that makes them true, which imports torch."""
+
+from __future__ import annotations
+
+from typing import Literal, TypeAlias, get_args
+
+Engine: TypeAlias = Literal["torch", "onnxruntime"]
+"""What runs a network's layers: see `detseg.engine`."""
+ENGINES: tuple[Engine, ...] = get_args(Engine)
+
+Contract: TypeAlias = Literal["raw", "decoded", "final"]
+"""Where an exported file ends: see `detseg.export.contract`."""
+CONTRACTS: tuple[Contract, ...] = get_args(Contract)
+
+SHELLS = ("bash", "zsh", "fish")
+"""Those that `detseg --print-completion` knows."""
