@@ -15,9 +15,6 @@ import numpy as np
 from detseg.atomic import atomic_write
 from detseg.data.coco import COCO_80
 
-COCO_IMAGES, COCO_ANNOTATIONS = 118_287, 860_001
-"""Of instances_train2017.json."""
-
 _SIZE = (480, 640)
 """Height and width of the images."""
 
@@ -65,7 +62,7 @@ class Figures(NamedTuple):
     """Bytes that it had taken before it began to read."""
 
 
-def write_annotations(folder: Path, *, images: int = COCO_IMAGES, annotations: int = COCO_ANNOTATIONS) -> Path:
+def write_annotations(folder: Path, *, images: int, annotations: int) -> Path:
     """Writes an annotation file with COCO's categories and keys and random boxes, and an empty file for each image.
 
     Gives the annotation file; the images lie in `folder / "images"`.

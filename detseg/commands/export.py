@@ -69,18 +69,19 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _export(options: argparse.Namespace) -> None:
+    if not options.formats:
+        if options.model is None:
+            raise ValueError("name a run folder, or a config and a checkpoint; --formats lists the formats")
+        if options.check is None and options.format is None:
+            raise ValueError(f"name a format with --format: {', '.join(format_names())}")
+        if options.checkpoint is not None:
+            find_config(options.model)
     from detseg.report.console import plain_console
 
     console = plain_console(file=sys.stdout)  # and not whatever it is while converters are kept quiet
     if options.formats:
         console.print(_listed())
         return
-    if options.model is None:
-        raise ValueError("name a run folder, or a config and a checkpoint; --formats lists the formats")
-    if options.check is None and options.format is None:
-        raise ValueError(f"name a format with --format: {', '.join(format_names())}")
-    if options.checkpoint is not None:
-        find_config(options.model)
     from detseg.api import load_model
     from detseg.export.convert import check, check_options, export
     from detseg.export.format import Options
