@@ -350,8 +350,8 @@ class Killed(CountingDataset):
 
 
 def test_a_worker_that_is_killed_is_an_error_with_a_way_out() -> None:
-    with pytest.raises(OSError, match=r"a data loading process ended: DataLoader worker .*take fewer with --set "
-                       r"workers=1 \(0 for none\), smaller batches, or give a container more \(docker"):
+    with pytest.raises(OSError, match=r"a data loading process ended: .* take fewer with --set "
+                       r"workers=1 \(0 for none\), smaller batches, or give a container more \(docker run"):
         list(evaluation(Killed(5), workers=1))
 
 

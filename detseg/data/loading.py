@@ -340,8 +340,7 @@ def _opened(loader: DataLoader[Any], skipped: Callable[[str], None] | None) -> I
         warnings.filterwarnings("ignore", message=".*multi-threaded, use of fork", category=DeprecationWarning)
         parcels = iter(loader)
     try:
-        for packed in _while_workers_live(parcels):
-            parcel = packed.opened()
+        for parcel in _arrived(parcels):
             if skipped is not None:
                 for problem in parcel.left_out:
                     skipped(problem)
@@ -352,10 +351,12 @@ def _opened(loader: DataLoader[Any], skipped: Callable[[str], None] | None) -> I
         del parcels  # its last reference: ends the workers now, even while an error keeps this frame alive
 
 
-def _while_workers_live(parcels: Iterator[T]) -> Iterator[T]:
+def _arrived(parcels: Iterator[_Parcel[BatchT] | _Packed[BatchT]]) -> Iterator[_Parcel[BatchT]]:
+    """The parcels, opened. OSError where a worker was killed, in whose hands their shared memory may be."""
     try:
-        yield from parcels
-    except RuntimeError as problem:  # a worker was killed
+        for parcel in parcels:
+            yield parcel.opened()
+    except (RuntimeError, OSError, EOFError) as problem:
         raise OSError(f"a data loading process ended: {problem}. Where memory is short, take fewer with --set "
                       "workers=1 (0 for none), smaller batches, or give a container more (docker run --shm-size=1g)"
                       ) from problem
