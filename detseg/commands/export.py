@@ -61,6 +61,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--formats", action="store_true", help="list the formats, and stop")
     parser.add_argument("--config-changed", action="store_true",
                         help="take the checkpoint although it was trained with another config")
+    parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="model.NAME=VALUE", dest="settings",
+                        help="settings of the config's model that published weights need, as in model.output_stride=8")
+    parser.add_argument("--classes", nargs="+", action="extend", default=[], metavar="NAME",
+                        help="what published weights predict, in their order (the config's classes)")
     return exit_code(lambda: _export(parser.parse_args(arguments)))
 
 
@@ -73,7 +77,8 @@ def _export(options: argparse.Namespace) -> None:
         raise ValueError("name a run folder, or a config and a checkpoint; --formats lists the formats")
     if options.check is None and options.format is None:
         raise ValueError(f"name a format with --format: {', '.join(formats())}")
-    model = load_model(options.model, options.checkpoint, config_changed=options.config_changed)
+    model = load_model(options.model, options.checkpoint, config_changed=options.config_changed,
+                       settings=options.settings, classes=options.classes)
     if model.source is None:
         raise ValueError(f"{options.model} is an exported file; export the checkpoint it was made of")
     for note in model.notes:

@@ -17,6 +17,7 @@ import json
 import math
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -24,12 +25,14 @@ from detseg.api import load_model
 from detseg.atomic import write_records, write_text
 from detseg.checkpoint import check_classes
 from detseg.cli import exit_code
+from detseg.config import Index
 from detseg.data.faults import check_faults
 from detseg.engine import ENGINES
 from detseg.evaluate import evaluate, suitable_batch
 from detseg.launch import evaluation_device
 from detseg.report.console import Reporter, render
 from detseg.report.results import records
+from detseg.structures import Classes
 
 _SAMPLE = Path("data/sample")
 
@@ -56,13 +59,21 @@ def main(arguments: list[str] | None = None) -> int:
                              "same up to rounding")
     parser.add_argument("--config-changed", action="store_true",
                         help="take the checkpoint although it was trained with another config")
+    parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="model.NAME=VALUE", dest="settings",
+                        help="settings of the config's model that published weights need, as in model.output_stride=8")
+    parser.add_argument("--classes", nargs="+", action="extend", default=[], metavar="NAME",
+                        help="what published weights predict, in their order (the config's classes)")
+    parser.add_argument("--common-classes", action="store_true",
+                        help="evaluate on the classes that the network and the data both have, by name, although they "
+                             "do not have the same")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers")
     parser.add_argument("--results", type=Path, metavar="FILE", help="write the predictions in COCO's results format")
     return exit_code(lambda: _test(parser.parse_args(arguments)))
 
 
 def _test(options: argparse.Namespace) -> None:
-    model = load_model(options.model, options.checkpoint, sample=options.sample, config_changed=options.config_changed)
+    model = load_model(options.model, options.checkpoint, sample=options.sample, config_changed=options.config_changed,
+                       settings=options.settings, classes=options.classes)
     device, is_rank_zero = evaluation_device()
     if model.source is not None and options.engine == "torch":  # an exported file stays with its runtime
         model.to(device)
@@ -80,8 +91,8 @@ def _test(options: argparse.Namespace) -> None:
     folder = data.generate(_SAMPLE) if options.sample else options.data or model.data_folder
     index = data.read(folder, "val")
     check_faults(index.faults, f"the val data in {folder}")
-    check_classes(index.classes, classes, what=str(options.checkpoint or options.model))
-    index = index.relabel(classes)
+    index, left_out = _relabelled(index, classes, common=options.common_classes,
+                                  what=str(options.checkpoint or options.model))
     dataset = data.dataset(index, resize, augment=None, seed=0)
     metric = data.metric(index, per_class=options.per_class, reference=options.reference)
     chosen, most, workers = None, 1, None
@@ -89,7 +100,7 @@ def _test(options: argparse.Namespace) -> None:
         chosen, workers = experiment.eval_batch_size, experiment.workers
         most = experiment.batch_size // experiment.accumulate
     batch_size = options.batch_size or chosen or suitable_batch(resize.size, most=most)
-    for note in model.notes:
+    for note in (*model.notes, *left_out):
         console.print(note, highlight=False, markup=False, soft_wrap=True)
     with Reporter(console, len(dataset), first=0, title="image", unit="images") as report:
         numbers, predictions = evaluate(
@@ -106,3 +117,26 @@ def _test(options: argparse.Namespace) -> None:
     if options.results is not None:
         write_records(options.results, (
             record for prediction in predictions for record in records(prediction, classes)))
+
+
+def _relabelled(index: Index, classes: Classes, *, common: bool, what: str) -> tuple[Any, list[str]]:
+    """The annotations with the labels of a network, and what to say of those that are left out."""
+    if not common:
+        try:
+            check_classes(index.classes, classes, what=what)
+        except ValueError as error:
+            if not index.classes.common(classes):
+                raise
+            raise ValueError(f"{error}\nTo evaluate on those that both have, use --common-classes") from None
+        return index.relabel(classes), []
+    shared = index.classes.common(classes)
+    if not shared:
+        raise ValueError(f"{what} and the data have no class in common: it knows "
+                         f"{', '.join(classes.used.values())}, the data {', '.join(index.classes.used.values())}")
+    counted = "1 class" if len(shared) == 1 else f"{len(shared)} classes"
+    lines = [f"note: evaluated on {counted} that the network and the data both have: {', '.join(shared)}"]
+    for owner, names in (("the data", index.classes.used), ("the network", classes.used)):
+        others = [name for name in names.values() if name not in shared]
+        if others:
+            lines.append(f"note: left out are {len(others)} other classes of {owner}: {', '.join(others)}")
+    return index.common(classes), lines
