@@ -316,7 +316,8 @@ def test_the_published_network_finds_people_as_well_as_in_tensorflow(
     code, out, errors = run(*command, "--common-classes", "--json", str(numbers), capsys=capsys)
     assert (code, errors) == (0, "")
     assert "note: evaluated on 1 class that the network and the data both have: person" in out
-    assert "note: left out are 79 other classes of the data: bicycle, car" in out
+    assert "note: left out of the classes of the data (79): bicycle, car, " in out
+    assert ", parking meter and 67 more\n" in out
     found = json.loads(numbers.read_text())
     assert found["AP"] == pytest.approx(0.2301, abs=0.005)
     assert found["AP50"] == pytest.approx(0.4281, abs=0.005)

@@ -176,7 +176,7 @@ def test_averaged_weights_go_before_the_last_ones(
 
 def test_the_arguments_of_a_training_script_are_left_out(classifiers: dict[str, State], saved: Save) -> None:
     """torchvision's and timm's keep their argparse.Namespace in every checkpoint; it is not built."""
-    content = {"model": classifiers["mobilenet_v2"], "args": argparse.Namespace(lr=0.1, output=Path("/tmp/x")),
+    content = {"model": classifiers["mobilenet_v2"], "args": argparse.Namespace(lr=0.1, output=Path("runs/x")),
                "optimizer": {"state": {}}}
     assert len(load_weights(_model("ssdlite_v2"), saved(content)).left_over) == 2
 

@@ -35,6 +35,7 @@ from detseg.report.results import records
 from detseg.structures import Classes
 
 _SAMPLE = Path("data/sample")
+_MOST_NAMED = 12
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -138,5 +139,7 @@ def _relabelled(index: Index, classes: Classes, *, common: bool, what: str) -> t
     for owner, names in (("the data", index.classes.used), ("the network", classes.used)):
         others = [name for name in names.values() if name not in shared]
         if others:
-            lines.append(f"note: left out are {len(others)} other classes of {owner}: {', '.join(others)}")
+            more = f" and {len(others) - _MOST_NAMED} more" if len(others) > _MOST_NAMED else ""
+            lines.append(f"note: left out of the classes of {owner} ({len(others)}): "
+                         f"{', '.join(others[:_MOST_NAMED])}{more}")
     return index.common(classes), lines
