@@ -15,9 +15,10 @@ from detseg import api, config
 from detseg.checkpoint import Checkpoint, save
 from detseg.data.coco import read_coco
 from detseg.data.masks import class_file, read_masks, write_classes
+from detseg.export.manifest import fixed_resize
 from detseg.fingerprint import fingerprint
 from detseg.model import Predictor
-from detseg.resize import Rounded, TensorFlowStretch
+from detseg.resize import Rounded, Stretch, TensorFlowStretch
 from detseg.structures import VOID, Classes
 
 from .commands import run
@@ -183,7 +184,16 @@ def test_a_checkpoint_knows_its_settings(
         api.load(CONFIG, path, settings=settings, classes=classes)
 
 
-@pytest.mark.parametrize("options", [{"settings": ["model.width=1"]}, {"classes": ["cat"]}])
-def test_an_exported_file_knows_everything(options: dict[str, list[str]], tmp_path: Path) -> None:
+@pytest.mark.parametrize(("settings", "classes"), [(["model.width=1"], []), ([], ["cat"])])
+def test_an_exported_file_knows_everything(settings: list[str], classes: list[str], tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="is an exported file, which knows its network and classes; leave out --set"):
-        api.load(tmp_path / "x.onnx", **options)
+        api.load(tmp_path / "x.onnx", settings=settings, classes=classes)
+
+
+def test_a_file_says_the_resize_by_name() -> None:
+    assert fixed_resize(TensorFlowStretch((300, 300)), None) == ("tensorflow_stretch", TensorFlowStretch((300, 300)))
+    assert fixed_resize(TensorFlowStretch((300, 300)), (96, 64)) == (
+        "tensorflow_stretch", TensorFlowStretch((96, 64)))
+    with pytest.raises(ValueError, match="a file cannot say how Rounded resizes images; export knows Stretch, "
+                                         "TensorFlowStretch, Letterbox and KeepAspect"):
+        fixed_resize(Rounded(Stretch((8, 8))), None)

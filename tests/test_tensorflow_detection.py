@@ -14,7 +14,10 @@ from torch import Tensor, nn
 
 from detseg import api, config
 from detseg.data.coco import COCO_90
+from detseg.data.detection import DetectionDataset
 from detseg.data.images import read_image
+from detseg.data.layouts import read_boxes
+from detseg.interfaces import SampleKey
 from detseg.layers import ConvNormAct, SqueezeExcite
 from detseg.model import Predictor
 from detseg.ops.anchors import AnchorRaw
@@ -322,3 +325,27 @@ def test_the_published_network_finds_people_as_well_as_in_tensorflow(
     assert found["AP"] == pytest.approx(0.2301, abs=0.005)
     assert found["AP50"] == pytest.approx(0.4281, abs=0.005)
 
+
+@pytest.mark.real
+def test_the_published_network_learns_other_classes(shared: Path) -> None:
+    """A few steps on blood cells: the loss falls, of the new class layers and of the boxes."""
+    settings = config.load(V2, ["model.size=160"])
+    index = read_boxes(shared / "data" / "bccd", "train")
+    network = settings.build_model(index.classes)
+    report = load_weights(network, str(shared / "weights" / f"{PEDESTRIAN}.safetensors"))
+    assert len(report.other_classes) == 12
+    samples = DetectionDataset(index, network.resize)
+    task, size = settings.experiment.task, network.resize.size
+    batch = [samples.training(SampleKey(0, k)) for k in range(4)]
+    images = torch.stack([sample.image for sample in batch])
+    targets = task.collate_targets([sample.targets for sample in batch], size)
+    optimizer = torch.optim.SGD(network.train().parameters(), lr=0.01, momentum=0.9)
+    history = []
+    for _ in range(10):
+        losses = network.head.loss(network(images), targets, size)
+        terms = [term.sum / term.count for term in losses.values()]
+        optimizer.zero_grad()
+        torch.autograd.backward(torch.stack(terms).sum())
+        optimizer.step()
+        history.append([float(term.detach()) for term in terms])
+    assert all(last < 0.7 * first for first, last in zip(history[0], history[-1], strict=True)), history
