@@ -77,13 +77,6 @@ def ssdlite_tensors(state: State, predictor: Predictor) -> dict[str, Tensor]:
     return given
 
 
-def num_outputs(state: State) -> int | None:
-    """How many scores a box has in a file, background among them; None where it cannot be told."""
-    scores, shifts = (next((tensor for key, tensor in state.items() if _plain(key) == f"BoxPredictor_0/{name}/biases"),
-                           None) for name in ("ClassPredictor", "BoxEncodingPredictor"))
-    return None if scores is None or shifts is None else 4 * len(scores) // len(shifts)
-
-
 def _plain(key: str) -> str:
     """The variable's name without what a graph or an average adds."""
     return key.removesuffix(":0").removesuffix(_AVERAGE)
