@@ -32,8 +32,9 @@ from detseg.predict import predict_image
 from detseg.recipes import sample_pictures, usual_data
 from detseg.report.pictures import draw_boxes, draw_labels
 from detseg.run_folder import RunFolder, trained_run
+from detseg.settings import COMMAND_LINE
 from detseg.structures import Classes, ImageDetections, ImageLabels, LabelPixels, Pixels
-from detseg.weights.load import load_weights
+from detseg.weights.load import is_plain, load_weights, read_checkpoint
 
 ImageLike: TypeAlias = str | os.PathLike[str] | Pixels | Image.Image
 """A file, uint8 [H, W, 3], or Pillow's."""
@@ -236,7 +237,7 @@ class Model:
 
 def load(
     source: str | os.PathLike[str], weights: str | os.PathLike[str] | None = None, *, config_changed: bool = False,
-    engine: Engine = "torch",
+    engine: Engine = "torch", settings: Sequence[str] = (), classes: Sequence[str] = (),
 ) -> Model:
     """A trained network.
 
@@ -246,19 +247,29 @@ def load(
         config_changed: take a checkpoint although it was trained with another config.
         engine: what runs its layers. "onnxruntime" gives the same predictions up to rounding, on a CPU in less time;
             the network is converted for it once, which takes seconds, and kept in the user's cache folder.
+        settings: of the config's model, for published weights that need others: "model.output_stride=8".
+        classes: the names of what published weights predict, in their order, where it is not the config's classes.
 
     ValueError or FileNotFoundError where a file is missing, unreadable or of another network, the config is not the one
     that the checkpoint was trained with, or the engine cannot take the network.
     """
-    model = load_model(Path(source), None if weights is None else Path(weights), config_changed=config_changed)
+    model = load_model(Path(source), None if weights is None else Path(weights), config_changed=config_changed,
+                       settings=settings, classes=classes)
     return model if engine == "torch" else model.run_with(engine)
 
 
 def load_model(
-    source: Path, weights: Path | None, *, sample: bool = False, config_changed: bool = False
+    source: Path, weights: Path | None, *, sample: bool = False, config_changed: bool = False,
+    settings: Sequence[str] = (), classes: Sequence[str] = (),
 ) -> Model:
     """`load` for commands. sample: the config as `--sample` changes it."""
+    for text in settings:
+        if not text.strip().startswith("model."):
+            raise ValueError(f"--set {text}: of a trained network only the settings model.* matter")
     if is_artefact(source):
+        if settings or classes:
+            raise ValueError(f"{source} is an exported file, which knows its network and classes; leave out --set and "
+                             "--classes")
         if weights is not None:
             raise ValueError(f"{source} is an exported file, which needs no weights; name it alone")
         return _exported(source)
@@ -268,14 +279,13 @@ def load_model(
     if weights is None:
         run = trained_run(source)
         source, weights = run.config, run.weights
-    config = configs.load(source, sample=sample)
-    if weights.suffix == ".safetensors":
-        return _published(config, weights)
-    content = checkpoints.read_tensors(weights)
+    config = configs.load(source, settings, sample=sample)
+    content = None if is_plain(weights) else read_checkpoint(weights)
     if not checkpoints.is_checkpoint(content):
-        return _published(config, weights)
+        return _published(config, weights, classes)
     read = checkpoints.parsed(content, weights)
-    config = config.as_trained(read.settings)
+    asked, config = config, config.as_trained(read.settings)
+    _check_asked(asked, config, classes, read, weights)
     predictor = config.build_model(read.classes)
     changes = checkpoints.config_differences(read, config.text, fingerprint(predictor, config.experiment.task))
     if changes and not config_changed:
@@ -300,15 +310,42 @@ def _exported(path: Path) -> Model:
                  notes=notes)
 
 
-def _published(config: Config, weights: Path) -> Model:
-    predictor = config.build_model(config.experiment.classes)
+def _check_asked(
+    asked: Config, trained: Config, classes: Sequence[str], read: checkpoints.Checkpoint, weights: Path
+) -> None:
+    """A ValueError where the command line contradicts what a checkpoint knows of itself."""
+    for name, entry in asked.model_settings.items():
+        known = trained.model_settings[name].value
+        if entry.origin == COMMAND_LINE and entry.value != known:
+            raise ValueError(f"{weights} was trained with model.{name}={known}, which it knows; under "
+                             f"model.{name}={entry.value} its tensors would mean something else. Leave out --set")
+    if classes and tuple(classes) != read.classes.names:
+        raise ValueError(f"{weights} knows its classes, {', '.join(read.classes.used.values())}; leave out --classes")
+
+
+def _published(config: Config, weights: Path, names: Sequence[str]) -> Model:
+    usual = config.experiment.classes
+    predictor = config.build_model(_named_classes(names, usual) if names else usual)
     report = load_weights(predictor, str(weights))
+    if report.other_classes:
+        raise ValueError(f"{weights} predicts other classes than the {len(predictor.classes)} that are asked for: name "
+                         f"those that it predicts, in their order, with --classes NAME ..., or train it for these with "
+                         f"--weights {weights}")
     if report.fresh:
         raise ValueError(f"{weights} holds only a part of the network: {len(report.fresh)} tensors are not in it, "
                          f"{report.fresh[0]} is the first; train it with --weights {weights}")
     task = config.experiment.task
     return Model(predictor.eval(), task, title=report.title, config=config,
                  source=Source(predictor, task, str(weights), licence=report.licence))
+
+
+def _named_classes(names: Sequence[str], usual: Classes) -> Classes:
+    """Classes of these names, with the ids and colours of the config's where it knows all of them, else 1, 2, ..."""
+    places = {name: k for k, name in enumerate(usual.names)}
+    if all(name in places for name in names):
+        return Classes(tuple(names), tuple(usual.source_ids[places[name]] for name in names),
+                       tuple(usual.colours[places[name]] for name in names))
+    return Classes(tuple(names), tuple(range(1, len(names) + 1)))
 
 
 def _pixels(image: ImageLike, channel_order: ChannelOrder) -> Pixels:

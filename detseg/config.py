@@ -65,6 +65,9 @@ class Index(Protocol):
     def relabel(self, classes: Classes, /) -> Any:
         """The same annotations with labels that are positions in `classes`, matched by source id."""
 
+    def common(self, classes: Classes, /) -> Any:
+        """What the annotations say of the classes that `classes` has too, by name; labels are positions in it."""
+
 
 class MakeDataset(Protocol):
     """How an index becomes a dataset."""

@@ -111,7 +111,8 @@ def depthwise_separable(
 
 
 def smaller_maps(
-    in_channels: int, out_channels: Sequence[int], *, norm: Norm, separable: bool, width: float = 1.0
+    in_channels: int, out_channels: Sequence[int], *, norm: Norm, separable: bool, width: float = 1.0,
+    padding: Padding = "symmetric",
 ) -> tuple[nn.ModuleList, list[int]]:
     """What makes SSD's maps from the backbone's last, each at half the size of the one before; and their channels.
 
@@ -124,10 +125,11 @@ def smaller_maps(
         layers = [ConvNormAct(in_channels, inner, kernel=1, norm=norm, activation="relu6")]
         if separable:
             layers += [
-                ConvNormAct(inner, inner, kernel=3, stride=2, groups=inner, norm=norm, activation="relu6"),
+                ConvNormAct(inner, inner, kernel=3, stride=2, groups=inner, norm=norm, activation="relu6",
+                            padding=padding),
                 ConvNormAct(inner, out, kernel=1, norm=norm, activation="relu6")]
         else:
-            layers.append(ConvNormAct(inner, out, kernel=3, stride=2, norm=norm, activation="relu6"))
+            layers.append(ConvNormAct(inner, out, kernel=3, stride=2, norm=norm, activation="relu6", padding=padding))
         maps.append(nn.Sequential(*layers))
         in_channels = out
     return maps, made

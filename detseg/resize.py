@@ -114,6 +114,41 @@ class Stretch(Resize):
 
 
 @dataclass(frozen=True)
+class TensorFlowStretch(Resize):
+    """`Stretch` by TensorFlow's first bilinear kernel (`tf.compat.v1.image.resize_bilinear`), which the weights of its
+    object detection API were trained with.
+
+    It takes pixels for points at whole numbers, source = target * scale, where all others take their middles; so what a
+    network sees is shifted, by half an original pixel less half of its own. Boxes are taken there and back as by
+    `Stretch`, as TensorFlow does, whose networks have learned the shift.
+    """
+
+    size: Size
+    fill: RGB = MEAN_COLOUR
+
+    def __post_init__(self) -> None:
+        _check(self)
+
+    def place(self, original: Size) -> Placement:
+        """Where an image of this size comes to lie: everywhere."""
+        return Placement(self.size[0] / original[0], self.size[1] / original[1], 0.0, 0.0)
+
+    def apply(self, image: Pixels) -> NDArray[np.float32]:
+        """The image stretched, in single precision as by TensorFlow's kernel."""
+        top, bottom, down = _points(image.shape[0], self.size[0])
+        left, right, across = _points(image.shape[1], self.size[1])
+        across, down = across[:, None], down[:, None, None]
+        upper, lower = _between(image[top], left, right, across), _between(image[bottom], left, right, across)
+        stretched: NDArray[np.float32] = upper + (lower - upper) * down
+        return stretched
+
+    def apply_rounded(self, image: Pixels) -> Pixels:
+        """The same, rounded."""
+        rounded: Pixels = np.rint(self.apply(image)).astype(np.uint8)
+        return rounded
+
+
+@dataclass(frozen=True)
 class Letterbox(Resize):
     """The whole image as large as fits, its aspect ratio kept, centred between bars of the colour `fill`.
 
@@ -261,3 +296,20 @@ def bilinear_rounded(image: Pixels, size: Size) -> Pixels:
     resized = cv2.resize(image.astype(np.float32), (size[1], size[0]), interpolation=cv2.INTER_LINEAR)
     rounded: Pixels = np.rint(resized).astype(np.uint8)
     return rounded
+
+
+def _points(given: int, wanted: int) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.float32]]:
+    """Of `TensorFlowStretch`, along an axis: between which two pixels of `given` each of `wanted` lies, and the second
+    one's share."""
+    at = np.arange(wanted, dtype=np.float32) * (np.float32(given) / np.float32(wanted))
+    first = np.minimum(np.floor(at).astype(np.intp), given - 1)
+    return first, np.minimum(first + 1, given - 1), (at - first).astype(np.float32)
+
+
+def _between(
+    rows: Pixels, left: NDArray[np.intp], right: NDArray[np.intp], share: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """Rows of pixels [height, W, 3] interpolated along them, [height, width, 3]."""
+    first = rows[:, left].astype(np.float32)
+    between: NDArray[np.float32] = first + (rows[:, right] - first) * share
+    return between

@@ -79,6 +79,11 @@ class Classes:
         pairs = zip(self.source_ids, self.names, strict=True)
         return {source_id: name for source_id, name in pairs if not name.startswith("unused")}
 
+    def common(self, other: Classes) -> tuple[str, ...]:
+        """The names of the used classes that both have, in this order."""
+        theirs = set(other.used.values())
+        return tuple(name for name in self.used.values() if name in theirs)
+
     def difference(self, other: Classes) -> str:
         """What tells two lists of classes apart, for an error message; empty where their used classes agree."""
         mine, theirs = self.used, other.used

@@ -12,9 +12,9 @@ from collections.abc import Mapping, Sequence
 from torch import nn
 
 from detseg.interfaces import Features, FeatureSpec, Head, Losses, Term
-from detseg.layers import Norm, normal_weights, smaller_maps
+from detseg.layers import Norm, Padding, normal_weights, smaller_maps
 from detseg.ops import boxes, losses, matching
-from detseg.ops.anchors import AnchorRaw, CachedAnchors, SSDAnchors, predict_maps
+from detseg.ops.anchors import AnchorRaw, CachedAnchors, CellAnchors, predict_maps
 from detseg.structures import BoxTargets, DenseBoxes, Size
 
 NORM = Norm(momentum=0.03, eps=1e-3)
@@ -37,12 +37,14 @@ class SSD(Head[BoxTargets, AnchorRaw, DenseBoxes]):
         extra_channels: outputs of the made maps; half of it inside.
         width: multiplies them, at least 16 are left (TensorFlow's depth multiplier).
         norm: of the made maps.
+        padding: of the convolutions that make them; "same" for TensorFlow's weights.
     """
 
     def __init__(
-        self, specs: Mapping[str, FeatureSpec], num_classes: int, *, anchors: SSDAnchors,
+        self, specs: Mapping[str, FeatureSpec], num_classes: int, *, anchors: CellAnchors,
         box_weights: tuple[float, float, float, float] = BOX_WEIGHTS, negatives_per_positive: float = 3.0,
         min_negatives: int = 3, extra_channels: Sequence[int] = EXTRA_CHANNELS, width: float = 1.0, norm: Norm = NORM,
+        padding: Padding = "symmetric",
     ) -> None:
         super().__init__()
         if num_classes < 1:
@@ -54,7 +56,8 @@ class SSD(Head[BoxTargets, AnchorRaw, DenseBoxes]):
         self.negatives_per_positive, self.min_negatives = negatives_per_positive, min_negatives
 
         channels = [spec.channels for spec in specs.values()]
-        self.extras, made = smaller_maps(channels[-1], extra_channels, norm=norm, separable=False, width=width)
+        self.extras, made = smaller_maps(
+            channels[-1], extra_channels, norm=norm, separable=False, width=width, padding=padding)
         channels += made
         self.classify, self.locate = nn.ModuleList(), nn.ModuleList()
         for in_channels, num_anchors in zip(channels, anchors.num_per_cell, strict=True):

@@ -3,7 +3,8 @@
 Two wirings are in the world, and this head is both. torchvision's (ssdlite320_mobilenet_v3_large): six anchors on
 every map, softmax over the classes and background, SSD's multibox loss. The papers', from TensorFlow's object
 detection API: three anchors on the first map, sigmoid scores, for MobileNetV3 the focal loss. Both predict K + 1
-outputs a box, background first, as all published weights do; sigmoid scores leave the background unused.
+outputs a box, background first, as all published weights do; sigmoid scores leave the background unused. TensorFlow's
+own weights need `TensorFlowAnchors` and padding "same" too.
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ from typing import Literal, TypeAlias
 from torch import nn
 
 from detseg.interfaces import Features, FeatureSpec, Head, Losses, Term
-from detseg.layers import Norm, depthwise_separable, normal_weights, smaller_maps
+from detseg.layers import Norm, Padding, depthwise_separable, normal_weights, smaller_maps
 from detseg.ops import boxes, losses, matching
-from detseg.ops.anchors import AnchorRaw, CachedAnchors, SSDAnchors, predict_maps
+from detseg.ops.anchors import AnchorRaw, CachedAnchors, CellAnchors, predict_maps
 from detseg.structures import BoxTargets, DenseBoxes, Size
 
 NORM = Norm(momentum=0.03, eps=1e-3)
@@ -27,7 +28,7 @@ BOX_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
 FOCAL_PRIOR = -4.6
 """First bias of the focal loss's classifier: a probability of 0.01 (class_prediction_bias_init)."""
 
-ClassLoss: TypeAlias = Literal["multibox", "focal"]
+ClassLoss: TypeAlias = Literal["multibox", "sigmoid", "focal"]
 BoxLoss: TypeAlias = Literal["smooth_l1", "ciou"]
 
 
@@ -38,25 +39,27 @@ class SSDLite(Head[BoxTargets, AnchorRaw, DenseBoxes]):
         specs: the backbone's; every map is used, in order, and `anchors.num_maps` says how many more are made.
         num_classes: without background.
         anchors: of all maps.
-        class_loss: "multibox" is softmax cross entropy over positives and the hardest negatives, "focal" the sigmoid
-            focal loss with alpha 0.75 and gamma 2; scores are decoded accordingly.
+        class_loss: "multibox" is softmax cross entropy over positives and the hardest negatives, "sigmoid" the same
+            with a sigmoid for each output (TensorFlow's V1 and V2), "focal" the sigmoid focal loss with alpha 0.75 and
+            gamma 2 (its V3); scores are decoded accordingly.
         box_loss: "smooth_l1" as published, or "ciou".
         box_weights: of the encoding.
-        negatives_per_positive: of "multibox".
-        min_negatives: so many negatives of an image count in "multibox" even without objects; TensorFlow takes 3,
-            torchvision 0.
+        negatives_per_positive: of "multibox" and "sigmoid".
+        min_negatives: so many negatives of an image count there even without objects; TensorFlow takes 3, torchvision
+            0.
         box_weight: the localisation loss counts so much; TensorFlow's V3 divides it by the box's four numbers.
         extra_channels: outputs of the made maps; half of it inside.
         width: multiplies them, at least 16 are left (TensorFlow's depth multiplier).
         norm: of all layers.
+        padding: of the convolutions that make maps; "same" for TensorFlow's weights.
     """
 
     def __init__(
-        self, specs: Mapping[str, FeatureSpec], num_classes: int, *, anchors: SSDAnchors,
+        self, specs: Mapping[str, FeatureSpec], num_classes: int, *, anchors: CellAnchors,
         class_loss: ClassLoss = "multibox", box_loss: BoxLoss = "smooth_l1",
         box_weights: tuple[float, float, float, float] = BOX_WEIGHTS, negatives_per_positive: float = 3.0,
         min_negatives: int = 3, box_weight: float = 1.0, extra_channels: Sequence[int] = EXTRA_CHANNELS,
-        width: float = 1.0, norm: Norm = NORM,
+        width: float = 1.0, norm: Norm = NORM, padding: Padding = "symmetric",
     ) -> None:
         super().__init__()
         if num_classes < 1:
@@ -70,7 +73,8 @@ class SSDLite(Head[BoxTargets, AnchorRaw, DenseBoxes]):
         self.box_weight = box_weight
 
         channels = [spec.channels for spec in specs.values()]
-        self.extras, made = smaller_maps(channels[-1], extra_channels, norm=norm, separable=True, width=width)
+        self.extras, made = smaller_maps(
+            channels[-1], extra_channels, norm=norm, separable=True, width=width, padding=padding)
         channels += made
         self.classify, self.locate = nn.ModuleList(), nn.ModuleList()
         for in_channels, num_anchors in zip(channels, anchors.num_per_cell, strict=True):
@@ -100,7 +104,7 @@ class SSDLite(Head[BoxTargets, AnchorRaw, DenseBoxes]):
             outputs_BN = matching.wanted_outputs(targets, matched_BN, first=1, negative=0)
             classification = losses.hard_negative_cross_entropy(
                 logits, outputs_BN, negatives_per_positive=self.negatives_per_positive,
-                min_negatives=self.min_negatives)
+                min_negatives=self.min_negatives, sigmoid=self.class_loss == "sigmoid")
         localisation = losses.box_loss(
             deltas, anchors, targets, matched_BN, weights=self.box_weights, kind=self.box_loss)
         count = (matched_BN >= 0).sum()
@@ -110,7 +114,7 @@ class SSDLite(Head[BoxTargets, AnchorRaw, DenseBoxes]):
         """Boxes inside the image, and the classes' probabilities without background."""
         logits, deltas = raw.rows(self.num_outputs)
         found = boxes.decode(deltas, self._anchors(raw.logits, size, static=static), self.box_weights)
-        scores = logits.sigmoid() if self.class_loss == "focal" else logits.softmax(-1)
+        scores = logits.softmax(-1) if self.class_loss == "multibox" else logits.sigmoid()
         return DenseBoxes(boxes.clip(found, size), scores[..., 1:])
 
     def _initialise(self) -> None:

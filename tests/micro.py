@@ -18,6 +18,7 @@ from detseg.benchmark.synthetic import OneConvolution, calibrate
 from detseg.data.sample import draw_scene
 from detseg.interfaces import Head, Task
 from detseg.model import Predictor
+from detseg.ops.anchors import SSDAnchors
 from detseg.resize import Stretch
 from detseg.structures import DenseBoxes, Pixels, Size
 from detseg.tasks.detection import Detection
@@ -80,7 +81,7 @@ def network(head: str) -> tuple[Predictor, Task[Any, Any, Any, Any]]:
 def _smaller(head: Head[Any, Any, Any], predictor: Predictor) -> Head[Any, Any, Any]:
     """Detectors on three maps, and with few regions."""
     if isinstance(head, SSD | SSDLite):
-        return type(head)(predictor.backbone.specs, len(discovery.OWN), anchors=replace(head.anchors, num_maps=3),
+        return type(head)(predictor.backbone.specs, len(discovery.OWN), anchors=SSDAnchors(num_maps=3),
                           extra_channels=(16,), width=0.35)
     if isinstance(head, RetinaNet):
         assert predictor.neck is not None

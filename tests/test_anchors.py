@@ -17,7 +17,7 @@ from torchvision.models.detection.image_list import ImageList
 
 from detseg import config
 from detseg.data.coco import COCO_80
-from detseg.ops.anchors import AnchorRaw, CachedAnchors, SSDAnchors, to_rows
+from detseg.ops.anchors import AnchorRaw, CachedAnchors, SSDAnchors, TensorFlowAnchors, to_rows
 from detseg.structures import Size
 
 from .conftest import ROOT
@@ -238,3 +238,46 @@ def test_anchors_kept_in_evaluation_serve_training_and_copies_start_anew() -> No
     copied = copy.deepcopy(cached)
     assert not copied._kept
     assert torch.equal(copied(maps, (64, 96)), found)
+
+
+# ------------------------------------------------------------------------------------------ TensorFlow's
+
+
+def test_tensorflows_anchors_by_hand() -> None:
+    maps: list[Size] = [(19, 19), (10, 10), (5, 5), (3, 3), (2, 2), (1, 1)]
+    found = TensorFlowAnchors()(maps, (300, 300), device=CPU)
+    assert len(found) == 1917
+    sides = found[:, 2:] - found[:, :2]
+    first = [(30, 30), (60 * 2**0.5, 60 / 2**0.5), (60 / 2**0.5, 60 * 2**0.5)]
+    torch.testing.assert_close(sides[:3], torch.tensor(first), rtol=1e-5, atol=1e-3)
+    second = [(105, 105), (105 * 2**0.5, 105 / 2**0.5), (105 / 2**0.5, 105 * 2**0.5), (105 * 3**0.5, 105 / 3**0.5),
+              (105 * 0.3333**0.5, 105 / 0.3333**0.5), ((105 * 150) ** 0.5, (105 * 150) ** 0.5)]
+    torch.testing.assert_close(sides[3 * 361 : 3 * 361 + 6], torch.tensor(second), rtol=1e-5, atol=1e-3)
+    torch.testing.assert_close(found[0], torch.tensor([150 / 19 - 15, 150 / 19 - 15, 150 / 19 + 15, 150 / 19 + 15]))
+    torch.testing.assert_close(sides[-1], torch.full((2,), 300 * 0.95**0.5))
+
+
+def test_tensorflows_anchors_are_the_others_in_another_order() -> None:
+    theirs = TensorFlowAnchors(ratios=(1.0, 2.0, 0.5, 3.0, 1 / 3), reduced=False)(SQUARE, (320, 320), device=CPU)
+    ours = SSDAnchors(clip_sizes=False)(SQUARE, (320, 320), device=CPU)
+    torch.testing.assert_close(theirs.view(-1, 6, 4)[:, [0, 5, 1, 2, 3, 4]], ours.view(-1, 6, 4), rtol=0, atol=1e-3)
+    assert TensorFlowAnchors(reduced=False).num_per_cell == (6,) * 6
+    assert TensorFlowAnchors().num_per_cell == (3, 6, 6, 6, 6, 6)
+
+
+def test_tensorflows_squares_are_squares_in_images_that_are_none() -> None:
+    found = TensorFlowAnchors()(WIDE, (192, 320), device=CPU)
+    sides = found[:, 2:] - found[:, :2]
+    torch.testing.assert_close(sides[0], torch.tensor([19.2, 19.2]))
+    torch.testing.assert_close(sides[1], torch.tensor([38.4 * 2**0.5, 38.4 / 2**0.5]))
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    ({"num_maps": 1}, "SSD anchors need at least 2 maps, got 1"),
+    ({"min_scale": 0.9, "max_scale": 0.2}, "anchor scales must satisfy 0 < min < max, got 0.9 and 0.2"),
+    ({"ratios": (1.0, 0.0)}, "anchors need positive ratios of width to height, got (1.0, 0.0)"),
+    ({"ratios": ()}, "anchors need positive ratios of width to height, got ()"),
+])
+def test_impossible_anchors_of_tensorflow(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        TensorFlowAnchors(**options)

@@ -29,7 +29,7 @@ from detseg.export.convert import Source, export
 from detseg.export.format import Options
 from detseg.export.formats import format_named
 from detseg.export.manifest import Manifest, fixed_resize
-from detseg.resize import Letterbox, Resize, Rounded, Stretch
+from detseg.resize import Letterbox, Resize, Rounded, Stretch, TensorFlowStretch
 from detseg.structures import Classes, Pixels, Size
 
 from . import micro
@@ -38,9 +38,11 @@ from .conftest import ROOT
 
 HEADS = ("ssd", "lraspp")
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
-RESIZES: tuple[Resize, ...] = (Stretch(micro.SIZE), Letterbox(micro.SIZE, fill=(9, 90, 200)))
+RESIZES: tuple[Resize, ...] = (
+    Stretch(micro.SIZE), Letterbox(micro.SIZE, fill=(9, 90, 200)), TensorFlowStretch(micro.SIZE))
 CASES = (("ssd", RESIZES[0], "uint8", "nhwc"), ("ssd", RESIZES[1], "float", "nchw"),
-         ("lraspp", RESIZES[1], "uint8", "nhwc"), ("lraspp", RESIZES[0], "float", "nchw"))
+         ("lraspp", RESIZES[1], "uint8", "nhwc"), ("lraspp", RESIZES[0], "float", "nchw"),
+         ("ssd", RESIZES[2], "uint8", "nhwc"), ("lraspp", RESIZES[2], "float", "nchw"))
 """Detectors and segmenters, every resize, every type and layout."""
 ODD = Classes(names=('a "quoted" \\ name', "dollar $name", "line\nbreak\x01", "größe 🚲"), source_ids=(1, 2, 3, 4))
 """Names that a language would take for something else."""

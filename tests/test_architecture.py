@@ -73,7 +73,7 @@ def _inside(module: str, packages: set[str]) -> bool:
 
 def test_the_parser_sees_imports() -> None:
     found = {str(one) for one in _imports("heads")}
-    assert any(text.endswith("imports detseg.ops.anchors.SSDAnchors") for text in found), found
+    assert any(text.endswith("imports detseg.ops.anchors.CellAnchors") for text in found), found
     assert any(text.endswith("imports torch") for text in found), found
 
 

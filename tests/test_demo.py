@@ -43,7 +43,7 @@ from detseg.export.convert import Source, export
 from detseg.export.formats import format_named
 from detseg.export.formats.onnx import FORMAT
 from detseg.report.pictures import write_picture
-from detseg.resize import Letterbox, Resize, Rounded, Stretch
+from detseg.resize import Letterbox, Resize, Rounded, Stretch, TensorFlowStretch
 from detseg.structures import Pixels
 
 from . import discovery, micro
@@ -404,6 +404,8 @@ const answers = JSON.parse(fs.readFileSync(`${folder}/cases.json`)).map(({ size,
 });
 fs.writeFileSync(`${folder}/answers.json`, JSON.stringify(answers));
 """
+RULES: Mapping[str, type[Stretch | Letterbox | TensorFlowStretch]] = {
+    "stretch": Stretch, "letterbox": Letterbox, "tensorflow_stretch": TensorFlowStretch}
 SIZES = [(48, 64), (37, 53), (480, 640), (301, 200), (1, 1), (7, 300), (64, 96), (128, 192), (427, 640), (1200, 1600),
          (65, 3), (85, 128)]
 
@@ -416,7 +418,7 @@ def test_javascript_resizes_and_maps_back_as_python_does(tmp_path: Path) -> None
     rules: list[Resize] = []
     wanted = []
     for k, original in enumerate(SIZES):
-        for resize in (Stretch, Letterbox):
+        for name, resize in RULES.items():
             for pixels, layout in (("uint8", "nhwc"), ("float", "nchw")):
                 size = (64, 96) if k % 2 else (90, 61)
                 rule: Resize = resize(size, fill=(200, 30, 90))
@@ -426,7 +428,7 @@ def test_javascript_resizes_and_maps_back_as_python_does(tmp_path: Path) -> None
                 picture.tofile(tmp_path / f"{len(cases)}.picture")
                 labels.tofile(tmp_path / f"{len(cases)}.labels")
                 cases.append({"size": original, "boxes": boxes.tolist(), "classes": 5, "given": {
-                    "size": size, "pixels": pixels, "layout": layout, "resize": resize.__name__.lower(),
+                    "size": size, "pixels": pixels, "layout": layout, "resize": name,
                     "fill": rule.fill}})
                 rules.append(rule)
                 wanted.append((picture, labels, boxes))

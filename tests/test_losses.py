@@ -66,6 +66,22 @@ def test_hard_negatives_by_hand() -> None:
     assert float(found) == pytest.approx(math.log(2) + math.log(1 + math.exp(3)) + math.log(1 + math.exp(2)))
 
 
+def test_hard_negatives_of_sigmoids_by_hand() -> None:
+    # Outputs (b, x) of every anchor: the object costs log(1 + e^b) + log(1 + e^-x), background what it costs reversed.
+    b = torch.tensor([[1.0, 0.0, 2.0, -1.0, 9.0]])
+    x = torch.tensor([[-0.5, 3.0, 0.0, 1.0, 9.0]])
+    targets = torch.tensor([[1, 0, 0, 0, IGNORED]])
+    found = hard_negative_cross_entropy(
+        torch.stack((b, x), -1), targets, negatives_per_positive=2, min_negatives=0, sigmoid=True)
+
+    def cost(value: float) -> float:
+        return math.log(1 + math.exp(value))
+
+    object_, hardest, next_ = cost(1.0) + cost(0.5), cost(0.0) + cost(3.0), cost(1.0) + cost(1.0)
+    assert next_ > cost(-2.0) + cost(0.0)
+    assert float(found) == pytest.approx(object_ + hardest + next_)
+
+
 def test_a_batch_is_the_sum_of_its_images() -> None:
     logits, targets = torch.randn(3, 60, 6), _labels()
     single = [hard_negative_cross_entropy(logits[i : i + 1], targets[i : i + 1], negatives_per_positive=3.0,

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.transforms.functional import resize as torchvision_resize
 
-from detseg.resize import MEAN_COLOUR, RGB, KeepAspect, Letterbox, Placement, Resize, Stretch
+from detseg.resize import MEAN_COLOUR, RGB, KeepAspect, Letterbox, Placement, Resize, Stretch, TensorFlowStretch
 from detseg.structures import IMAGENET_MEAN, IMAGENET_STD, VOID, Pixels, Size
 
 SIZES = st.tuples(st.integers(1, 700), st.integers(1, 700))
@@ -62,6 +62,33 @@ def test_letterbox_is_torch_s_bilinear_between_bars_of_the_fill_colour(original:
     assert (rounded == resize.fill).all()
 
 
+def test_tensorflows_stretch_by_hand() -> None:
+    """Pixels are points: of 2 x 3 to 4 x 2, rows lie at 0, 1/2, 1, 3/2 (beyond the last) and columns at 0, 3/2."""
+    image = np.array([[0, 10, 20], [100, 110, 140]], dtype=np.uint8)[..., None].repeat(3, axis=2)
+    stretched = TensorFlowStretch((4, 2)).apply(image)
+    assert stretched.dtype == np.float32
+    assert stretched[..., 1].tolist() == [[0.0, 15.0], [50.0, 70.0], [100.0, 125.0], [100.0, 125.0]]
+    rounded = TensorFlowStretch((3, 3)).apply_rounded(image)  # rows at 0, 2/3, 4/3
+    assert rounded.dtype == np.uint8
+    assert rounded[..., 0].tolist() == [[0, 10, 20], [67, 77, 100], [100, 110, 140]]
+    assert TensorFlowStretch((300, 512)).place((600, 256)) == Stretch((300, 512)).place((600, 256))
+
+
+@pytest.mark.parametrize("original", [(480, 640), (123, 77), (1, 50), (1, 1)])
+@pytest.mark.parametrize("size", [(320, 320), (300, 512), (7, 5), (1, 1)])
+def test_tensorflows_stretch_is_torchs_of_points(original: Size, size: Size) -> None:
+    """grid_sample with whole numbers for the pixels' places, in double precision."""
+    image = noise(original)
+    rows, columns = (torch.arange(wanted, dtype=torch.float64) * given / wanted
+                     for wanted, given in zip(size, original, strict=True))
+    grid = torch.stack(torch.meshgrid(
+        2 * columns / max(1, original[1] - 1) - 1, 2 * rows / max(1, original[0] - 1) - 1, indexing="xy"), -1)[None]
+    batch = torch.from_numpy(image).permute(2, 0, 1)[None].double()
+    wanted = F.grid_sample(batch, grid, mode="bilinear", padding_mode="border", align_corners=True)[0]
+    found = TensorFlowStretch(size).apply(image)
+    np.testing.assert_allclose(found, wanted.permute(1, 2, 0).numpy(), atol=0.05)
+
+
 def test_where_images_come_to_lie() -> None:
     assert Stretch((300, 512)).place((600, 256)) == Placement(0.5, 2.0, 0.0, 0.0)
     assert Letterbox((320, 320)).place((480, 640)) == Placement(0.5, 0.5, 40.0, 0.0)
@@ -83,8 +110,8 @@ def test_letterbox_keeps_the_whole_image_its_aspect_ratio_and_the_centre(size: S
     assert abs(width - original[1] * scale) <= 1
 
 
-@pytest.mark.parametrize("kind", [Stretch, Letterbox])
-def test_an_impossible_size_is_refused(kind: type[Stretch | Letterbox]) -> None:
+@pytest.mark.parametrize("kind", [Stretch, TensorFlowStretch, Letterbox])
+def test_an_impossible_size_is_refused(kind: type[Stretch | TensorFlowStretch | Letterbox]) -> None:
     with pytest.raises(ValueError, match=r"each at least 1, got \(0, 320\)"):
         kind((0, 320))
 
@@ -98,7 +125,7 @@ def test_an_impossible_colour_is_refused(fill: RGB) -> None:
 
 def test_the_fill_colour_is_imagenet_s_mean_unless_chosen() -> None:
     assert MEAN_COLOUR == (124, 116, 104)
-    for resize in (Stretch((8, 8)), Letterbox((8, 8)), KeepAspect(8, 9)):
+    for resize in (Stretch((8, 8)), TensorFlowStretch((8, 8)), Letterbox((8, 8)), KeepAspect(8, 9)):
         assert resize.fill == MEAN_COLOUR
 
 

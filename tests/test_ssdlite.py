@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -18,6 +19,7 @@ from detseg.backbones.mobilenet_v3 import mobilenet_v3_large, mobilenet_v3_small
 from detseg.cost import count_macs, count_parameters
 from detseg.data.coco import COCO_80
 from detseg.interfaces import Backbone, FeatureSpec
+from detseg.layers import ConvNormAct, Padding
 from detseg.model import Predictor
 from detseg.ops import boxes
 from detseg.ops.anchors import AnchorRaw, SSDAnchors
@@ -165,13 +167,13 @@ EVERYWHERE = (0.0, 0.0, 160.0, 96.0)
 
 
 @pytest.mark.parametrize("box_loss", ["smooth_l1", "ciou"])
-@pytest.mark.parametrize("class_loss", ["multibox", "focal"])
+@pytest.mark.parametrize("class_loss", ["multibox", "sigmoid", "focal"])
 def test_it_learns(class_loss: ClassLoss, box_loss: BoxLoss) -> None:
     predictor = _predictor(class_loss=class_loss, box_loss=box_loss).train()
     images = torch.rand(2, 3, *SIZE) * 255
     optimizer = torch.optim.SGD(predictor.parameters(), lr=0.02, momentum=0.9)
     history = []
-    for _ in range(12):
+    for _ in range(30 if class_loss == "sigmoid" else 12):
         losses = predictor.head.loss(predictor(images), TWO_IMAGES, SIZE)
         terms = [term.sum / term.count for term in losses.values()]
         loss = torch.stack(terms).sum()
@@ -247,6 +249,44 @@ def test_focal_scores_are_sigmoids_that_start_low() -> None:
     assert float(scores.detach().mean()) == pytest.approx(0.01, abs=0.003)
 
 
+def test_sigmoid_scores_are_sigmoids_without_background() -> None:
+    predictor = _predictor(class_loss="sigmoid").eval()
+    raw: AnchorRaw = predictor(torch.rand(1, 3, *SIZE) * 255)
+    scores = predictor.head.decode(raw, SIZE).scores
+    torch.testing.assert_close(scores, raw.rows(4)[0].sigmoid()[..., 1:])
+
+
+def test_a_negative_wants_the_background_column_of_sigmoids_and_a_positive_its_own() -> None:
+    """TensorFlow's V1 and V2 configs do not encode background as zeros."""
+    _, deltas, logits = row_gradients(_predictor(class_loss="sigmoid").eval(), TWO_IMAGES)
+    positive = (deltas != 0).any(-1)
+    negative = (logits != 0).any(-1) & ~positive
+    assert bool((logits[negative][:, 0] < 0).all())
+    assert bool((logits[negative][:, 1:] > 0).all())
+    assert (logits[positive] < 0).sum(1).tolist() == [1] * int(positive.sum())
+    assert bool((logits[positive][:, 0] > 0).all())
+    assert negative.sum(1).tolist() == [3 * count for count in positive.sum(1).tolist()]
+
+
+def test_same_padding_of_the_made_maps_by_hand() -> None:
+    """TensorFlow pads an even map by nothing before and one cell behind; the sizes of maps are the same."""
+    outputs = {}
+    paddings: tuple[Padding, ...] = ("symmetric", "same")
+    for padding in paddings:
+        specs = {"c4": FeatureSpec(8, 16), "c5": FeatureSpec(8, 32)}
+        head = SSDLite(specs, 2, anchors=SSDAnchors(), padding=padding).eval()
+        depthwise = head.get_submodule("extras.0.1")
+        assert isinstance(depthwise, ConvNormAct)
+        assert isinstance(depthwise.conv, nn.Conv2d)
+        nn.init.constant_(depthwise.conv.weight, 0.0)
+        depthwise.conv.weight.data[:, :, 0, 0] = 1.0  # takes the upper left of each window
+        x = torch.arange(16.0).view(1, 1, 4, 4).expand(1, 256, 4, 4) / 16
+        outputs[padding] = (depthwise(x)[0, 0] * 16 * math.sqrt(1 + 1e-3)).round().tolist()
+        raw = head({"c4": torch.rand(1, 8, 7, 10), "c5": torch.rand(1, 8, 4, 5)})
+        assert [tuple(one.shape[2:]) for one in raw.deltas] == [(7, 10), (4, 5), (2, 3), (1, 2), (1, 1), (1, 1)]
+    assert outputs == {"symmetric": [[0, 0], [0, 5]], "same": [[0, 2], [8, 10]]}
+
+
 def test_the_gradient_of_matched_anchors() -> None:
     """The right class goes up, all others down, background first; unmatched anchors move no box."""
     losses, deltas, logits = row_gradients(_predictor().eval(), TWO_IMAGES)
@@ -272,7 +312,7 @@ def test_the_focal_loss_encodes_background_as_zeros() -> None:
     assert float(losses["class"].sum.detach()) == pytest.approx(number * 0.75 * 0.99**2 * 4.6, rel=0.1)
 
 
-@pytest.mark.parametrize("class_loss", ["multibox", "focal"])
+@pytest.mark.parametrize("class_loss", ["multibox", "sigmoid", "focal"])
 @pytest.mark.parametrize("targets", [
     box_targets([], []), box_targets([], [((3, 3, 3, 30), 1, False), ((9, 9, 9, 9), 0, False)])],
     ids=["none", "without area"])
@@ -283,7 +323,7 @@ def test_which_anchors_show_background_in_images_without_objects(targets: BoxTar
     assert bool((deltas == 0).all())
     assert bool(logits.isfinite().all())
     with_gradient = (logits != 0).any(-1).sum(1).tolist()
-    assert with_gradient == ([3, 3] if class_loss == "multibox" else [NUM_ANCHORS] * 2)
+    assert with_gradient == ([NUM_ANCHORS] * 2 if class_loss == "focal" else [3, 3])
 
 
 def test_min_negatives_0_is_torchvisions_silence_on_empty_images() -> None:
@@ -292,7 +332,7 @@ def test_min_negatives_0_is_torchvisions_silence_on_empty_images() -> None:
     assert bool((logits == 0).all())
 
 
-@pytest.mark.parametrize("class_loss", ["multibox", "focal"])
+@pytest.mark.parametrize("class_loss", ["multibox", "sigmoid", "focal"])
 def test_anchors_in_a_crowd_are_ignored_and_an_object_in_it_is_not(class_loss: ClassLoss) -> None:
     predictor = _predictor(class_loss=class_loss, min_negatives=10_000).eval()
     losses, deltas, logits = row_gradients(predictor, box_targets([(EVERYWHERE, 1, True)], [(EVERYWHERE, 1, True)]))

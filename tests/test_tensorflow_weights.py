@@ -11,7 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from detseg import config
+from detseg import api, config
 from detseg.backbones.mobilenet_v2 import mobilenet_v2
 from detseg.data.layouts import read_labels
 from detseg.data.segmentation import SegmentationDataset
@@ -171,3 +171,11 @@ def test_the_published_network_on_real_images(shared: Path, resize: Resize | Non
     assert len(dataset) == 84
     numbers = evaluate(predictor, Segmentation(), dataset, metric=MeanIoU(index), batch_size=2, workers=0).numbers
     assert numbers["mIoU_present"] == pytest.approx(expected, abs=0.005)
+
+
+def test_the_published_output_stride_is_a_setting(state: dict[str, Tensor], tmp_path: Path) -> None:
+    save_file(state, tmp_path / "deeplab.safetensors")
+    model = api.load(ROOT / "configs" / "raspp_v2.py", tmp_path / "deeplab.safetensors",
+                     settings=["model.output_stride=8"])
+    assert isinstance(model.loaded, Predictor)
+    assert [spec.stride for spec in model.loaded.backbone.specs.values()] == [8]

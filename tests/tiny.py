@@ -71,6 +71,9 @@ class Index:
         labels = tuple(position[self.classes.source_ids[label]] for label in self.labels)
         return replace(self, labels=labels, classes=classes)
 
+    def common(self, classes: Classes, /) -> Self:
+        return self.relabel(classes)
+
 
 def read(folder: Path, split: Literal["train", "val"]) -> Index:
     """The folder holds one file that says how many pictures there are."""

@@ -60,6 +60,10 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--formats", action="store_true", help="list the formats, and stop")
     parser.add_argument("--config-changed", action="store_true",
                         help="take the checkpoint although it was trained with another config")
+    parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="model.NAME=VALUE", dest="settings",
+                        help="settings of the config's model that published weights need, as in model.output_stride=8")
+    parser.add_argument("--classes", nargs="+", action="extend", default=[], metavar="NAME",
+                        help="what published weights predict, in their order (the config's classes)")
     return parser
 
 
@@ -86,7 +90,8 @@ def _export(options: argparse.Namespace) -> None:
     from detseg.export.convert import check, check_options, export
     from detseg.export.format import Options
 
-    model = load_model(options.model, options.checkpoint, config_changed=options.config_changed)
+    model = load_model(options.model, options.checkpoint, config_changed=options.config_changed,
+                       settings=options.settings, classes=options.classes)
     if model.source is None:
         raise ValueError(f"{options.model} is an exported file; export the checkpoint it was made of")
     for note in model.notes:

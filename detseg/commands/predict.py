@@ -58,6 +58,10 @@ def build_parser() -> argparse.ArgumentParser:
                              "same up to rounding")
     parser.add_argument("--config-changed", action="store_true",
                         help="take the checkpoint although it was trained with another config")
+    parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="model.NAME=VALUE", dest="settings",
+                        help="settings of the config's model that published weights need, as in model.output_stride=8")
+    parser.add_argument("--classes", nargs="+", action="extend", default=[], metavar="NAME",
+                        help="what published weights predict, in their order (the config's classes)")
     parser.add_argument("--labels", type=Path, metavar="DIR", help="the folder to write label maps to")
     return parser
 
@@ -89,7 +93,8 @@ def _predict(options: argparse.Namespace) -> None:
     label_maps = [] if options.labels is None else label_paths(paths, options.labels)
     if options.labels is not None and options.labels.resolve() == options.out.resolve():
         raise ValueError(f"--labels and --out are both {options.out}; label maps would replace pictures")
-    model = load_model(options.model, checkpoint, config_changed=options.config_changed)
+    model = load_model(options.model, checkpoint, config_changed=options.config_changed, settings=options.settings,
+                       classes=options.classes)
     if model.source is not None and options.engine == "torch":  # an exported file stays with its runtime
         model.to("cuda" if torch.cuda.is_available() else "cpu")
     model.run_with(options.engine, say=partial(print, flush=True))

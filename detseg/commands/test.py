@@ -19,13 +19,19 @@ import math
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from detseg.atomic import write_records, write_text
 from detseg.choices import ENGINES
 from detseg.cli import command_parser, exit_code
 from detseg.config_files import find_config
 
+if TYPE_CHECKING:
+    from detseg.config import Index
+    from detseg.structures import Classes
+
 _SAMPLE = Path("data/sample")
+_MOST_NAMED = 12
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -55,6 +61,13 @@ def build_parser() -> argparse.ArgumentParser:
                         help="evaluate without images, records and labels that are broken, and name them")
     parser.add_argument("--config-changed", action="store_true",
                         help="take the checkpoint although it was trained with another config")
+    parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="model.NAME=VALUE", dest="settings",
+                        help="settings of the config's model that published weights need, as in model.output_stride=8")
+    parser.add_argument("--classes", nargs="+", action="extend", default=[], metavar="NAME",
+                        help="what published weights predict, in their order (the config's classes)")
+    parser.add_argument("--common-classes", action="store_true",
+                        help="evaluate on the classes that the network and the data both have, by name, although they "
+                             "do not have the same")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers")
     parser.add_argument("--results", type=Path, metavar="FILE", help="write the predictions in COCO's results format")
     return parser
@@ -69,7 +82,6 @@ def _test(options: argparse.Namespace) -> None:
     if options.checkpoint is not None:
         find_config(options.model)
     from detseg.api import load_model
-    from detseg.checkpoint import check_classes
     from detseg.data.faults import check_faults
     from detseg.data.location import Location
     from detseg.data.screening import screened
@@ -78,7 +90,8 @@ def _test(options: argparse.Namespace) -> None:
     from detseg.report.console import Reporter, plain_console, render
     from detseg.report.results import records
 
-    model = load_model(options.model, options.checkpoint, sample=options.sample, config_changed=options.config_changed)
+    model = load_model(options.model, options.checkpoint, sample=options.sample, config_changed=options.config_changed,
+                       settings=options.settings, classes=options.classes)
     device, is_rank_zero = evaluation_device()
     if model.source is not None and options.engine == "torch":  # an exported file stays with its runtime
         model.to(device)
@@ -104,8 +117,8 @@ def _test(options: argparse.Namespace) -> None:
         check_faults(index.faults, f"the val data in {location}")
     elif not len(index):
         check_faults(index.faults, f"no image is left to evaluate on in {location}")
-    check_classes(index.classes, classes, what=str(options.checkpoint or options.model))
-    index = index.relabel(classes)
+    index, left_out = _relabelled(index, classes, common=options.common_classes,
+                                  what=str(options.checkpoint or options.model))
     dataset = data.dataset(index, resize, augment=None, seed=0)
     metric = data.metric(index, per_class=options.per_class, reference=options.reference)
     chosen, most, workers = None, 1, None
@@ -113,7 +126,7 @@ def _test(options: argparse.Namespace) -> None:
         chosen, workers = experiment.eval_batch_size, experiment.workers
         most = experiment.batch_size // experiment.accumulate
     batch_size = options.batch_size or chosen or suitable_batch(resize.size, most=most)
-    for note in (*model.notes, *lines, *(f"left out: {fault}" for fault in index.faults)):
+    for note in (*model.notes, *lines, *left_out, *(f"left out: {fault}" for fault in index.faults)):
         console.print(note, soft_wrap=True)
     with Reporter(console, len(dataset), first=0, title="image", unit="images") as report:
         numbers, predictions = evaluate(
@@ -129,3 +142,30 @@ def _test(options: argparse.Namespace) -> None:
     # Last: whatever a terminal cannot show, the files are there.
     console.print(f"{model.title}, {model.network.form}{', static' if options.static else ''}",
                   render(metric.table(numbers)), sep="\n", soft_wrap=True)
+
+
+def _relabelled(index: Index, classes: Classes, *, common: bool, what: str) -> tuple[Any, list[str]]:
+    """The annotations with the labels of a network, and what to say of those that are left out."""
+    from detseg.checkpoint import check_classes
+
+    if not common:
+        try:
+            check_classes(index.classes, classes, what=what)
+        except ValueError as error:
+            if not index.classes.common(classes):
+                raise
+            raise ValueError(f"{error}\nTo evaluate on those that both have, use --common-classes") from None
+        return index.relabel(classes), []
+    shared = index.classes.common(classes)
+    if not shared:
+        raise ValueError(f"{what} and the data have no class in common: it knows "
+                         f"{', '.join(classes.used.values())}, the data {', '.join(index.classes.used.values())}")
+    counted = "1 class" if len(shared) == 1 else f"{len(shared)} classes"
+    lines = [f"note: evaluated on {counted} that the network and the data both have: {', '.join(shared)}"]
+    for owner, names in (("the data", index.classes.used), ("the network", classes.used)):
+        others = [name for name in names.values() if name not in shared]
+        if others:
+            more = f" and {len(others) - _MOST_NAMED} more" if len(others) > _MOST_NAMED else ""
+            lines.append(f"note: left out of the classes of {owner} ({len(others)}): "
+                         f"{', '.join(others[:_MOST_NAMED])}{more}")
+    return index.common(classes), lines

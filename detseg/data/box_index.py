@@ -190,6 +190,30 @@ class BoxIndex:
             raise ValueError(f"the annotations have classes that are not asked for: {', '.join(strange)}")
         return replace(self, classes=classes, labels=table[self.labels])
 
+    def common(self, classes: Classes, /) -> BoxIndex:
+        """The annotations of the classes that `classes` has too, by name, with labels that are positions in it.
+
+        All images stay; those that show nothing else are images without objects.
+        """
+        shared = self.classes.common(classes)
+        table = np.array([classes.names.index(name) if name in shared else -1 for name in self.classes.names], np.int32)
+        kept = table[self.labels] >= 0
+        index = BoxIndex.of(
+            classes,
+            self.folder,
+            image_ids=self.image_ids,
+            sizes=self.sizes,
+            names=[self._name(i) for i in range(len(self))],
+            image_of_box=self._image_of_box()[kept],
+            boxes=self.boxes[kept],
+            labels=table[self.labels[kept]],
+            crowd=self.crowd[kept],
+            areas=self.areas[kept],
+            annotation_ids=self.annotation_ids[kept],
+            faults=self.faults,
+        )
+        return replace(index, notes=self.notes)
+
     def coco_ground_truth(self) -> dict[str, Any]:
         """The annotations in COCO's format, as `pycocotools.coco.COCO.dataset` takes them; with the file's own ids.
 

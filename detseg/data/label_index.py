@@ -58,6 +58,11 @@ class LabelIndex(ABC):
         chosen = np.array([self.checked(i) for i in image_positions], np.int64)
         return SelectedLabels(self.classes, self, self.image_ids[chosen], chosen, self.notes, self.faults)
 
+    def common(self, classes: Classes, /) -> LabelIndex:
+        """The same label maps with labels that are positions in `classes`, matched by name; VOID where a class is not
+        among them."""
+        return _CommonLabels(self, classes, self.image_ids, self.notes, self.faults)
+
     def image(self, i: int) -> Pixels:
         """The image, turned as its label map is. Raises what `read_image` does."""
         return read_image(self.path(i), size=self.size(i), said_by=f"its label map {self.origin(i)} is")
@@ -101,6 +106,41 @@ class SelectedLabels(LabelIndex):
     def relabel(self, classes: Classes, /) -> SelectedLabels:
         """See `LabelIndex`."""
         return replace(self, classes=classes, all=self.all.relabel(classes))
+
+
+@dataclass(frozen=True, eq=False)
+class _CommonLabels(LabelIndex):
+    """Another index's label maps, reduced to the classes that `classes` has too."""
+
+    whole: LabelIndex
+    classes: Classes
+    image_ids: NDArray[np.int64]
+    notes: tuple[str, ...]
+    faults: tuple[Fault, ...] = ()
+
+    def path(self, i: int) -> Path:
+        """The image file."""
+        return self.whole.path(i)
+
+    def origin(self, i: int) -> str:
+        """Where the label map comes from."""
+        return self.whole.origin(i)
+
+    def size(self, i: int) -> Size:
+        """(height, width) of the label map."""
+        return self.whole.size(i)
+
+    def labels(self, i: int, size: Size) -> LabelPixels:
+        """See `LabelIndex`."""
+        table = np.full(256, VOID, dtype=np.uint8)
+        for name in self.whole.classes.common(self.classes):
+            table[self.whole.classes.names.index(name)] = self.classes.names.index(name)
+        moved: LabelPixels = table[self.whole.labels(i, size)]
+        return moved
+
+    def relabel(self, classes: Classes, /) -> _CommonLabels:
+        """See `LabelIndex`; by name, and VOID where a class is not among them."""
+        return replace(self, classes=classes)
 
 
 @dataclass(frozen=True, eq=False)

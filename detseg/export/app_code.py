@@ -15,7 +15,7 @@ import jinja2
 from detseg.export.app_targets import TARGETS, Target, target_named
 from detseg.export.artefact import read_manifest
 from detseg.export.manifest import Manifest
-from detseg.resize import Stretch
+from detseg.resize import TensorFlowStretch
 
 VERSIONS: Mapping[str, str] = {
     "litert": "2.3.0", "executorch": "1.5.1", "onnxruntime-android": "1.30.0", "onnxruntime-node": "1.30.0",
@@ -91,7 +91,8 @@ def _values(manifest: Manifest, file: str) -> dict[str, Any]:
     pixels = "bytes, rounded" if given.pixels == "uint8" else "floats of 0 to 255, not rounded"
     return {
         "file": _one_line(file), "file_name": file, "stem": _one_line(Path(file).stem), "detector": detector,
-        "kind": "Detector" if detector else "Segmenter", "stretch": isinstance(manifest.resize_rule, Stretch),
+        "kind": "Detector" if detector else "Segmenter", "stretch": manifest.resize != "letterbox",
+        "points": isinstance(manifest.resize_rule, TensorFlowStretch),
         "fill": manifest.fill, "uint8": given.pixels == "uint8", "nhwc": given.layout == "nhwc", "height": height,
         "width": width, "shape": given.shape, "outputs": {name: k for k, name in enumerate(outputs)},
         "rows": outputs["boxes"].shape[1] if detector else 0, "names": ", ".join(f'"{name}"' for name in outputs),

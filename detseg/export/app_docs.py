@@ -90,7 +90,7 @@ def _table() -> str:
 
 def _facts(manifest: Manifest) -> str:
     height, width = manifest.input.size
-    how = "stretched to" if manifest.resize == "stretch" else "letterboxed into"
+    how = "letterboxed into" if manifest.resize == "letterbox" else "stretched to"
     return "\n".join([
         f"- takes {takes(manifest)}, pictures {how} {height} x {width}",
         f"- gives {gives(manifest)}",

@@ -8,19 +8,23 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, Self, TypeAlias, get_args
 
 from detseg.choices import Contract
 from detseg.export.contract import Input, OutputSpec, PixelLayout, PixelType, Precision, task_from
 from detseg.interfaces import Task
-from detseg.resize import Letterbox, Resize, Stretch
+from detseg.resize import Letterbox, Resize, Stretch, TensorFlowStretch
 from detseg.structures import Classes, Size
 
 VERSION = 1
 KEY = "detseg"
 """What the manifest is called where a format keeps texts by name."""
 
-_RULES: dict[str, type[Stretch | Letterbox]] = {"stretch": Stretch, "letterbox": Letterbox}
+Rule: TypeAlias = Literal["stretch", "tensorflow_stretch", "letterbox"]
+"""How an image becomes the input, by the name of the rule."""
+
+_RULES: dict[Rule, type[Stretch | TensorFlowStretch | Letterbox]] = {
+    "stretch": Stretch, "tensorflow_stretch": TensorFlowStretch, "letterbox": Letterbox}
 
 
 class DamagedFileError(OSError):
@@ -43,8 +47,8 @@ class Manifest:
     """Its kind and its numbers, thresholds among them."""
     classes: Classes
     input: Input
-    resize: str
-    """How an image becomes the input: "stretch" or "letterbox", bilinear without antialias."""
+    resize: Rule
+    """How an image becomes the input, bilinear without antialias."""
     fill: tuple[int, int, int]
     """The colour of letterbox's bars."""
     mean: tuple[float, ...]
@@ -111,7 +115,7 @@ def edited(what: object) -> DamagedFileError:
     return DamagedFileError(f"{what}: its manifest was edited since it was written; export it again")
 
 
-def fixed_resize(resize: Resize, size: Size | None) -> tuple[Literal["stretch", "letterbox"], Resize]:
+def fixed_resize(resize: Resize, size: Size | None) -> tuple[Rule, Resize]:
     """The rule by which any image becomes one of a file's only size, by name and as it is.
 
     A resize that gives images of many sizes becomes a letterbox: the same for images of the shape of `size`, which is
@@ -120,12 +124,14 @@ def fixed_resize(resize: Resize, size: Size | None) -> tuple[Literal["stretch", 
     size = size or resize.size
     if isinstance(resize, Stretch):
         return "stretch", dataclasses.replace(resize, size=size)
+    if isinstance(resize, TensorFlowStretch):
+        return "tensorflow_stretch", dataclasses.replace(resize, size=size)
     if isinstance(resize, Letterbox):
         return "letterbox", dataclasses.replace(resize, size=size)
     if not resize.fixed:
         return "letterbox", Letterbox(size, fill=resize.fill)
-    raise ValueError(f"a file cannot say how {type(resize).__name__} resizes images; export knows Stretch, Letterbox "
-                     "and KeepAspect")
+    raise ValueError(f"a file cannot say how {type(resize).__name__} resizes images; export knows Stretch, "
+                     "TensorFlowStretch, Letterbox and KeepAspect")
 
 
 def _digest(values: Mapping[str, Any]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
@@ -82,8 +83,48 @@ class CachedAnchors:
 _MOST_SIZES = 16
 
 
+class CellAnchors(ABC):
+    """SSD's kind of anchors: every cell of a map has boxes of the same shapes around its middle."""
+
+    num_maps: int
+    spacing: tuple[float, ...] | None = None
+
+    @abstractmethod
+    def relative_sizes(self, size: Size = (1, 1)) -> list[list[tuple[float, float]]]:
+        """(width, height) of a cell's anchors as fractions of an image of `size`, by map."""
+
+    @property
+    def num_per_cell(self) -> tuple[int, ...]:
+        """How many anchors a cell of each map has."""
+        return tuple(len(sizes) for sizes in self.relative_sizes())
+
+    def check_maps(self, num_taps: int, num_extra: int) -> None:
+        """Refuses another number of maps, taken from the backbone and made by the head, with ValueError."""
+        if num_taps + num_extra != self.num_maps:
+            raise ValueError(
+                f"{num_taps} taps and {num_extra} extra maps make {num_taps + num_extra}, but the anchors are for "
+                f"{self.num_maps}: give as many extra_channels or set num_maps")
+
+    def __call__(self, map_sizes: Sequence[Size], size: Size, *, device: torch.device) -> Tensor:
+        """All anchors of an image of `size`, float32 [N, 4] xyxy in pixels: by map, row, column, shape."""
+        if len(map_sizes) != self.num_maps:
+            raise ValueError(f"anchors for {self.num_maps} maps were asked for {len(map_sizes)}")
+        height, width = size
+        whole = torch.tensor((width, height), dtype=torch.float32, device=device)
+        maps = []
+        spacing = self.spacing or (1.0,) * self.num_maps
+        for (rows, columns), sizes, apart in zip(map_sizes, self.relative_sizes(size), spacing, strict=True):
+            y = (torch.arange(rows, dtype=torch.float32, device=device) + 0.5) / rows * apart
+            x = (torch.arange(columns, dtype=torch.float32, device=device) + 0.5) / columns * apart
+            centres = torch.stack((x.expand(rows, columns), y[:, None].expand(rows, columns)), -1)[:, :, None]
+            half = torch.tensor(sizes, dtype=torch.float32, device=device) / 2
+            corners = torch.cat((centres - half, centres + half), -1)
+            maps.append((corners.reshape(-1, 2, 2) * whole).reshape(-1, 4))
+        return torch.cat(maps)
+
+
 @dataclass(frozen=True)
-class SSDAnchors:
+class SSDAnchors(CellAnchors):
     """SSD's default boxes (Liu et al. 2016, section 2.2), sizes as fractions of the image.
 
     Each cell of map k has, at scale s_k: a square, a square at sqrt(s_k s_k+1), and both orientations of each of
@@ -106,28 +147,13 @@ class SSDAnchors:
     spacing: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
-        if self.num_maps < 2:
-            raise ValueError(f"SSD anchors need at least 2 maps, got {self.num_maps}")
-        if not 0 < self.min_scale < self.max_scale:
-            raise ValueError(f"anchor scales must satisfy 0 < min < max, got {self.min_scale} and {self.max_scale}")
+        _check_scales(self.num_maps, self.min_scale, self.max_scale)
         for name, given in (("scales", self.scales), ("spacing", self.spacing)):
             if given is not None and (len(given) != self.num_maps or min(given) <= 0):
                 raise ValueError(f"{name} needs a positive number for each of the {self.num_maps} maps, got {given}")
 
-    @property
-    def num_per_cell(self) -> tuple[int, ...]:
-        """How many anchors a cell of each map has."""
-        return tuple(len(sizes) for sizes in self.relative_sizes())
-
-    def check_maps(self, num_taps: int, num_extra: int) -> None:
-        """Refuses another number of maps, taken from the backbone and made by the head, with ValueError."""
-        if num_taps + num_extra != self.num_maps:
-            raise ValueError(
-                f"{num_taps} taps and {num_extra} extra maps make {num_taps + num_extra}, but the anchors are for "
-                f"{self.num_maps}: give as many extra_channels or set num_maps")
-
-    def relative_sizes(self) -> list[list[tuple[float, float]]]:
-        """(width, height) of a cell's anchors as fractions of the image, by map."""
+    def relative_sizes(self, size: Size = (1, 1)) -> list[list[tuple[float, float]]]:
+        """(width, height) of a cell's anchors as fractions of an image of any size, by map."""
         step = (self.max_scale - self.min_scale) / (self.num_maps - 1)
         even = [self.min_scale + step * k for k in range(self.num_maps)]
         scales = [*(self.scales or even), 1.0]
@@ -145,22 +171,45 @@ class SSDAnchors:
             sizes.append([(min(w, 1.0), min(h, 1.0)) if self.clip_sizes else (w, h) for w, h in cell])
         return sizes
 
-    def __call__(self, map_sizes: Sequence[Size], size: Size, *, device: torch.device) -> Tensor:
-        """All anchors of an image of `size`, float32 [N, 4] xyxy in pixels: by map, row, column, shape."""
-        if len(map_sizes) != self.num_maps:
-            raise ValueError(f"anchors for {self.num_maps} maps were asked for {len(map_sizes)}")
-        height, width = size
-        whole = torch.tensor((width, height), dtype=torch.float32, device=device)
-        maps = []
-        spacing = self.spacing or (1.0,) * self.num_maps
-        for (rows, columns), sizes, apart in zip(map_sizes, self.relative_sizes(), spacing, strict=True):
-            y = (torch.arange(rows, dtype=torch.float32, device=device) + 0.5) / rows * apart
-            x = (torch.arange(columns, dtype=torch.float32, device=device) + 0.5) / columns * apart
-            centres = torch.stack((x.expand(rows, columns), y[:, None].expand(rows, columns)), -1)[:, :, None]
-            half = torch.tensor(sizes, dtype=torch.float32, device=device) / 2
-            corners = torch.cat((centres - half, centres + half), -1)
-            maps.append((corners.reshape(-1, 2, 2) * whole).reshape(-1, 4))
-        return torch.cat(maps)
+
+@dataclass(frozen=True)
+class TensorFlowAnchors(CellAnchors):
+    """SSD's default boxes as TensorFlow's object detection API makes them (ssd_anchor_generator): the order and the
+    numbers that its weights were trained with.
+
+    Each cell of map k has a box of each of `ratios`, width to height, at scale s_k, and behind them a square at
+    sqrt(s_k s_k+1). Scales run evenly from `min_scale` to `max_scale`; after the last comes 1. They are fractions of
+    the image's shorter side, so that squares are squares. Its published configs write 0.3333 for 1/3.
+
+    reduced: the first map has only a square of 0.1, and ratios 2 and 1/2 (reduce_boxes_in_lowest_layer): 1,917 boxes at
+    300 x 300.
+    """
+
+    num_maps: int = 6
+    min_scale: float = 0.2
+    max_scale: float = 0.95
+    ratios: tuple[float, ...] = (1.0, 2.0, 0.5, 3.0, 0.3333)
+    reduced: bool = True
+
+    def __post_init__(self) -> None:
+        _check_scales(self.num_maps, self.min_scale, self.max_scale)
+        if not self.ratios or min(self.ratios) <= 0:
+            raise ValueError(f"anchors need positive ratios of width to height, got {self.ratios}")
+
+    def relative_sizes(self, size: Size = (1, 1)) -> list[list[tuple[float, float]]]:
+        """(width, height) of a cell's anchors as fractions of an image of `size`, by map."""
+        step = (self.max_scale - self.min_scale) / (self.num_maps - 1)
+        scales = [*(self.min_scale + step * k for k in range(self.num_maps)), 1.0]
+        across, down = min(size) / size[1], min(size) / size[0]
+        sizes = []
+        for k in range(self.num_maps):
+            if k == 0 and self.reduced:
+                shapes = [(0.1, 1.0), (scales[0], 2.0), (scales[0], 0.5)]
+            else:
+                shapes = [*((scales[k], ratio) for ratio in self.ratios), (math.sqrt(scales[k] * scales[k + 1]), 1.0)]
+            sizes.append([(scale * math.sqrt(ratio) * across, scale / math.sqrt(ratio) * down)
+                          for scale, ratio in shapes])
+        return sizes
 
 
 @dataclass(frozen=True)
@@ -218,3 +267,11 @@ class GridAnchors:
             around = torch.tensor(shapes, dtype=torch.float32, device=device)
             maps.append((places.repeat(1, 1, 2)[:, :, None] + around).reshape(-1, 4))
         return torch.cat(maps)
+
+
+def _check_scales(num_maps: int, min_scale: float, max_scale: float) -> None:
+    """A ValueError where scales cannot run evenly over the maps."""
+    if num_maps < 2:
+        raise ValueError(f"SSD anchors need at least 2 maps, got {num_maps}")
+    if not 0 < min_scale < max_scale:
+        raise ValueError(f"anchor scales must satisfy 0 < min < max, got {min_scale} and {max_scale}")

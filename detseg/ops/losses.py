@@ -28,15 +28,22 @@ _SMALLEST_SIDE = 0.01
 
 
 def hard_negative_cross_entropy(
-    logits_BNC: Tensor, targets_BN: Tensor, *, negatives_per_positive: float, min_negatives: int
+    logits_BNC: Tensor, targets_BN: Tensor, *, negatives_per_positive: float, min_negatives: int,
+    sigmoid: bool = False,
 ) -> Tensor:
     """SSD's classification loss (Liu et al. 2016, section 2.2), a scalar sum.
 
     Class 0 is background. In each image all positives count, and of the negatives those with the highest loss:
     `negatives_per_positive` times as many as positives, at least `min_negatives`. Target IGNORED counts for nothing.
+    sigmoid: each output is a probability of its own, background's too, and an anchor's loss the sum over them
+    (TensorFlow's weighted_sigmoid) instead of the softmax's.
     """
-    loss_BN = F.cross_entropy(logits_BNC.flatten(0, 1), targets_BN.flatten().clamp(min=0), reduction="none")
-    loss_BN = loss_BN.view_as(targets_BN)
+    wanted_BN = targets_BN.clamp(min=0)
+    if sigmoid:
+        wanted_BNC = torch.zeros_like(logits_BNC).scatter_(2, wanted_BN[..., None], 1.0)
+        loss_BN = F.binary_cross_entropy_with_logits(logits_BNC, wanted_BNC, reduction="none").sum(-1)
+    else:
+        loss_BN = F.cross_entropy(logits_BNC.flatten(0, 1), wanted_BN.flatten(), reduction="none").view_as(targets_BN)
     positive_BN, negative_BN = targets_BN > 0, targets_BN == 0
     num_hard_B1 = (positive_BN.sum(1, keepdim=True) * negatives_per_positive).long().clamp(min=min_negatives)
     hardness_BN = loss_BN.detach().masked_fill(~negative_BN, -torch.inf)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import copy
 import difflib
-from collections.abc import Callable, Mapping, Sequence
+import re
+import zipfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -20,7 +23,7 @@ from detseg.data.coco import COCO_80, COCO_90
 from detseg.data.voc import VOC_21
 from detseg.model import Predictor
 from detseg.structures import IMAGENET_MEAN, IMAGENET_STD, Classes
-from detseg.weights import openmmlab, tensorflow, timm, torchvision, torchvision_retinanet
+from detseg.weights import openmmlab, tensorflow, tensorflow_detection, timm, torchvision, torchvision_retinanet
 from detseg.weights import torchvision_detection as detection
 from detseg.weights import torchvision_segmentation as segmentation
 
@@ -45,17 +48,24 @@ class Format(NamedTuple):
     matches: Callable[[Mapping[str, Tensor]], bool]
     names: Names
     classes: Classes | None
-    """None: it is a backbone alone."""
+    """None: it may predict any."""
     normalisation: tuple[RGB, RGB] | None
     """The mean and std it was trained with, None where the file cannot tell."""
     tensors: Callable[[Mapping[str, Tensor], Predictor], Mapping[str, Tensor]] | None = None
     """Where a file has other layouts: its tensors as the predictor's layers take them, before `names`."""
     licence: str | None = None
     """Under which its source publishes such files, as SPDX names it; None where files differ."""
+    backbone: bool = False
+    """Whether it is a backbone alone."""
 
 
 def _own_names(state: Mapping[str, Tensor]) -> Mapping[str, str]:
     return {key: key for key in state}
+
+
+def _is_own(state: Mapping[str, Tensor]) -> bool:
+    """Whether these are the tensors of a whole network of ours."""
+    return {"scale", "shift"} <= state.keys() and any(key.startswith("head.") for key in state)
 
 
 def _backbone_names(names: Names) -> Names:
@@ -79,15 +89,18 @@ FORMATS = (
            licence=_BSD),
     Format("torchvision FCN", segmentation.is_fcn, segmentation.fcn_names, VOC_21, _IMAGENET, licence=_BSD),
     Format("torchvision MobileNet", torchvision.is_mobilenet, _backbone_names(torchvision.mobilenet_names), None,
-           _IMAGENET, licence=_BSD),
+           _IMAGENET, licence=_BSD, backbone=True),
     Format("torchvision MnasNet", torchvision.is_mnasnet, _backbone_names(torchvision.mnasnet_names), None, _IMAGENET,
-           licence=_BSD),
+           licence=_BSD, backbone=True),
     Format("OpenMMLab LR-ASPP", openmmlab.is_lraspp, openmmlab.lraspp_names, CITYSCAPES, _IMAGENET, licence=_APACHE),
     Format("OpenMMLab SSDLite", openmmlab.is_ssdlite, openmmlab.ssdlite_names, COCO_80, _IMAGENET,
            openmmlab.background_first, licence=_APACHE),
     Format("TensorFlow DeepLab", tensorflow.is_deeplab, _own_names, VOC_21, (_HALF, _HALF),
            tensorflow.deeplab_tensors, licence=_APACHE),
-    Format("timm MobileNet", timm.is_mobilenet, _backbone_names(timm.mobilenet_names), None, None),
+    Format("TensorFlow SSDLite", tensorflow_detection.is_ssdlite, _own_names, COCO_90, (_HALF, _HALF),
+           tensorflow_detection.ssdlite_tensors),
+    Format("timm MobileNet", timm.is_mobilenet, _backbone_names(timm.mobilenet_names), None, None, backbone=True),
+    Format("detseg state dict", _is_own, _own_names, None, None),
 )
 
 
@@ -100,6 +113,8 @@ class Report(NamedTuple):
     """Tensors of the file that the network has no place for: the classifier, blocks behind the last tap."""
     fresh: tuple[str, ...]
     """Tensors of the network that the file does not set: they keep their initial values."""
+    other_classes: tuple[str, ...]
+    """Those of them that the file has for other classes."""
     renormalised: bool
     """Whether the images are now normalised as these weights expect, and not as the config said."""
     licence: str | None
@@ -107,7 +122,11 @@ class Report(NamedTuple):
 
     def __str__(self) -> str:
         lines = [f"{self.title}: {self.num_loaded} tensors loaded"]
-        for what, keys in (("left over in the file", self.left_over), ("not in the file, start anew", self.fresh)):
+        missing = tuple(key for key in self.fresh if key not in self.other_classes)
+        for what, keys in (
+            ("left over in the file", self.left_over), ("not in the file, start anew", missing),
+            ("made for other classes in the file, start anew", self.other_classes),
+        ):
             if keys:
                 lines.append(f"  {len(keys)} {what}: {_abridged(keys)}")
         if self.renormalised:
@@ -123,68 +142,103 @@ def load_weights(predictor: Predictor, source: str) -> Report:
     anew. A backbone file must fill the backbone. Raises ValueError: unreadable or unknown file, tensors missing or of
     another shape; FileNotFoundError: neither a file nor a name; ConnectionError: no network.
     """
-    state, classes, normalisation = _read(source)
-    licence = None
+    read = _read(source)
+    state, classes, normalisation, licence = read.state, read.classes, read.normalisation, None
+    own = predictor.weights()
     if classes is not None:
-        title, own = "detseg checkpoint", dict(predictor.state_dict())
-        names = _own_names(state)
+        title, own, names, is_backbone = "detseg checkpoint", dict(predictor.state_dict()), _own_names(state), False
     else:
-        kind = next((kind for kind in FORMATS if kind.matches(state)), None)
-        if kind is None:
-            raise ValueError(f"{source}: not a known kind of weight file (known: "
-                             f"{', '.join(kind.title for kind in FORMATS)}, detseg checkpoint); its tensors begin with "
-                             f"{', '.join(list(state)[:5])}")
+        state, kind = _recognised(state, source)
         if kind.tensors is not None:
             state = dict(kind.tensors(state, predictor))
         title, names, classes, licence = kind.title, kind.names(state), kind.classes, kind.licence
+        is_backbone = kind.backbone
         normalisation = normalisation or kind.normalisation
-        own = predictor.weights()
+        if kind.matches is _is_own:
+            own = dict(predictor.state_dict())
     found = {names[key]: tensor for key, tensor in state.items() if key in names}
     for norm in [key.removesuffix("running_mean") for key in found if key.endswith(".running_mean")]:
         if f"{norm}num_batches_tracked" in own:  # a frozen BatchNorm has counted none
             found.setdefault(f"{norm}num_batches_tracked", torch.tensor(0))
-    if classes is not None:
-        fresh = _fit_classes(found, predictor, classes)
-        fresh += [key for key in _training_only(predictor) if key not in found and key not in fresh]
-    else:
+    other: list[str] = []
+    if is_backbone:
         fresh = [key for key in own if not key.startswith("backbone.")]
+    else:
+        other = _fit_classes(found, predictor, classes)
+        fresh = other + [key for key in _training_only(predictor) if key not in found and key not in other]
     _check(found, own, fresh, source=source, title=title)
-    predictor.load_state_dict({key: found[key] for key in own if key not in fresh}, strict=False)
     before = torch.cat((predictor.scale, predictor.shift))
+    predictor.load_state_dict({key: found[key] for key in own if key not in fresh}, strict=False)
     if normalisation is not None:
         predictor.set_normalisation(*normalisation)
     return Report(
-        f"{source} ({title})",
+        f"{source} ({title}{read.part})",
         num_loaded=len(own) - len(fresh),
         left_over=tuple(key for key in state if names.get(key) not in own),
         fresh=tuple(fresh),
+        other_classes=tuple(other),
         renormalised=not torch.equal(before, torch.cat((predictor.scale, predictor.shift))),
         licence=licence,
     )
 
 
-def _fit_classes(found: dict[str, Tensor], predictor: Predictor, classes: Classes) -> list[str]:
-    """Makes the class layers of a file fit the predictor's classes; names those that have to start anew."""
+def _recognised(state: Mapping[str, Tensor], source: str) -> tuple[dict[str, Tensor], Format]:
+    """The kind of weight file, and its tensors without what a training script put before their names. ValueError where
+    it is none that is known."""
+    for bare in _bare(state):
+        kind = next((kind for kind in FORMATS if kind.matches(bare)), None)
+        if kind is not None:
+            return bare, kind
+    raise ValueError(f"{source}: not a known kind of weight file (known: {', '.join(kind.title for kind in FORMATS)}, "
+                     f"detseg checkpoint); its tensors begin with {', '.join(list(state)[:5])}")
+
+
+def _bare(state: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+    """The tensors without the prefixes of DistributedDataParallel and torch.compile; then also without that of a
+    module which holds the network under a name, as Lightning's do."""
+    bare = {re.sub(r"(^|\.)_orig_mod\.", r"\1", key): tensor for key, tensor in state.items()}
+    yield bare
+    while bare and (prefix := next(iter(bare)).partition(".")[0]) in _HOLDERS:
+        if not all(key.startswith(f"{prefix}.") for key in bare):
+            break
+        bare = {key.removeprefix(f"{prefix}."): tensor for key, tensor in bare.items()}
+        yield bare
+
+
+_HOLDERS = frozenset({"module", "model", "net", "network", "ema"})
+"""What the attribute of a wrapper is called that holds the network."""
+
+
+def _fit_classes(found: dict[str, Tensor], predictor: Predictor, classes: Classes | None) -> list[str]:
+    """Makes the class layers of a file fit the predictor's classes; names those that have to start anew.
+
+    classes: what a file of this kind predicts, if it predicts as many; None, where nothing is known of them.
+    """
     wanted = predictor.classes
-    if (wanted.names, wanted.source_ids) == (classes.names, classes.source_ids):
-        return []
     offset = predictor.head.num_outputs - len(wanted)
-    names = {f"head.{layer}.{leaf}": num_rows for layer, num_rows in predictor.head.class_layers.items()
-             for leaf in ("weight", "bias")}
-    position = {name: k for k, name in enumerate(classes.names)}
-    if any(len(found[name]) % ((len(classes) + offset) * num_rows)
-           for name, num_rows in names.items() if name in found):
-        return []  # made for other classes than this kind of file has: it fits as it is, or not at all
-    if not all(name in position for name in wanted.names):
-        for name in names:
-            found.pop(name, None)
-        return list(names)
-    kept = list(range(offset)) + [offset + position[name] for name in wanted.names]
-    for name, num_rows in names.items():
-        if name in found:
+    own = predictor.state_dict()
+    names = {name: num_rows for layer, num_rows in predictor.head.class_layers.items()
+             for name in (f"head.{layer}.weight", f"head.{layer}.bias") if name in found and name in own}
+    # A layer has rows for each anchor and output; a file of other anchors shows in the other layers.
+    outputs = {len(found[name]) / (len(own[name]) // predictor.head.num_outputs) for name in names}
+    if len(outputs) != 1:
+        return []  # it is of another network
+    num_outputs = outputs.pop()
+    if classes is None or num_outputs != len(classes) + offset:  # made for classes that it does not name
+        if num_outputs == predictor.head.num_outputs or not num_outputs.is_integer():
+            return []
+    elif (wanted.names, wanted.source_ids) == (classes.names, classes.source_ids):
+        return []
+    elif all(name in classes.names for name in wanted.names):
+        position = {name: k for k, name in enumerate(classes.names)}
+        kept = list(range(offset)) + [offset + position[name] for name in wanted.names]
+        for name, num_rows in names.items():
             per_anchor = found[name].reshape(-1, len(classes) + offset, num_rows, *found[name].shape[1:])
             found[name] = per_anchor[:, kept].flatten(0, 2)
-    return []
+        return []
+    for name in names:
+        found.pop(name)
+    return list(names)
 
 
 def _training_only(predictor: Predictor) -> list[str]:
@@ -217,37 +271,99 @@ def _abridged(names: Sequence[str], *, separator: str = ", ") -> str:
     return shown if len(names) <= 6 else f"{shown}{separator}... and {len(names) - 6} more"
 
 
-def _read(source: str) -> tuple[dict[str, Tensor], Classes | None, tuple[RGB, RGB] | None]:
-    """The tensors by name, the classes if it is a checkpoint of ours, and mean and std if the name tells them."""
+class _Read(NamedTuple):
+    """What lies in a file."""
+
+    state: Mapping[str, Tensor]
+    """The tensors by name."""
+    classes: Classes | None = None
+    """Of a checkpoint of ours."""
+    normalisation: tuple[RGB, RGB] | None = None
+    """Mean and std, if the name of the file tells them."""
+    part: str = ""
+    """For people, which part of a training script's checkpoint it is, where that is not the usual one."""
+
+
+def is_plain(path: Path) -> bool:
+    """Whether a file holds tensors by name and nothing else, so that it is no checkpoint."""
+    return path.suffix in (".safetensors", ".npz")
+
+
+def read_checkpoint(path: Path) -> Any:
+    """What `torch.save` wrote, ours or another's; ValueError as of `detseg.checkpoint.read_tensors`, which for the
+    files of others says what to do about it."""
+    try:
+        with openmmlab.metadata_left_out():
+            return checkpoint.read_tensors(path)
+    except ValueError as error:
+        if "was refused" not in str(error):
+            raise
+        raise ValueError(
+            f"{error}. If you trust where it comes from, save its tensors alone, once: "
+            f"torch.save(torch.load({path.name!r}, weights_only=False)[...], 'weights.pth') with the key of its state "
+            "dict, often \"model\" or \"state_dict\"") from error
+
+
+def _read(source: str) -> _Read:
     path = Path(source)
     if not path.is_file():
         if source.startswith(timm.HUB):
             state, mean, std = timm.download(source)
-            return state, None, (mean, std)
+            return _Read(state, normalisation=(mean, std))
         if path.suffix or "/" in source:
             raise FileNotFoundError(f"{source}: no such weight file")
-        return _download(source), None, None
+        return _Read(_download(source))
     if path.suffix == ".safetensors":
         try:
-            return load_file(path), None, None
+            return _Read(load_file(path))
         except SafetensorError as error:
             raise ValueError(f"{source}: not a readable safetensors file ({error})") from error
-    with openmmlab.metadata_left_out():
-        content = checkpoint.read_tensors(path)
+    if path.suffix == ".npz":
+        return _Read(_read_npz(path))
+    if path.suffix in _TENSORFLOWS or path.suffix.startswith(".data-"):
+        raise ValueError(f"{source}: TensorFlow's own files are not read here; docs/tensorflow_weights.md has the few "
+                         "lines that make an .npz of their variables")
+    content = read_checkpoint(path)
     if checkpoint.is_checkpoint(content):
-        return checkpoint.inference_weights(content), checkpoint.stored_classes(content), None
-    return _flat(content, source), None, None
+        return _Read(checkpoint.inference_weights(content), checkpoint.stored_classes(content))
+    return _flat(content, source)
 
 
-def _flat(content: Any, source: str) -> dict[str, Tensor]:
-    """A plain state dict, also from below the usual key of a training script's checkpoint."""
-    for key in ("model", "state_dict"):
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
+_TENSORFLOWS = frozenset({".pb", ".index", ".meta", ".tflite", ".h5", ".keras"})
+
+
+def _read_npz(path: Path) -> dict[str, Tensor]:
+    """Arrays by name, never objects."""
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            return {name: torch.from_numpy(np.asarray(arrays[name])) for name in arrays.files}
+    except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path}: not a readable npz file of numbers ({error})") from error
+
+
+_AVERAGES = ("model_ema", "ema_state_dict", "state_dict_ema", "params_ema", "ema")
+"""Where training scripts keep averaged weights, which are what is evaluated."""
+_COUNTERS = frozenset({"n_averaged", "steps", "updates"})
+"""What counts the averaged steps beside the averages."""
+_WEIGHTS = ("state_dict", "model_state_dict", "model", "net", "network", "module", "weights", "params")
+
+
+def _flat(content: Any, source: str) -> _Read:
+    """A plain state dict, also from below the usual keys of a training script's checkpoint; averages before others."""
+    part = ""
+    while isinstance(content, dict):
+        below = next((key for key in (*_AVERAGES, *_WEIGHTS) if isinstance(content.get(key), dict) and content[key]),
+                     None)
+        if below is None:
+            break
+        part = f', its averaged weights, "{below}"' if below in _AVERAGES else part
+        content = content[below]
+    if isinstance(content, dict):
+        content = {key: value for key, value in content.items() if key not in _COUNTERS}
     if not isinstance(content, dict) or not all(
             isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items()):
         raise ValueError(f"{source}: holds no state dict (a mapping from parameter names to tensors)")
-    return content
+    return _Read(content, part=part)
 
 
 def _download(name: str) -> dict[str, Tensor]:

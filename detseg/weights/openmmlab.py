@@ -38,6 +38,11 @@ class _LeftOut:
 
 _METADATA = (
     "mmengine.logging.history_buffer.HistoryBuffer",
+    "argparse.Namespace",  # the arguments of torchvision's and timm's training scripts
+    "pathlib.PosixPath",
+    "pathlib.WindowsPath",
+    "pathlib._local.PosixPath",
+    "pathlib._local.WindowsPath",
     "builtins.getattr",  # how a HistoryBuffer names its own methods; here it gets nothing
     "numpy.dtype",
     "numpy.ndarray",

@@ -40,8 +40,9 @@ export function resized(picture, given) {
   }
   const placement = place([picture.height, picture.width], given);
   const [top, left] = placement.offset;
-  const rows = neighbours(picture.height, placement.size[0], bytes);
-  const columns = neighbours(picture.width, placement.size[1], bytes);
+  const lying = given.resize === "tensorflow_stretch" ? points : bytes ? middles : singleMiddles;
+  const rows = neighbours(picture.height, placement.size[0], lying);
+  const columns = neighbours(picture.width, placement.size[1], lying);
   const line = interpolatedRows(picture, columns);
   for (let y = 0; y < placement.size[0]; y++) {
     const upper = line(rows.first[y]);
@@ -57,24 +58,37 @@ export function resized(picture, given) {
   return bytes ? new Uint8Array(input.buffer) : input;
 }
 
-/**
- * Between which two pixels of `given` each of `wanted` lies, and the second one's share: bilinear at half-pixel
- * centres, without antialias. For bytes Python asks OpenCV, which works in double precision; otherwise torch, which
- * rounds scale and position to single precision. The difference is visible in the last digits of boxes.
- */
-function neighbours(given, wanted, bytes) {
-  const round = bytes ? (value) => value : Math.fround;
-  const scale = round(given / wanted);
+/** Between which two pixels of `given` each of `wanted` lies, and the second one's share, without antialias. */
+function neighbours(given, wanted, lying) {
   const first = new Int32Array(wanted);
   const second = new Int32Array(wanted);
   const share = new Float32Array(wanted);
   for (let k = 0; k < wanted; k++) {
-    const at = Math.min(Math.max(round((k + 0.5) * scale - 0.5), 0), given - 1);
+    const at = Math.min(Math.max(lying(k, given, wanted), 0), given - 1);
     first[k] = Math.floor(at);
     second[k] = Math.min(first[k] + 1, given - 1);
     share[k] = at - first[k];
   }
   return { first, second, share };
+}
+
+// Where the k-th of `wanted` pixels lies among those given. For bytes Python asks OpenCV, which works in double
+// precision; otherwise torch, which rounds scale and position to single precision. The difference is visible in the
+// last digits of boxes.
+
+/** At half-pixel centres. */
+function middles(k, given, wanted) {
+  return (k + 0.5) * (given / wanted) - 0.5;
+}
+
+/** The same in single precision. */
+function singleMiddles(k, given, wanted) {
+  return Math.fround((k + 0.5) * Math.fround(given / wanted) - 0.5);
+}
+
+/** Pixels are points at whole numbers: TensorFlow's first bilinear kernel. */
+function points(k, given, wanted) {
+  return Math.fround(k * Math.fround(given / wanted));
 }
 
 /** In single precision, for where bytes are rounded the last digit decides. */

@@ -73,7 +73,10 @@ struct Neighbours {
 inline std::vector<Neighbours> neighbours(int from, int to) {
   std::vector<Neighbours> found(to);
   for (int k = 0; k < to; ++k) {
-%% if uint8
+%% if points
+    // Pixels are points, no antialias: TensorFlow's first bilinear kernel.
+    const float position = k * (float(from) / to);
+%% elif uint8
     const float position = float((k + 0.5) * (double(from) / to) - 0.5);  // half-pixel centres, no antialias
 %% else
     const float position = (k + 0.5f) * (float(from) / to) - 0.5f;  // half-pixel centres, no antialias

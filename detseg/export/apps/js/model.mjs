@@ -43,7 +43,10 @@ export function place(height, width) {
 /** For each place along an axis of the input the two pixels it lies between, and how near it is to the second. */
 function neighbours(from, to) {
   return Array.from({ length: to }, (_, k) => {
-%% if uint8
+%% if points
+    // Pixels are points, no antialias: TensorFlow's first bilinear kernel.
+    const position = Math.fround(k * Math.fround(from / to));
+%% elif uint8
     const position = Math.fround((k + 0.5) * (from / to) - 0.5); // half-pixel centres, no antialias
 %% else
     const position = Math.fround((k + 0.5) * Math.fround(from / to)) - 0.5; // half-pixel centres, no antialias

@@ -48,7 +48,9 @@ fun place(height: Int, width: Int): Placement {
 private class Neighbours(val first: Int, val second: Int, val weight: Float)
 
 private fun neighbours(from: Int, to: Int) = Array(to) { k ->
-%% if uint8
+%% if points
+    val position = k * (from.toFloat() / to) // pixels are points, no antialias: TensorFlow's first bilinear kernel
+%% elif uint8
     val position = ((k + 0.5) * (from.toDouble() / to) - 0.5).toFloat() // half-pixel centres, no antialias
 %% else
     val position = (k + 0.5f) * (from.toFloat() / to) - 0.5f // half-pixel centres, no antialias

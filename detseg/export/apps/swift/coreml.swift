@@ -94,7 +94,10 @@ struct Placement {
 /// For each place along an axis of the input the two pixels it lies between, and how near it is to the second.
 private func neighbours(from: Int, to: Int) -> [(first: Int, second: Int, weight: Float)] {
     (0..<to).map { k in
-%% if uint8
+%% if points
+        // Pixels are points, no antialias: TensorFlow's first bilinear kernel.
+        let position = Float(k) * (Float(from) / Float(to))
+%% elif uint8
         let position = Float((Double(k) + 0.5) * (Double(from) / Double(to)) - 0.5)  // half-pixel centres, no antialias
 %% else
         let position = (Float(k) + 0.5) * (Float(from) / Float(to)) - 0.5  // half-pixel centres, no antialias
