@@ -19,7 +19,7 @@ HEADS_MAY_IMPORT = {f"detseg.{name}" for name in ("interfaces", "structures", "l
 FLOORS = (
     ("commands",),
     ("api", "benchmark", "demo", "openmmlab", "train"),
-    ("engine", "evaluate", "export", "recipes", "run_folder", "training_step", "weights"),
+    ("engine", "evaluate", "export", "network_view", "recipes", "run_folder", "training_step", "weights"),
     ("checkpoint", "config", "predict"),
     ("fingerprint", "metrics", "report"),
     ("model", "optim", "tasks"),
