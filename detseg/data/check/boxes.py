@@ -57,7 +57,7 @@ def box_findings(index: BoxIndex, split: str, view: NetworkView) -> tuple[list[F
         findings.append(Finding(
             "note", "tiny objects", f"{counted(int(small.sum()), 'object')} ({small.sum() / usable.sum():.1%}) with a "
             f"side below {SMALL_SIDE:g} pixels at {view.title}: a larger size, or images cut into parts, would show "
-            "them", split, box_spots(index, small)))
+            "them", split, box_spots(index, _ordered(small, sides.min(axis=1, initial=np.inf)))))
     unmet: NDArray[np.float64] = np.full(len(index.classes), np.nan)
     if view.anchors is not None and usable.any():
         finding, unmet = _anchors(index, split, placed, usable=usable, view=view)
@@ -69,6 +69,13 @@ def box_findings(index: BoxIndex, split: str, view: NetworkView) -> tuple[list[F
         np.bincount(index.labels[small], minlength=len(index.classes)),
         unmet,
     )
+
+
+def _ordered(rows: NDArray[np.bool_], by: NDArray[np.float64]) -> NDArray[np.int64]:
+    """The positions of some annotations, the smallest first."""
+    positions = np.flatnonzero(rows)
+    ordered: NDArray[np.int64] = positions[np.argsort(by[positions], kind="stable")]
+    return ordered
 
 
 def box_spots(index: BoxIndex, rows: NDArray[np.bool_] | NDArray[np.int64]) -> tuple[Spot, ...]:
@@ -159,7 +166,7 @@ def _anchors(
     return [Finding(
         "note", "no anchor", f"{missed.mean():.1%} of the boxes meet no anchor with an IoU of {_MET:g} at "
         f"{view.title}{how}: {some(worst)}. Few is usual; much calls for other anchors or another size", split,
-        box_spots(index, fit.rows[missed]))], share
+        box_spots(index, fit.rows[missed][np.argsort(fit.best_iou[missed], kind="stable")]))], share
 
 
 def _images_of_class(index: BoxIndex) -> NDArray[np.int64]:

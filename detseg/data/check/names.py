@@ -25,7 +25,7 @@ def near_names(names: Sequence[str]) -> Iterator[tuple[str, str]]:
 
 def _one_slip(first: str, second: str) -> bool:
     """Whether one letter is another, is missing, or two have changed places."""
-    if min(len(first), len(second)) < _LONG or abs(len(first) - len(second)) > 1:
+    if max(len(first), len(second)) < _LONG or abs(len(first) - len(second)) > 1:
         return False
     start = 0
     while start < min(len(first), len(second)) and first[start] == second[start]:
