@@ -103,12 +103,17 @@ def test_broken_images_and_records_are_problems_with_every_place(tmp_path: Path)
     assert "annotation 1" in found["broken records", "train"].spots[0].where
     assert "desk.png" in found["broken records", "val"].spots[0].where
     verdict = check_place(Location(tmp_path)).report.verdict
-    assert verdict == "mend first: 4 problems (broken records 2, broken images 2)"
+    assert verdict == ("mend first: 4 problems (broken records 2, broken images 2); or go on without what is broken: "
+                       "train with --skip-broken, or a copy by --fix DIR")
 
 
 def test_nothing_to_learn_is_a_problem(tmp_path: Path) -> None:
     coco(tmp_path)
-    change(tmp_path, "train", lambda content: [one.update(iscrowd=1) for one in content["annotations"]] and None)
+    def crowds(content: dict[str, list[dict[str, object]]]) -> None:
+        for one in content["annotations"]:
+            one["iscrowd"] = 1
+
+    change(tmp_path, "train", crowds)
     finding = by_kind(tmp_path)["nothing to learn", "train"]
     assert finding.level == "problem"
     assert "every one of the 5 boxes is a region to ignore" in finding.text
@@ -256,6 +261,7 @@ def test_turned_images_strips_and_channels_are_told(tmp_path: Path) -> None:
     checked = check_place(Location(tmp_path))
     found = {finding.kind: finding for finding in checked.report.findings}
     assert [spot.image for spot in found["turned images"].spots] == [tmp_path / "val2017" / "desk.png"]
+    assert [box.name for box in found["turned images"].spots[0].boxes] == ["cup", "plate"]
     assert [spot.image for spot in found["strips"].spots] == [tmp_path / "val2017" / "strip.png"]
     assert checked.report.tables[1].rows[1][2:] == ("PNG 3", "RGB 2, grey 1", "1")
 
@@ -365,7 +371,7 @@ def test_the_command_prints_tables_findings_and_a_verdict(
     code, out, _ = run("check_data", str(tmp_path), capsys=capsys)
     assert code == 1
     assert out.count("it is no image of a known kind") == 4
-    assert out.endswith("verdict: mend first: 4 problems (broken images 4)\n")
+    assert "verdict: mend first: 4 problems (broken images 4); or go on" in out
 
 
 def test_the_command_names_a_few_places_or_all(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,7 +15,7 @@ from detseg.data.check import check_place
 from detseg.data.clean import write_clean
 from detseg.data.convert import Form, convert, new_names
 from detseg.data.label_index import LabelIndex
-from detseg.data.layouts import LAYOUTS, read_boxes, read_labels
+from detseg.data.layouts import LAYOUTS, SPLITS, read_boxes, read_labels
 from detseg.data.layouts.layout import Layout, PartName, Place
 from detseg.data.location import Location
 
@@ -33,7 +33,6 @@ from .crockery import (
     masks,
     roboflow_voc,
     save,
-    voc_xml,
     write,
     xml_apart,
     yolo,
@@ -105,8 +104,7 @@ def test_a_share_is_kept_for_validation_as_training_would(tmp_path: Path) -> Non
     assert sorted(parts) == ["train", "val"]
     assert sum(len(index) for index in parts.values()) == 6
     assert parts["train"].classes.used == parts["val"].classes.used
-    assert found_boxes(parts["train"]) | found_boxes(parts["val"]) == {
-        name: boxes for name, boxes in expected_boxes((*TRAIN, *VAL)).items()}
+    assert found_boxes(parts["train"]) | found_boxes(parts["val"]) == expected_boxes((*TRAIN, *VAL))
 
 
 def test_outlines_come_along_where_the_split_is_decided_here(tmp_path: Path) -> None:
@@ -354,5 +352,5 @@ def test_real_data_are_the_same_when_converted(shared: Path, tmp_path: Path, nam
         np.testing.assert_array_equal(index.crowd, before.crowd)
         np.testing.assert_array_equal(index.areas, before.areas)
     if name == "coco_mini":
-        for split in ("train", "val"):
-            same_labels(read_labels(tmp_path / "new", split), read_labels(shared / "data" / name, split))
+        for part in SPLITS:
+            same_labels(read_labels(tmp_path / "new", part), read_labels(shared / "data" / name, part))

@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_leaves
 from detseg.data.augment import Augment, Context, LabelSample, SegmentationAugment
 from detseg.data.label_index import LabelIndex
 from detseg.data.layouts import Split, read_labels
+from detseg.data.layouts.layout import Place
 from detseg.data.loading import evaluation_batches, training_batches
 from detseg.data.masks import class_file, read_masks, write_classes
 from detseg.data.sample import LABELS, generate_sample

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -85,13 +85,19 @@ def box_spots(index: BoxIndex, rows: NDArray[np.bool_] | NDArray[np.int64]) -> t
     return tuple(_spot(index, int(i), (int(row),)) for i, row in zip(images, positions, strict=True))
 
 
-def _spot(index: BoxIndex, i: int, rows: Sequence[int]) -> Spot:
+def marked_boxes(index: BoxIndex, rows: Iterable[int]) -> tuple[MarkedBox, ...]:
+    """Some annotations, to draw."""
     marked = []
     for row in rows:
         x, y, width, height = index.boxes[row].tolist()
         marked.append(MarkedBox((x, y, x + width, y + height), index.classes.names[index.labels[row]]))
+    return tuple(marked)
+
+
+def _spot(index: BoxIndex, i: int, rows: Sequence[int]) -> Spot:
+    marked = marked_boxes(index, rows)
     told = " and ".join(f"{box.name} {_told(index, row)}" for box, row in zip(marked, rows, strict=True))
-    return Spot(f"{index.path(i)}: {told}", index.path(i), index.size(i), tuple(marked))
+    return Spot(f"{index.path(i)}: {told}", index.path(i), index.size(i), marked)
 
 
 def _told(index: BoxIndex, row: int) -> str:

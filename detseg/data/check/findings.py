@@ -94,7 +94,9 @@ class Report:
         for finding in self.problems:
             counts[finding.kind] = counts.get(finding.kind, 0) + finding.num_places
         listed = ", ".join(f"{kind} {number}" for kind, number in counts.items())
-        return f"mend first: {counted(sum(counts.values()), 'problem')} ({listed})"
+        way_out = "; or go on without what is broken: train with --skip-broken, or a copy by --fix DIR" if any(
+            kind.startswith("broken") for kind in counts) else ""
+        return f"mend first: {counted(sum(counts.values()), 'problem')} ({listed}){way_out}"
 
 
 def counted(number: int, one: str, many: str = "") -> str:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
-from detseg.data.check.findings import Finding, Spot, counted, some
+from detseg.data.check.findings import Finding, MarkedBox, Spot, counted, some
 from detseg.data.check.looks import Look, alike, digest
 from detseg.structures import Size
 
@@ -31,6 +31,8 @@ class Images(NamedTuple):
     sizes: Sequence[Size]
     """(height, width), as the annotations say."""
     looks: Sequence[Look]
+    boxes: Callable[[int], tuple[MarkedBox, ...]] = lambda _: ()
+    """To draw on an image."""
 
 
 def image_findings(images: Images, split: str) -> Iterator[Finding]:
@@ -52,7 +54,7 @@ def image_findings(images: Images, split: str) -> Iterator[Finding]:
 
 
 def _spots(images: Images, positions: Sequence[int]) -> tuple[Spot, ...]:
-    return tuple(Spot(str(images.paths[i]), images.paths[i], images.sizes[i]) for i in positions)
+    return tuple(Spot(str(images.paths[i]), images.paths[i], images.sizes[i], images.boxes(i)) for i in positions)
 
 
 def image_row(images: Images, split: str) -> tuple[str, ...]:

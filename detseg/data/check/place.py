@@ -125,7 +125,8 @@ def _read_labels(location: Location) -> tuple[Parts[LabelIndex] | None, str]:
 
 def _looked_at_boxes(index: BoxIndex, advance: Callable[[int], None]) -> Images:
     looks = [*of_all(lambda i: look_at(index.path(i), index.size(i)), len(index), done=advance)]
-    return Images([index.path(i) for i in range(len(index))], [index.size(i) for i in range(len(index))], looks)
+    return Images([index.path(i) for i in range(len(index))], [index.size(i) for i in range(len(index))], looks,
+                  lambda i: of_boxes.marked_boxes(index, range(index.offsets[i], index.offsets[i + 1])))
 
 
 def _looked_at_labels(index: LabelIndex, advance: Callable[[int], None]) -> list[LabelLook]:
