@@ -222,7 +222,7 @@ def test_plain_pictures_of_other_colours_are_not_alike(tmp_path: Path) -> None:
     assert alike([look_at(tmp_path / f"{grey}.png", (20, 20)) for grey in (0, 128, 255)]) == []
 
 
-def test_an_image_in_two_splits_is_a_problem_and_a_near_copy_a_note(tmp_path: Path) -> None:
+def test_images_in_two_splits_and_near_copies_are_notes_and_the_verdict_says_what_follows(tmp_path: Path) -> None:
     coco(tmp_path)
     folders = [tmp_path / "train2017", tmp_path / "val2017"]
     shutil.copyfile(folders[0] / "shelf.png", folders[1] / "again.png")
@@ -233,11 +233,13 @@ def test_an_image_in_two_splits_is_a_problem_and_a_near_copy_a_note(tmp_path: Pa
     change(tmp_path, "val", lambda content: content["images"].extend((
         {"id": 50, "file_name": "again.png", "height": 48, "width": 56},
         {"id": 51, "file_name": "smooth.jpg", "height": 60, "width": 80})))
+    report = check_place(Location(tmp_path)).report
+    assert report.verdict.startswith("it can be trained on, but its score will be too good; ")
+    assert report.findings[0].kind == "images in two splits"
     found = by_kind(tmp_path)
-    assert found["images in two splits", ""].level == "problem"
+    assert "1 image in two splits, to the byte (25.0% of the smaller one)" in found["images in two splits", ""].text
     assert found["images in two splits", ""].spots[0].where == (
         f"{folders[0] / 'shelf.png'} = {folders[1] / 'again.png'}")
-    assert found["near copies in two splits", ""].level == "note"
     assert found["near copies in two splits", ""].spots[0].where == (
         f"{folders[0] / 'smooth.png'} = {folders[1] / 'smooth.jpg'}")
 
@@ -494,6 +496,8 @@ def test_real_data_pass_the_check(shared: Path, name: str, images: int) -> None:
 
 @pytest.mark.real
 def test_an_image_of_real_data_that_is_in_both_splits_is_found(shared: Path) -> None:
-    (problem,) = check_place(Location(shared / "data" / "coco_mini")).report.problems
-    assert problem.kind == "images in two splits"
-    assert [Path(part).name for part in problem.spots[0].where.split(" = ")] == ["000000397133.jpg"] * 2
+    report = check_place(Location(shared / "data" / "coco_mini")).report
+    assert not report.problems
+    (note,) = [note for note in report.notes if note.kind == "images in two splits"]
+    assert note.text.startswith("1 image in two splits, to the byte (1.2% of the smaller one)")
+    assert [Path(part).name for part in note.spots[0].where.split(" = ")] == ["000000397133.jpg"] * 2

@@ -12,6 +12,10 @@ from detseg.structures import Size
 Level: TypeAlias = Literal["problem", "note"]
 
 
+IN_TWO_SPLITS = "images in two splits"
+"""The kind of what does not keep anybody from training, and from which the score follows."""
+
+
 class MarkedBox(NamedTuple):
     """A box to draw."""
 
@@ -33,7 +37,8 @@ class Spot(NamedTuple):
 
 
 class Finding(NamedTuple):
-    """Something that a person should know. A problem stops a training or falsifies its scores, a note does not."""
+    """Something that a person should know. With a problem training refuses the data or learns what is wrong; a note is
+    worth a look."""
 
     level: Level
     kind: str
@@ -89,7 +94,8 @@ class Report:
         """One sentence."""
         if not self.problems:
             notes = f"; {counted(len(self.notes), 'note')} worth a look" if self.notes else ""
-            return f"it can be trained on{notes}"
+            too_good = any(finding.kind == IN_TWO_SPLITS for finding in self.findings)
+            return f"it can be trained on{', but its score will be too good' if too_good else ''}{notes}"
         counts: dict[str, int] = {}
         for finding in self.problems:
             counts[finding.kind] = counts.get(finding.kind, 0) + finding.num_places

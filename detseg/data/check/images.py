@@ -9,7 +9,7 @@ from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
-from detseg.data.check.findings import Finding, MarkedBox, Spot, counted, some
+from detseg.data.check.findings import IN_TWO_SPLITS, Finding, MarkedBox, Spot, counted, some
 from detseg.data.check.looks import Look, alike, digest
 from detseg.structures import Size
 
@@ -101,8 +101,10 @@ def copy_findings(parts: Mapping[str, Images]) -> Iterator[Finding]:
                      for members in found)
 
     if same_across:
-        yield Finding("problem", "images in two splits", f"{counted(len(same_across), 'image')} in two splits, to the "
-                      "byte: the score is of images that were trained on. Keep each in one", "", spots(same_across))
+        held = min((len(images.paths) for images in parts.values() if len(images.paths)), default=1)
+        yield Finding("note", IN_TWO_SPLITS, f"{counted(len(same_across), 'image')} in two splits, to the byte "
+                      f"({len(same_across) / held:.1%} of the smaller one): the score is of images that were trained "
+                      "on. Keep each in one", "", spots(same_across))
     if near_across:
         yield Finding("note", "near copies in two splits", f"{counted(len(near_across), 'image')} looking the same in "
                       "two splits (frames of one video, or saved anew?): the score may be too good", "",

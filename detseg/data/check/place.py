@@ -9,7 +9,7 @@ from typing import NamedTuple, TypeAlias
 from detseg.data.box_index import BoxIndex
 from detseg.data.check import boxes as of_boxes
 from detseg.data.check import labels as of_labels
-from detseg.data.check.findings import Finding, Report, Spot, Table, counted
+from detseg.data.check.findings import IN_TWO_SPLITS, Finding, Report, Spot, Table, counted
 from detseg.data.check.images import IMAGE_COLUMNS, Images, copy_findings, image_findings, image_row
 from detseg.data.check.labels import LabelLook
 from detseg.data.check.looks import look_at, of_all
@@ -51,7 +51,8 @@ def check_place(location: Location, *, view: NetworkView = USUAL, progress: Prog
         labels = None
     findings: list[Finding] = []
     if boxes is None and labels is None:
-        findings += [Finding("problem", "nothing to read", text) for text in dict.fromkeys((no_boxes, no_labels))]
+        texts = dict.fromkeys((no_boxes, no_labels))  # the same where two files are of one split
+        findings.append(Finding("problem", "nothing to read", "\n".join(texts)))
     total = sum(len(index) for parts in (boxes, labels) if parts is not None for index in parts.indexes.values())
     done = 0
 
@@ -103,7 +104,8 @@ def check_place(location: Location, *, view: NetworkView = USUAL, progress: Prog
     broken |= {path for path, look in every if look.problem}
     turned = {path for path, look in every if look.kind is not None and look.kind.is_turned}
     lines = dict.fromkeys(line for parts in (boxes, labels) if parts is not None for line in parts.lines)
-    ordered = sorted(dict.fromkeys(findings), key=lambda finding: finding.level != "problem")
+    ordered = sorted(dict.fromkeys(findings),
+                     key=lambda finding: (finding.level != "problem", finding.kind != IN_TWO_SPLITS))
     report = Report(str(location), tuple(lines), tuple(tables), tuple(ordered), done)
     return Checked(report, boxes, labels, frozenset(broken), frozenset(turned))
 
