@@ -84,3 +84,27 @@ def records_file(path: Path) -> Iterator[Callable[[Iterable[Mapping[str, Any]]],
 
         yield add
         file.write("[]\n" if separator == "[" else "\n]\n")
+
+
+def check_new_folder(path: Path) -> None:
+    """Raises a ValueError unless a folder of this name can be made: there is nothing, or an empty folder."""
+    if path.is_dir() and any(path.iterdir()):
+        raise ValueError(f"{path} is not empty; name a folder that is new")
+    if path.exists() and not path.is_dir():
+        raise ValueError(f"{path} is a file; name a folder that is new")
+
+
+@contextlib.contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Gives an empty folder beside `path`, which becomes `path` when the block ends well; otherwise nothing is left.
+    ValueError where there is something already."""
+    check_new_folder(path)
+    unfinished = path.absolute().with_name(f".{path.absolute().name}.{os.getpid()}.unfinished")
+    try:
+        unfinished.mkdir(parents=True)
+        yield unfinished
+        if path.is_dir():
+            path.rmdir()
+        unfinished.replace(path)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)

@@ -11,6 +11,7 @@ import pytest
 from detseg.data.check import check_place
 from detseg.data.layouts import read_boxes
 from detseg.data.layouts.layout import Place
+from detseg.data.location import Location
 
 from .crockery import NAMES, TRAIN, VAL, boxes_are_those_of, coco_json, roboflow_coco, save, voc, voc_xml, write
 
@@ -86,7 +87,7 @@ def test_an_annotation_file_may_be_named_and_its_images_lie_anywhere(tmp_path: P
                                          r"val in their names, .*mine\.json and .*other\.json; name one with --data "
                                          r"FILE"):
         read_boxes.find(Place(tmp_path))
-    assert [finding.level for finding in check_place(Place(tmp_path))] == ["problem"]
+    assert [finding.level for finding in check_place(Location(tmp_path)).report.findings] == ["problem"]
     with pytest.raises(FileNotFoundError, match=r"no data in .*captions\.json\. Looked for"):
         read_boxes.find(Place(tmp_path / "annotations/captions.json"))
     with pytest.raises(FileNotFoundError, match=r"no data in .*gone\.json \(no such file\)\. Looked for"):

@@ -97,7 +97,7 @@ def test_only_arrays_grow_with_the_data(tmp_path: Path) -> None:
         "image_ids": "int64", "sizes": "int32", "name_bytes": "uint8", "name_offsets": "int64", "offsets": "int64",
         "boxes": "float64", "labels": "int32", "crowd": "bool", "areas": "float64", "annotation_ids": "int64",
     }  # fmt: skip
-    assert vars(index).keys() - kinds.keys() == {"classes", "folder", "notes", "faults"}
+    assert vars(index).keys() - kinds.keys() == {"classes", "folder", "notes", "faults", "outlines"}
 
 
 def test_targets_are_corners(tmp_path: Path) -> None:

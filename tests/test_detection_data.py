@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import shutil
 from dataclasses import dataclass
@@ -16,11 +15,12 @@ from PIL import Image
 
 from detseg.data.augment import BoxSample, Context, SSDAugment
 from detseg.data.box_index import BoxIndex
-from detseg.data.check import check_boxes
+from detseg.data.check import check_place
 from detseg.data.detection import DetectionDataset
 from detseg.data.images import read_image
 from detseg.data.layouts import read_boxes
 from detseg.data.loading import training_batches
+from detseg.data.location import Location
 from detseg.interfaces import SampleKey, TrainingBatch
 from detseg.resize import KeepAspect, Letterbox, Placement, Resize, Stretch
 from detseg.structures import BoxTargets, Classes
@@ -354,81 +354,6 @@ def test_mosaics_are_a_pure_function_of_seed_epoch_and_item_whoever_reads_them(t
 # ---------------------------------------------------------------------------------------------- the check
 
 
-def check(*arguments: str, monkeypatch: pytest.MonkeyPatch) -> int:
-    """The exit code of tools/check_data.py."""
-    path = Path(__file__).parent.parent / "tools" / "check_data.py"
-    spec = importlib.util.spec_from_file_location("check_data", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    monkeypatch.setattr("sys.argv", ["check_data.py", *arguments])
-    code: int = module.main()
-    return code
-
-
-def test_the_check_counts_and_passes(
-    small: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert check(str(small), monkeypatch=monkeypatch) == 0
-    counts = "images 2 (without objects 1), boxes 3 (crowds 1), classes 2"
-    notes = (
-        "1 box of no area, not trained on (annotation ids: 3 in a.png)",
-        "1 box more than 1 pixel beyond the image's edge, clipped for training (annotation ids: 2 in a.png)",
-    )
-    assert capsys.readouterr().out.splitlines() == [
-        "layout: COCO, because it has annotations/instances_train2017.json, annotations/instances_val2017.json",
-        *(
-            line
-            for split in ("train", "val")
-            for line in (f"{split}: {counts}", *(f"  note: {split}: {note}" for note in notes))
-        ),
-        "problems: 0",
-    ]
-
-
-def test_the_check_reports_every_broken_image_and_fails(
-    small: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (small / "train2017" / "a.png").write_bytes(b"")
-    (small / "train2017" / "b.png").unlink()
-    assert check(str(small), monkeypatch=monkeypatch) == 1
-    lines = capsys.readouterr().out.splitlines()
-    problems = [line for line in lines if line.startswith("  problem: train: ")]
-    assert len(problems) == 2
-    assert "b.png" in problems[0], "what is seen without decoding comes first"
-    assert problems[1].endswith("a.png: the file is empty")
-    assert lines[-1] == "problems: 2"
-
-
-def test_the_check_reports_broken_annotations_and_goes_on(small: Path) -> None:
-    rewrite(small, "train", "{")
-    findings = list(check_boxes(small))
-    assert findings[0].level == "problem"
-    assert "broken JSON" in findings[0].text
-    assert findings[1].text.startswith("val: images 2 ")
-
-
-def test_the_check_compares_the_splits_classes(small: Path) -> None:
-    content = json.loads((small / "annotations" / "instances_val2017.json").read_text())
-    content["categories"][0]["name"] = "bird"
-    rewrite(small, "val", json.dumps(content))
-    assert list(check_boxes(small))[-1] == (
-        "problem",
-        "the classes of train (here) and val (there) differ:\n  id 4: 'cat' here, 'bird' there",
-    )
-
-
-def test_a_wrong_command_line_is_told_apart(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    for arguments, message in (((str(tmp_path / "gone"),), "no folder"), ((), "required: PLACE")):
-        with pytest.raises(SystemExit) as caught:
-            check(*arguments, monkeypatch=monkeypatch)
-        assert caught.value.code == 2
-        assert message in capsys.readouterr().err
-
-
 @pytest.mark.real
 @pytest.mark.parametrize("name", ["coco_mini", "bccd"])
 def test_real_data_become_samples(shared: Path, name: str) -> None:
@@ -445,16 +370,6 @@ def test_real_data_become_samples(shared: Path, name: str) -> None:
 
 
 @pytest.mark.real
-def test_real_data_pass_the_check(shared: Path) -> None:
-    findings = list(check_boxes(shared / "data" / "coco_mini"))
-    assert [finding.text for finding in findings] == [
-        "train: images 192 (without objects 2), boxes 1732 (crowds 18), classes 80",
-        "val: images 84 (without objects 0), boxes 745 (crowds 6), classes 80",
-        "val: 3 of 80 categories have no box: cow, hot dog, teddy bear",
-    ]
-
-
-@pytest.mark.real
 def test_a_turned_or_cut_real_image_is_found(shared: Path, tmp_path: Path) -> None:
     index = read_boxes(shared / "data" / "coco_mini", "val").select([0, 1, 2])
     (tmp_path / "val2017").mkdir()
@@ -464,11 +379,11 @@ def test_a_turned_or_cut_real_image_is_found(shared: Path, tmp_path: Path) -> No
     turned, cut = (tmp_path / "val2017" / index.path(i).name for i in (0, 1))
     Image.open(turned).rotate(90, expand=True).save(turned)
     cut.write_bytes(cut.read_bytes()[:-1000])
-    problems = [finding.text for finding in check_boxes(tmp_path) if finding.level == "problem"]
-    assert len(problems) == 3
-    assert "no train data" in problems[0]
-    assert "its annotations say" in problems[1]
-    assert "truncated or damaged" in problems[2]
+    report = check_place(Location(tmp_path)).report
+    assert [finding.kind for finding in report.problems] == ["broken images", "no training data"]
+    first, second = report.problems[0].spots
+    assert "its annotations say" in first.where
+    assert "truncated or damaged" in second.where
 
 
 def test_relabel_moves_labels_to_positions_of_another_label_space() -> None:

@@ -103,10 +103,10 @@ def test_the_table_of_layouts_is_made_of_the_list() -> None:
 @pytest.mark.parametrize("layout", LAYOUTS, ids=title)
 def test_the_check_names_the_layout_and_finds_no_problem(layout: Layout, tmp_path: Path) -> None:
     WRITERS[layout.title](tmp_path)
-    findings = list(check_place(Place(tmp_path)))
-    assert findings[0].text.startswith(f"layout: {layout.title}, because ")
-    assert not [finding for finding in findings if finding.level == "problem"]
-    notes = [text for level, text in findings if level == "note" and "--val-share" in text]
+    report = check_place(Location(tmp_path)).report
+    assert report.layouts[0].startswith(f"layout of {tmp_path}: {layout.title}, because ")
+    assert not report.problems
+    notes = [note for note in report.notes if "--val-share" in note.text]
     whole = "whole" in (read_boxes if layout.boxes else read_labels).find(Place(tmp_path)).parts
     assert len(notes) == whole
 

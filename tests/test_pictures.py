@@ -17,8 +17,19 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from detseg.report.pictures import contact_sheet, draw, draw_boxes, draw_labels, write_labels, write_picture
+from detseg.data.images import read_image
+from detseg.report.pictures import (
+    contact_sheet,
+    draw,
+    draw_boxes,
+    draw_labels,
+    write_labels,
+    write_picture,
+    write_small_picture,
+)
 from detseg.structures import VOID, Classes, ImageDetections, ImageLabels, LabelPixels, Pixels, Size
+
+from .commands import run
 
 RED, BLUE = (250, 30, 20), (20, 40, 240)
 CLASSES = Classes(("cat", "a class with quite a long name"), (1, 18), (RED, BLUE))
@@ -428,3 +439,30 @@ def test_real_images_with_their_true_labels(shared: Path) -> None:
         pictures.append(draw_labels(image[..., ::-1], labels, classes))
         assert pictures[-1].shape == (360, 480, 3)
     assert contact_sheet(pictures, columns=4).shape[1] == 1600
+
+
+def test_a_small_picture_needs_no_more_bytes_than_allowed(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (300, 800, 3), dtype=np.uint8)
+    path = tmp_path / "docs" / "small.jpg"
+    write_small_picture(path, noise, width=400, most_bytes=10**6)
+    assert read_image(path).shape == (150, 400, 3)
+    write_small_picture(path, noise, width=400, most_bytes=12_000)
+    assert path.stat().st_size <= 12_000
+    assert 160 <= read_image(path).shape[1] < 400
+    write_small_picture(path, noise[:, :200], width=400, most_bytes=10**6)
+    assert read_image(path).shape == (300, 200, 3), "never larger than it was"
+    with pytest.raises(ValueError, match="500 bytes are not enough for a picture 160 pixels wide; allow more"):
+        write_small_picture(path, noise, width=400, most_bytes=500)
+    with pytest.raises(ValueError, match=r"a small picture is a JPEG; name .*a\.png \.jpg"):
+        write_small_picture(tmp_path / "a.png", noise, width=400, most_bytes=500)
+
+
+def test_a_small_picture_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_picture(tmp_path / "run" / "predictions.jpg", np.zeros((300, 600, 3), np.uint8))
+    out = tmp_path / "small.jpg"
+    code, said, _ = run("small_picture", str(tmp_path / "run"), str(out), "--width", "300", capsys=capsys)
+    assert (code, said) == (0, f"written: {out}, {out.stat().st_size / 1024:.0f} KB\n")
+    assert read_image(out).shape == (150, 300, 3)
+    code, _, error = run("small_picture", str(tmp_path), str(out), capsys=capsys)
+    assert code == 2
+    assert "no image predictions.jpg" in error

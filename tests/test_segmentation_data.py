@@ -17,7 +17,6 @@ from PIL import Image
 from torch.utils._pytree import tree_leaves
 
 from detseg.data.augment import Augment, Context, LabelSample, SegmentationAugment
-from detseg.data.check import check_labels, check_place
 from detseg.data.label_index import LabelIndex
 from detseg.data.layouts import Split, read_labels
 from detseg.data.layouts.layout import Place
@@ -331,59 +330,3 @@ def test_training_reads_label_maps_in_the_worker_and_carries_nothing_of_evaluati
         assert [(leaf.dtype, leaf.shape[-2:]) for leaf in leaves] == [(torch.uint8, tiny_segmenter.NETWORK_SIZE)] * 2
     (first, *_) = evaluation_batches(dataset, batch_size=3, fill=dataset.resize.fill, workers=1)
     assert [truth.shape for truth in first.truths] == [index.size(i) for i in range(3)], "only evaluation has these"
-
-
-# ---------------------------------------------------------------------------------------------- the check
-
-
-def test_the_check_reads_every_label_map(tmp_path: Path) -> None:
-    masks(tmp_path)
-    pair(tmp_path, [[255, 255]], name="b")
-    assert [tuple(finding) for finding in check_place(Place(tmp_path))] == [
-        ("count", "layout: masks, because it has masks/train, masks/val"),
-        ("count", "train: images with label maps 2 (only void 1), classes 2, void 60.0% of the pixels"),
-        ("count", "train: of the others: ground 50.00%, cat 50.00%"),
-        ("count", "val: images with label maps 1 (only void 0), classes 2, void 33.3% of the pixels"),
-        ("count", "val: of the others: ground 50.00%, cat 50.00%"),
-    ]
-
-
-def test_the_check_finds_what_is_wrong_and_goes_on(tmp_path: Path) -> None:
-    masks(tmp_path)
-    pair(tmp_path, [[1]], name="unknown")
-    pair(tmp_path, [[0]], name="size")
-    Image.fromarray(np.zeros((2, 2), np.uint8)).save(tmp_path / "masks" / "train" / "size.png")
-    (tmp_path / "masks" / "val" / "a.png").unlink()
-    problems = [text for level, text in check_place(Place(tmp_path)) if level == "problem"]
-    assert len(problems) == 3
-    assert "size.jpg is 1 x 1 (height x width), its label map" in problems[0]
-    assert "1 x 1 (unknown)" in problems[1]
-    assert problems[2].startswith("val: ")
-    assert "images/val/a.jpg: an image without label map" in problems[2]
-
-
-def test_the_check_names_absent_classes_and_notes(tmp_path: Path) -> None:
-    cityscapes(tmp_path)
-    notes = [text for level, text in check_place(Place(tmp_path)) if level == "note"]
-    assert notes[0].startswith("train: no pixel is building or wall or fence")
-
-
-def test_the_check_looks_at_boxes_and_label_maps_of_one_folder(tmp_path: Path) -> None:
-    folder = generate_sample(tmp_path / "sample", num_train=2, num_val=1)
-    texts = [text for level, text in check_place(Place(folder)) if level == "count"]
-    assert [text.split(" ")[:2] for text in texts] == [
-        ["layout:", "COCO,"], ["train:", "images"], ["val:", "images"],
-        ["layout:", "masks,"], ["train:", "images"], ["train:", "of"], ["val:", "images"], ["val:", "of"]]
-
-
-def test_the_check_of_nothing_says_both_layouts(tmp_path: Path) -> None:
-    texts = [text for level, text in check_place(Place(tmp_path)) if level == "problem"]
-    assert [text[:20] for text in texts] == [
-        "train: no train data", "val: no val data in ", "train: no train labe", "val: no val label ma"]
-
-
-@pytest.mark.real
-def test_real_label_maps_pass_the_check(shared: Path) -> None:
-    findings = list(check_labels(shared / "data" / "cityscapes_mini"))
-    assert not [text for level, text in findings if level == "problem"]
-    assert findings[0].text == "train: images with label maps 46 (only void 0), classes 19, void 3.3% of the pixels"

@@ -1,18 +1,22 @@
-"""Checks a data set: recognises its layout, reads all splits and decodes every image.
+"""Checks a data set before it is trained on.
 
-    detseg check-data PLACE [--images DIR]
+    detseg check-data PLACE [--images DIR] [--val PLACE | --val-share SHARE] [--config CONFIG]
+    detseg check-data PLACE --html report.html     # a page with a picture of each finding
+    detseg check-data PLACE --fix DIR              # a cleaned copy
 
-A folder or an annotation file, boxes or label maps in any layout that is known: it says which one it has recognised and
-why. Counts what is in it and decodes every image and every label map. Exit code 0: it can be trained on; 1: something
-is broken; 2: the command line is wrong.
+PLACE is a folder or an annotation file, with boxes or label maps in any layout that is known. Every image and every
+label map is decoded. With --config, objects are seen at the size of that config's network and compared with its
+anchors. Exit code 0: it can be trained on; 1: something has to be mended first; 2: the command line is wrong.
 """
 
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
-from detseg.cli import command_parser
+from detseg.cli import command_parser, exit_code
+from detseg.config_files import find_config
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -22,21 +26,65 @@ def build_parser() -> argparse.ArgumentParser:
                         help="a folder with boxes or label maps, or an annotation file")
     parser.add_argument("--images", type=Path, metavar="DIR",
                         help="where an annotation file's images lie, if they are not found by themselves")
+    parser.add_argument("--val", type=Path, metavar="PLACE",
+                        help="validation data: a folder, an annotation file, or the name of one of the data's splits")
+    parser.add_argument("--val-share", type=float, metavar="SHARE",
+                        help="split as training with this share would")
+    parser.add_argument("--config", type=Path, metavar="CONFIG",
+                        help="see objects at its network's size, and against its anchors (320 x 320, and none)")
+    parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="NAME=VALUE", dest="overrides",
+                        help="of the config, as in model.size=640")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="write a page with a picture of each finding")
+    parser.add_argument("--fix", type=Path, metavar="DIR",
+                        help="write a copy without what is broken, boxes clipped, images upright; DIR/changes.txt "
+                             "says what was changed")
+    parser.add_argument("--all", action="store_true", dest="everything", help="name every place, not the first few")
     return parser
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Prints every finding as it comes and gives the exit code."""
-    parser = build_parser()
-    options = parser.parse_args(arguments)
-    if not options.path.exists():
-        parser.error(f"no folder or file {options.path}")
-    from detseg.data.check import check_place
-    from detseg.data.layouts.layout import Place
+    """Reads the command line, does what it says, and gives the exit code."""
+    options = build_parser().parse_args(arguments)
+    problems: list[int] = []
+    code = exit_code(lambda: problems.append(_check(options)))
+    return code or int(problems[0] > 0)
 
-    problems = 0
-    for finding in check_place(Place(options.path, options.images)):
-        problems += finding.level == "problem"
-        print(finding.text if finding.level == "count" else f"  {finding.level}: {finding.text}", flush=True)
-    print(f"problems: {problems}")
-    return 1 if problems else 0
+
+def _check(options: argparse.Namespace) -> int:
+    """How many problems there are."""
+    if not options.path.exists():
+        raise FileNotFoundError(f"no folder or file {options.path}")
+    if options.overrides and options.config is None:
+        raise ValueError("--set changes a config; name one with --config")
+    if options.html is not None and options.html.is_dir():
+        raise ValueError(f"--html {options.html} is a folder; name a file in it")
+    config = None if options.config is None else find_config(options.config)
+    # The checks read images, which takes torch; a misspelt argument should be answered at once.
+    from detseg.atomic import check_new_folder
+    from detseg.data.check import NetworkView, check_place
+    from detseg.data.location import Location
+    from detseg.report.check import print_report, shown_progress
+    from detseg.report.console import plain_console
+
+    if options.fix is not None:
+        check_new_folder(options.fix)
+    chosen: dict[str, NetworkView] = {}
+    if config is not None:
+        from detseg import config as configs
+        from detseg.network_view import network_view
+
+        chosen["view"] = network_view(configs.load(config, options.overrides))
+    location = Location(options.path, options.images, options.val, options.val_share)
+    with shown_progress(plain_console(file=sys.stderr), "decoding") as progress:
+        checked = check_place(location, progress=progress, **chosen)
+    print_report(plain_console(), checked.report, everything=options.everything)
+    if options.html is not None:
+        from detseg.report.check_page import write_check_page
+
+        write_check_page(options.html, checked.report)
+        print(f"written: {options.html}")
+    if options.fix is not None:
+        from detseg.data.clean import write_clean
+
+        print(write_clean(options.fix, checked))
+    return len(checked.report.problems)

@@ -8,10 +8,10 @@ copies the page it lies on. These arrays are never written, so forked workers sh
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,23 @@ from detseg.structures import Classes, Size
 
 _OUTSIDE_TOLERANCE = 1.0
 """Pixels that a box may reach out of its image without a remark: rounding, as in COCO itself."""
+
+
+Segmentation: TypeAlias = list[list[float]] | dict[str, object]
+"""An outline as COCO's files have it: polygons [[x, y, x, y, ...], ...], or run lengths."""
+
+FindOutline: TypeAlias = Callable[[int], Segmentation | None]
+"""The outline of an annotation, by its id; None where it has a box only."""
+
+
+class Remark(NamedTuple):
+    """Boxes that are odd and no error."""
+
+    kind: str
+    rows: NDArray[np.bool_]
+    """[m]."""
+    text: str
+    """What is said of them."""
 
 
 class ImageBoxes(NamedTuple):
@@ -68,6 +85,8 @@ class BoxIndex:
     """What a person should know about these data and that is no error."""
     faults: tuple[Fault, ...] = ()
     """What was left out because it is broken; training and evaluation refuse it unless they are told to skip it."""
+    outlines: Callable[[], FindOutline] | None = None
+    """Reads the outlines again, for who writes the annotations elsewhere; None where the layout has boxes only."""
 
     @classmethod
     def of(
@@ -113,10 +132,10 @@ class BoxIndex:
             notes=(),
             faults=faults,
         )
-        usable, remarks = index._notes_on_boxes()
+        usable, remarks = index._judged()
         loud = () if np.any(usable & ~index.crowd) or not len(index) else (
             f"NOTHING TO LEARN FROM: {index.nothing_to_learn()}",)
-        return replace(index, notes=loud + notes + remarks)
+        return replace(index, notes=loud + notes + tuple(remark.text for remark in remarks))
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -139,7 +158,7 @@ class BoxIndex:
 
     def learnable(self) -> NDArray[np.int64]:
         """[K]: the boxes of each class to learn from: no regions to ignore, and of some area inside their image."""
-        usable = ~self.crowd & _has_area(_clipped_xyxy(self.boxes, self.sizes[self._image_of_box()]))
+        usable = ~self.crowd & _has_area(_clipped_xyxy(self.boxes, self.sizes[self.image_of_box()]))
         return np.bincount(self.labels[usable], minlength=len(self.classes))
 
     def nothing_to_learn(self) -> str | None:
@@ -159,7 +178,7 @@ class BoxIndex:
         """The index of some of the images only, in the order given."""
         chosen = np.array([self._checked(i) for i in image_positions], np.int64)
         rows = np.concatenate([np.arange(self.offsets[i], self.offsets[i + 1]) for i in chosen] or [chosen])
-        return BoxIndex.of(
+        selected = BoxIndex.of(
             self.classes,
             self.folder,
             image_ids=self.image_ids[chosen],
@@ -172,6 +191,19 @@ class BoxIndex:
             areas=self.areas[rows],
             annotation_ids=self.annotation_ids[rows],
         )
+        return replace(selected, outlines=self.outlines)
+
+    def remarks(self) -> tuple[Remark, ...]:
+        """Boxes of no area, outside their image, or beyond its edge; the notes say the same of them."""
+        return self._judged()[1]
+
+    def image_of_box(self) -> NDArray[np.int64]:
+        """[m]: the position of each annotation's image."""
+        return np.repeat(np.arange(len(self)), np.diff(self.offsets))
+
+    def corners(self) -> NDArray[np.float64]:
+        """[m, 4]: the boxes as xyxy, as they are in the file."""
+        return np.concatenate([self.boxes[:, :2], self.boxes[:, :2] + self.boxes[:, 2:]], axis=1)
 
     def relabel(self, classes: Classes, /) -> BoxIndex:
         """The same annotations with labels that are positions in `classes`, matched by source id.
@@ -204,7 +236,7 @@ class BoxIndex:
             image_ids=self.image_ids,
             sizes=self.sizes,
             names=[self._name(i) for i in range(len(self))],
-            image_of_box=self._image_of_box()[kept],
+            image_of_box=self.image_of_box()[kept],
             boxes=self.boxes[kept],
             labels=table[self.labels[kept]],
             crowd=self.crowd[kept],
@@ -231,7 +263,7 @@ class BoxIndex:
         source_ids = np.array(self.classes.source_ids, np.int64)
         columns = (
             ids,
-            self.image_ids[self._image_of_box()],
+            self.image_ids[self.image_of_box()],
             source_ids[self.labels],
             self.boxes,
             self.areas,
@@ -256,24 +288,22 @@ class BoxIndex:
         start, end = self.name_offsets[self._checked(i)], self.name_offsets[i + 1]
         return os.fsdecode(self.name_bytes[start:end].tobytes())
 
-    def _image_of_box(self) -> NDArray[np.int64]:
-        return np.repeat(np.arange(len(self)), np.diff(self.offsets))
-
-    def _notes_on_boxes(self) -> tuple[NDArray[np.bool_], tuple[str, ...]]:
+    def _judged(self) -> tuple[NDArray[np.bool_], tuple[Remark, ...]]:
         """[m]: which boxes have an area inside their image; and what there is to say about others."""
-        sizes = self.sizes[self._image_of_box()]
+        sizes = self.sizes[self.image_of_box()]
         flat = np.any(self.boxes[:, 2:] <= 0, axis=1)
         empty = ~flat & ~_has_area(_clipped_xyxy(self.boxes, sizes))
         far_xy = np.maximum(-self.boxes[:, :2], self.boxes[:, :2] + self.boxes[:, 2:] - sizes[:, ::-1])
         beyond = ~flat & ~empty & np.any(far_xy > _OUTSIDE_TOLERANCE, axis=1)
         remarks = (
-            (flat, "of no area", "not trained on"),
-            (empty, "outside the image", "not trained on"),
-            (beyond, f"more than {_OUTSIDE_TOLERANCE:g} pixel beyond the image's edge", "clipped for training"),
+            ("no area", flat, "of no area", "not trained on"),
+            ("outside", empty, "outside the image", "not trained on"),
+            ("beyond the edge", beyond, f"more than {_OUTSIDE_TOLERANCE:g} pixel beyond the image's edge",
+             "clipped for training"),
         )
         return ~flat & ~empty, tuple(
-            f"{_counted(int(rows.sum()), 'box', 'boxes')} {what}, {done} {self._listed(rows)}"
-            for rows, what, done in remarks
+            Remark(kind, rows, f"{_counted(int(rows.sum()), 'box', 'boxes')} {what}, {done} {self._listed(rows)}")
+            for kind, rows, what, done in remarks
             if rows.any()
         )
 

@@ -46,12 +46,12 @@ _FIRST = 1000
 """Boxes that are looked at before all of them are: what is said of all boxes is seldom true of the first."""
 
 
-def coco_annotations(folder: Path, split: Literal["train", "val"]) -> Path:
+def coco_annotations(folder: Path, split: Literal["train", "val", "test"]) -> Path:
     """The annotation file of a split in COCO's layout."""
     return folder / "annotations" / f"instances_{split}2017.json"
 
 
-def coco_images(folder: Path, split: Literal["train", "val"]) -> Path:
+def coco_images(folder: Path, split: Literal["train", "val", "test"]) -> Path:
     """The folder with the images of a split in COCO's layout."""
     return folder / f"{split}2017"
 

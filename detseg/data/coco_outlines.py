@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from pycocotools import mask
 
 from detseg.data.annotation_cache import cached
+from detseg.data.box_index import Segmentation
 from detseg.data.coco_json import AnnotationFile, Record
 from detseg.structures import Size
 
@@ -46,6 +47,15 @@ class Outlines:
             return {"size": list(size), "counts": parts[0]}
         found: Record = mask.merge(mask.frPyObjects([np.frombuffer(part) for part in parts], *size))
         return found
+
+    def as_coco(self, i: int) -> Segmentation | None:
+        """The outline of object i as COCO's files have it; None where there is none."""
+        parts = [self.content[start:end].tobytes() for start, end in
+                 zip(*(self.first_byte[self.first_part[i] + k : self.first_part[i + 1] + k] for k in (0, 1)),
+                     strict=True)]
+        if self.run_sizes[i, 0]:
+            return {"size": self.run_sizes[i].tolist(), "counts": parts[0].decode("ascii")}
+        return [np.frombuffer(part).tolist() for part in parts] or None
 
     def present(self) -> NDArray[np.bool_]:
         """[m]: whether there is an outline."""

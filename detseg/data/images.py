@@ -10,7 +10,7 @@ import threading
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import cv2
 import mmcv
@@ -106,6 +106,29 @@ def image_size(path: Path) -> Size:
             is_turned = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
             # Pillow turns a TIFF's size itself.
             return (image.width, image.height) if is_turned and image.format != "TIFF" else (image.height, image.width)
+    except FileNotFoundError:
+        raise _missing(path) from None
+    except ValueError as problem:
+        raise ValueError(f"cannot read the image {path}: {problem}") from None
+
+
+class ImageKind(NamedTuple):
+    """What an image file's header says of its pixels."""
+
+    format: str
+    """Pillow's name: "JPEG", "PNG" ..."""
+    mode: str
+    """Pillow's name: "RGB", "L" of grey, "P" of a palette, "I;16" ..."""
+    is_turned: bool
+    """Whether the EXIF orientation asks viewers to turn or mirror it."""
+
+
+def image_kind(path: Path) -> ImageKind:
+    """What kind of image a file is, from its header. Raises what `read_image` does."""
+    try:
+        with _decoding(), _opened(path) as image:
+            turned = image.getexif().get(ExifTags.Base.Orientation, 1) in range(2, 9)
+            return ImageKind(image.format or "", image.mode, turned)
     except FileNotFoundError:
         raise _missing(path) from None
     except ValueError as problem:

@@ -10,18 +10,20 @@ import json
 import math
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from detseg.data.box_index import BoxIndex
+from detseg.data.box_index import BoxIndex, FindOutline
 from detseg.data.faults import Fault
 from detseg.data.files import FileFinder, list_images, read_text
 from detseg.data.images import image_size
 from detseg.data.label_index import LabelIndex
-from detseg.data.records import ImageRecord, ObjectRecord, box_index, box_of, polygon_labels
+from detseg.data.records import ImageRecord, ObjectRecord, box_index, box_of, outlines_of, polygon_labels
 from detseg.structures import Classes, Size
 
 _NO_OBJECTS = frozenset({"point", "points", "line", "linestrip"})
@@ -60,7 +62,12 @@ def read_labelme(split: LabelmeSplit) -> BoxIndex:
     What is wrong with a file is a fault, and its image is left out. ValueError where there is no object at all.
     """
     records, classes, notes, faults = _records(split)
-    return box_index(records, classes, split.images or split.root, notes=notes, faults=faults)
+    index = box_index(records, classes, split.images or split.root, notes=notes, faults=faults)
+    return replace(index, outlines=partial(_outlines, split))
+
+
+def _outlines(split: LabelmeSplit) -> FindOutline:
+    return outlines_of(_records(split, outlines=True)[0])
 
 
 def read_labelme_labels(split: LabelmeSplit) -> LabelIndex:

@@ -103,7 +103,7 @@ def read_splits(
                                 "0.1")
     train, val = found.training(), found.val()
     if found.ids_are_names:
-        train, val = _agreeing(train, val)
+        train, val = agreeing((train, val))
     return Splits(train, val, (*found.lines, *found.val_lines), None)
 
 
@@ -231,17 +231,17 @@ def _check_selectable(index: Any) -> None:
                          f"{type(index).__name__}. Name validation data with --val DIR")
 
 
-def _agreeing(train: Any, val: Any) -> tuple[Any, Any]:
-    """Both with the same ids for the same names, where each has numbered its own."""
-    if not train.classes.difference(val.classes):
-        return train, val
-    names = sorted({*train.classes.names, *val.classes.names})
-    if "background" in names and all(index.classes.names[0] == "background" for index in (train, val)):
+def agreeing(indexes: Sequence[Any]) -> tuple[Any, ...]:
+    """All with the same ids for the same names, where each has numbered its own."""
+    if not any(indexes[0].classes.difference(index.classes) for index in indexes[1:]):
+        return tuple(indexes)
+    names = sorted({name for index in indexes for name in index.classes.names})
+    if "background" in names and all(index.classes.names[0] == "background" for index in indexes):
         names = ["background", *(name for name in names if name != "background")]
         union = Classes(tuple(names), tuple(range(len(names))))
     else:
         union = Classes(tuple(names), tuple(range(1, len(names) + 1)))
-    return tuple(_with_ids_of(index, union).relabel(union) for index in (train, val))
+    return tuple(_with_ids_of(index, union).relabel(union) for index in indexes)
 
 
 def _named_as(found: _Found[IndexT], index: IndexT, classes: Classes | None) -> IndexT:

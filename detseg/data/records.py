@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask
 
-from detseg.data.box_index import BoxIndex
+from detseg.data.box_index import BoxIndex, FindOutline, Segmentation
 from detseg.data.faults import Fault
 from detseg.data.label_index import LabelIndex, moved_labels
 from detseg.structures import VOID, Classes, LabelPixels, Size
@@ -66,6 +66,16 @@ def box_index(
         notes=notes,
         faults=faults,
     )
+
+
+def outlines_of(records: Sequence[ImageRecord]) -> FindOutline:
+    """The outlines by the ids that `box_index` gives the annotations."""
+    objects = [thing for record in records for thing in record.objects]
+
+    def find(annotation_id: int) -> Segmentation | None:
+        return [part.ravel().tolist() for part in objects[annotation_id - 1].outline] or None
+
+    return find
 
 
 def polygon_labels(

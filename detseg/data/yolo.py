@@ -10,18 +10,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
 import numpy as np
 import yaml
 
-from detseg.data.box_index import BoxIndex
+from detseg.data.box_index import BoxIndex, FindOutline
 from detseg.data.faults import Fault
 from detseg.data.files import list_files, list_images, read_text
 from detseg.data.images import image_size
 from detseg.data.label_index import LabelIndex
-from detseg.data.records import ImageRecord, ObjectRecord, box_index, box_of, polygon_labels
+from detseg.data.records import ImageRecord, ObjectRecord, box_index, box_of, outlines_of, polygon_labels
 from detseg.structures import Classes, Size
 
 _SPLITS = frozenset({"train", "val", "valid", "validation", "test"})
@@ -49,7 +51,12 @@ def read_yolo(split: YoloSplit) -> BoxIndex:
     there is no image, or no label file for any.
     """
     records, notes, faults = _records(split)
-    return box_index(records, split.classes, split.root, notes=notes, faults=faults)
+    index = box_index(records, split.classes, split.root, notes=notes, faults=faults)
+    return replace(index, outlines=partial(_outlines, split))
+
+
+def _outlines(split: YoloSplit) -> FindOutline:
+    return outlines_of(_records(split)[0])
 
 
 def read_yolo_labels(split: YoloSplit) -> LabelIndex:

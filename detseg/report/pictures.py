@@ -21,6 +21,8 @@ Colour: TypeAlias = tuple[int, int, int]
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
 _DARK: Colour = (16, 16, 16)
 _LIGHT: Colour = (255, 255, 255)
+_LEAST_WIDTH = 160
+"""Pixels; a narrower picture shows nothing."""
 _GAP = 8
 """Pixels between and around the images of a sheet."""
 
@@ -172,6 +174,27 @@ def write_picture(path: Path, image: Pixels) -> None:
     if not path.suffix or not cv2.haveImageWriter(path.name):
         raise ValueError(f"no picture format has the suffix {path.suffix!r} of {path}; name it .png or .jpg")
     _write_encoded(path, cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+
+
+def write_small_picture(path: Path, image: Pixels, *, width: int, most_bytes: int) -> None:
+    """Writes an RGB image as a JPEG for a page: of this width at most, in the best quality that needs no more bytes,
+    and narrower where none does. Failures as in `write_picture`; ValueError where nothing is small enough.
+    """
+    if path.suffix.lower() not in (".jpg", ".jpeg"):
+        raise ValueError(f"a small picture is a JPEG; name {path} .jpg")
+    while width >= _LEAST_WIDTH:
+        scale = min(1.0, width / image.shape[1])
+        size = (round(image.shape[1] * scale), max(1, round(image.shape[0] * scale)))
+        small = cv2.resize(image, size, interpolation=cv2.INTER_AREA) if scale < 1 else image
+        for quality in range(90, 54, -5):
+            encoded, content = cv2.imencode(".jpg", small[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])
+            assert encoded
+            if len(content) <= most_bytes:
+                with atomic_write(path, failure="the picture was not written") as unfinished:
+                    unfinished.write_bytes(content.tobytes())
+                return
+        width = round(width * 0.9)
+    raise ValueError(f"{most_bytes} bytes are not enough for a picture {_LEAST_WIDTH} pixels wide; allow more")
 
 
 def write_labels(path: Path, labels: LabelPixels) -> None:

@@ -11,10 +11,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from detseg.data.coco import coco_annotations, coco_images
 from detseg.data.layouts.coco_files import coco_part
-from detseg.data.layouts.layout import SPLITS, Found, Layout, Part, PartName, Place, listed
+from detseg.data.layouts.layout import Found, Layout, Part, PartName, Place, listed
+
+_SPLITS: tuple[Literal["train", "val", "test"], ...] = ("train", "val", "test")
+"""COCO keeps the annotations of its test images to itself; converted data have them."""
 
 
 def find(place: Place) -> Found | None:
@@ -22,7 +26,7 @@ def find(place: Place) -> Found | None:
     root = place.path
     files: dict[PartName, Path] = {}
     parts: dict[PartName, Part] = {}
-    for split in SPLITS:
+    for split in _SPLITS:
         annotations = coco_annotations(root, split)
         if annotations.is_file():
             files[split] = annotations

@@ -6,12 +6,14 @@ import json
 import mmap
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path, PurePosixPath
 
-from detseg.data.box_index import BoxIndex
-from detseg.data.coco import read_coco
+from detseg.data.box_index import BoxIndex, FindOutline
+from detseg.data.coco import CocoIndex, read_coco
 from detseg.data.coco_labels import read_outline_labels
+from detseg.data.coco_outlines import read_outlines
 from detseg.data.files import FileFinder
 from detseg.data.label_index import LabelIndex
 from detseg.data.layouts.layout import Part, PartName
@@ -69,7 +71,13 @@ def images_folder(annotations: Path, root: Path, *, subset: str = "", given: Pat
 
 def _boxes(annotations: Path, images: Path) -> BoxIndex:
     _check_images(annotations, images)
-    return read_coco(annotations, images)
+    return replace(read_coco(annotations, images), outlines=partial(_outlines, annotations, images))
+
+
+def _outlines(annotations: Path, images: Path) -> FindOutline:
+    index, outlines = CocoIndex.read(annotations, images), read_outlines(annotations)
+    record = dict(zip(index.boxes.annotation_ids.tolist(), index.records.tolist(), strict=True))
+    return lambda annotation_id: outlines.as_coco(record[annotation_id])
 
 
 def _labels(annotations: Path, images: Path, *, train: bool) -> LabelIndex:

@@ -120,6 +120,19 @@ def as_markdown(layouts: Sequence[Layout]) -> str:
     return "\n\n".join(["\n".join(rows), *trees]) + "\n"
 
 
+TABLE_MARKS = ("<!-- detseg layout-table docs/your_data.md -->", "<!-- end of the table -->")
+"""What stands around the table in a page."""
+
+
+def with_table(text: str, table: str, *, page: str) -> str:
+    """A page's text with this table between its marks. ValueError where it lacks them."""
+    start, end = TABLE_MARKS
+    if text.count(start) != 1 or start not in text.partition(end)[0]:
+        raise ValueError(f"{page} lacks the marks of the table: a line {start}, and later {end}")
+    before, _, rest = text.partition(start)
+    return f"{before}{start}\n{table}{end}{rest.partition(end)[2]}"
+
+
 def _sentences(page: str) -> str:
     """What a page says around its tree, on one line."""
     return " ".join(line.strip() for line in page.splitlines() if line.strip() and not line.startswith("    "))
