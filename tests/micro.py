@@ -30,7 +30,7 @@ from heads.ssdlite import SSDLite
 from . import discovery
 
 SIZE: Size = (64, 96)
-MAX_DETECTIONS = 5
+MAX_DETECTIONS = 8
 
 
 @cache
