@@ -204,7 +204,7 @@ def _with_reference(
 
 @pytest.mark.parametrize(("name", "size", "shapes"), [
     ("lraspp_v3_large_torchvision", (96, 160), ((96, 160),)),
-    ("lraspp_v3_large_torchvision", None, ((120, 160), (170, 120))),
+    pytest.param("lraspp_v3_large_torchvision", None, ((120, 160), (170, 120)), marks=pytest.mark.slow),
     ("deeplabv3_v3_large", (96, 160), ((96, 160),)),
     ("fcn_v3_large", (96, 160), ((96, 160),)),
 ])
@@ -218,7 +218,7 @@ def test_torchvisions_segmenters_say_the_same(
     assert agreement.different <= 1 + 1e-4 * agreement.pixels
 
 
-@pytest.mark.parametrize("size", [None, (192, 256)])
+@pytest.mark.parametrize("size", [None, pytest.param((192, 256), marks=pytest.mark.slow)])
 def test_torchvisions_faster_rcnn_says_the_same(size: tuple[int, int] | None) -> None:
     shapes = ((240, 320), (320, 213)) if size is None else (size,)
     model, reference, agreement = _with_reference("fasterrcnn_v3_large_320_fpn", size, shapes)
@@ -234,7 +234,9 @@ def test_torchvisions_faster_rcnn_says_the_same(size: tuple[int, int] | None) ->
     assert counts(model).macs == count_macs(reference.network, torch.zeros(1, 3, *padded))
 
 
-@pytest.mark.parametrize("name", ["deeplabv3_v3_large", "fasterrcnn_v3_large_320_fpn", "lraspp_v3_large_torchvision"])
+@pytest.mark.parametrize("name", [
+    pytest.param("deeplabv3_v3_large", marks=pytest.mark.slow), "fasterrcnn_v3_large_320_fpn",
+    "lraspp_v3_large_torchvision"])
 def test_the_training_steps_compute_the_same_loss(name: str) -> None:
     """Up to what chance does: dropout, and which anchors and regions are drawn."""
     setup = Setup(size=(128, 160), batch_size=2)
