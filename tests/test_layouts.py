@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from detseg.config import load as load_config
 from detseg.data.check import check_place
 from detseg.data.layouts import LAYOUTS, read_boxes, read_labels
 from detseg.data.layouts.layout import Layout, PartName, Place, as_markdown, parts_of_tree, split_of
+from detseg.data.layouts.reader import LayoutReader
 from detseg.data.location import Location
 from detseg.structures import VOID
 from detseg.train import fit
@@ -148,6 +150,33 @@ def test_a_segmenter_trains_and_is_evaluated(layout: Layout, tmp_path: Path) -> 
     assert model.classes.names == (BACKGROUND, *NAMES)
     assert len(model.read_validation(model.location)[0]) == (2 if layout.title == "labelme" else len(
         ((model.run and model.run.kept_split) or pytest.fail("nothing was kept")).val))
+
+
+def located(folder: Path, find: LayoutReader[Any]) -> Location:
+    """With a share of the images for validation where the layout has no split."""
+    found = find.find(Place(folder))
+    return Location(folder, val_share=None if {"train", "val"} <= found.parts.keys() else 0.34)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", BOXES, ids=title)
+def test_a_detector_trains_on_every_layout_and_is_evaluated(layout: Layout, tmp_path: Path) -> None:
+    WRITERS[layout.title](tmp_path / "data")
+    config = load_config(ROOT / "configs" / "ssdlite_v3_small.py", [
+        "model.size=64", "model.width=0.35", "batch_size=2", "schedule.epochs=1", "schedule.warmup_steps=0",
+        "workers=0"])
+    run, numbers, _ = fit(config, located(tmp_path / "data", read_boxes), out=tmp_path / "run")
+    assert 0 <= numbers["AP"] <= 1
+    assert load_model(run.path, None).classes.names == NAMES
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", LABEL_MAPS, ids=title)
+def test_a_segmenter_trains_on_every_layout_and_is_evaluated(layout: Layout, tmp_path: Path) -> None:
+    WRITERS[layout.title](tmp_path / "data")
+    config = load_config(tiny_segmenter.write_config(tmp_path), ["schedule.epochs=1", "validate_every=1"])
+    _, numbers, _ = fit(config, located(tmp_path / "data", read_labels), out=tmp_path / "run")
+    assert 0 <= numbers["mIoU"] <= 1
 
 
 @pytest.mark.parametrize(("name", "split"), [
