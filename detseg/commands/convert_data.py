@@ -1,4 +1,4 @@
-"""Converts a data set of any layout that is known to COCO's layout, or to a folder of images and masks.
+"""Converts a data set of any layout to COCO's layout, or to a folder of images and masks.
 
     detseg convert-data PLACE OUT [--to coco|masks] [--images DIR] [--link | --symlink]
     detseg convert-data PLACE OUT --val-share 0.1       # with a split, decided by the images' names
