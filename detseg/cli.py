@@ -6,6 +6,9 @@ import argparse
 import io
 import sys
 from collections.abc import Callable
+from pathlib import Path
+
+from detseg.choices import ENGINES
 
 
 def command_parser(module: str, doc: str | None) -> argparse.ArgumentParser:
@@ -13,6 +16,27 @@ def command_parser(module: str, doc: str | None) -> argparse.ArgumentParser:
     verb = module.rpartition(".")[2].replace("_", "-")
     return argparse.ArgumentParser(
         prog=f"detseg {verb}", description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+
+def add_images(parser: argparse.ArgumentParser) -> None:
+    """Of commands that read data."""
+    parser.add_argument("--images", type=Path, metavar="DIR",
+                        help="where an annotation file's images lie, if they are not found by themselves")
+
+
+def add_engine(parser: argparse.ArgumentParser) -> None:
+    """Of commands that predict with a model."""
+    parser.add_argument("--engine", choices=ENGINES, default="torch",
+                        help="what runs the network's layers (%(default)s); onnxruntime is faster on a CPU, and the "
+                             "same up to rounding")
+
+
+def add_model_settings(parser: argparse.ArgumentParser) -> None:
+    """Of commands that take published weights where a checkpoint is asked for."""
+    parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="model.NAME=VALUE", dest="settings",
+                        help="settings of the config's model that published weights need, as in model.output_stride=8")
+    parser.add_argument("--classes", nargs="+", action="extend", default=[], metavar="NAME",
+                        help="what published weights predict, in their order (the config's classes)")
 
 
 def exit_code(work: Callable[[], None]) -> int:

@@ -15,7 +15,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from detseg.cli import command_parser, exit_code
+from detseg.cli import add_images, command_parser, exit_code
 from detseg.config_files import find_config
 
 
@@ -24,8 +24,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = command_parser(__name__, __doc__)
     parser.add_argument("path", type=Path, metavar="PLACE",
                         help="a folder with boxes or label maps, or an annotation file")
-    parser.add_argument("--images", type=Path, metavar="DIR",
-                        help="where an annotation file's images lie, if they are not found by themselves")
+    add_images(parser)
     parser.add_argument("--val", type=Path, metavar="PLACE",
                         help="validation data: a folder, an annotation file, or the name of one of the data's splits")
     parser.add_argument("--val-share", type=float, metavar="SHARE",

@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from detseg.cli import command_parser, exit_code
+from detseg.cli import add_images, command_parser, exit_code
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -21,8 +21,7 @@ def build_parser() -> argparse.ArgumentParser:
                         help="a folder with boxes or label maps, or an annotation file")
     parser.add_argument("out", type=Path, metavar="OUT", help="the new folder")
     parser.add_argument("--to", choices=("coco", "masks"), help="the layout (coco where there are boxes, else masks)")
-    parser.add_argument("--images", type=Path, metavar="DIR",
-                        help="where an annotation file's images lie, if they are not found by themselves")
+    add_images(parser)
     parser.add_argument("--val", type=Path, metavar="PLACE",
                         help="validation data: a folder, an annotation file, or the name of one of the data's splits")
     parser.add_argument("--val-share", type=float, metavar="SHARE",

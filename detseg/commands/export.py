@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 
 from detseg.choices import CONTRACTS
-from detseg.cli import command_parser, exit_code
+from detseg.cli import add_model_settings, command_parser, exit_code
 from detseg.config_files import find_config
 from detseg.export.formats import format_named, format_names, formats
 
@@ -60,10 +60,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--formats", action="store_true", help="list the formats, and stop")
     parser.add_argument("--config-changed", action="store_true",
                         help="take the checkpoint although it was trained with another config")
-    parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="model.NAME=VALUE", dest="settings",
-                        help="settings of the config's model that published weights need, as in model.output_stride=8")
-    parser.add_argument("--classes", nargs="+", action="extend", default=[], metavar="NAME",
-                        help="what published weights predict, in their order (the config's classes)")
+    add_model_settings(parser)
     return parser
 
 

@@ -33,8 +33,7 @@ from pathlib import Path
 from typing import Any
 
 from detseg.atomic import records_file, write_text
-from detseg.choices import ENGINES
-from detseg.cli import command_parser, exit_code
+from detseg.cli import add_engine, add_model_settings, command_parser, exit_code
 from detseg.config_files import find_config
 
 _THRESHOLD = 0.4
@@ -53,15 +52,10 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--threshold", type=float, metavar="T",
                         help=f"the smallest score, 0 to 1, that is drawn and counted here ({_THRESHOLD}); "
                              "predictions.json has all. Label maps have none")
-    parser.add_argument("--engine", choices=ENGINES, default="torch",
-                        help="what runs the network's layers (%(default)s); onnxruntime is faster on a CPU, and the "
-                             "same up to rounding")
+    add_engine(parser)
     parser.add_argument("--config-changed", action="store_true",
                         help="take the checkpoint although it was trained with another config")
-    parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="model.NAME=VALUE", dest="settings",
-                        help="settings of the config's model that published weights need, as in model.output_stride=8")
-    parser.add_argument("--classes", nargs="+", action="extend", default=[], metavar="NAME",
-                        help="what published weights predict, in their order (the config's classes)")
+    add_model_settings(parser)
     parser.add_argument("--labels", type=Path, metavar="DIR", help="the folder to write label maps to")
     return parser
 

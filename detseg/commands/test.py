@@ -22,8 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from detseg.atomic import write_records, write_text
-from detseg.choices import ENGINES
-from detseg.cli import command_parser, exit_code
+from detseg.cli import add_engine, add_images, add_model_settings, command_parser, exit_code
 from detseg.config_files import find_config
 
 if TYPE_CHECKING:
@@ -45,8 +44,7 @@ def build_parser() -> argparse.ArgumentParser:
     source.add_argument("--data", type=Path, metavar="PLACE",
                         help="the data set's folder, or an annotation file (the run's, or the config's own)")
     source.add_argument("--sample", action="store_true", help="evaluate on the data set generated here")
-    parser.add_argument("--images", type=Path, metavar="DIR",
-                        help="where an annotation file's images lie, if they are not found by themselves")
+    add_images(parser)
     parser.add_argument("--per-class", action="store_true", help="the metric of each class too")
     parser.add_argument("--reference", action="store_true",
                         help="use the field's own slow code where a faster equal of it is the default (COCO's AP)")
@@ -54,17 +52,12 @@ def build_parser() -> argparse.ArgumentParser:
                         help="decode and suppress in the form that is exported: the score of what will ship")
     parser.add_argument("--batch-size", type=int, metavar="N",
                         help="images that are evaluated together (the config's eval_batch_size, or what suits them)")
-    parser.add_argument("--engine", choices=ENGINES, default="torch",
-                        help="what runs the network's layers (%(default)s); onnxruntime is faster on a CPU, and the "
-                             "same up to rounding")
+    add_engine(parser)
     parser.add_argument("--skip-broken", action="store_true",
                         help="evaluate without images, records and labels that are broken, and name them")
     parser.add_argument("--config-changed", action="store_true",
                         help="take the checkpoint although it was trained with another config")
-    parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="model.NAME=VALUE", dest="settings",
-                        help="settings of the config's model that published weights need, as in model.output_stride=8")
-    parser.add_argument("--classes", nargs="+", action="extend", default=[], metavar="NAME",
-                        help="what published weights predict, in their order (the config's classes)")
+    add_model_settings(parser)
     parser.add_argument("--common-classes", action="store_true",
                         help="evaluate on the classes that the network and the data both have, by name, although they "
                              "do not have the same")

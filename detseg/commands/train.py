@@ -14,7 +14,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from detseg.cli import command_parser, exit_code
+from detseg.cli import add_images, command_parser, exit_code
 from detseg.config_files import CONFIG_HELP, find_config
 
 if TYPE_CHECKING:
@@ -32,8 +32,7 @@ def build_parser() -> argparse.ArgumentParser:
     source.add_argument("--data", type=Path, metavar="PLACE",
                         help="the data set's folder, or an annotation file (the config's own folder)")
     source.add_argument("--sample", action="store_true", help="train on a data set generated here")
-    parser.add_argument("--images", type=Path, metavar="DIR",
-                        help="where an annotation file's images lie, if they are not found by themselves")
+    add_images(parser)
     parser.add_argument("--val", type=Path, metavar="PLACE",
                         help="validation data: a folder, an annotation file, or the name of one of the data's splits")
     parser.add_argument("--val-share", type=float, metavar="SHARE",

@@ -8,11 +8,8 @@ is no object of VOC's classes is background.
 
 from __future__ import annotations
 
-import warnings
-from abc import abstractmethod
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,8 +18,8 @@ from pycocotools import mask
 from detseg.data.box_index import BoxIndex
 from detseg.data.coco import COCO_80, CocoIndex
 from detseg.data.coco_outlines import Outlines, read_outlines
+from detseg.data.drawn_labels import DrawnLabels, decoded_mask
 from detseg.data.faults import Fault
-from detseg.data.label_index import LabelIndex, moved_labels
 from detseg.data.voc import VOC_21
 from detseg.structures import VOID, Classes, LabelPixels, Size
 
@@ -33,59 +30,18 @@ VOC_OF_COCO = {
 """COCO's category id to VOC's class."""
 
 
-@dataclass(frozen=True, eq=False)
-class OutlineLabels(LabelIndex):
-    """Label maps drawn from outlines when they are asked for."""
+@dataclass(frozen=True, eq=False, kw_only=True)
+class OutlineLabels(DrawnLabels):
+    """Label maps drawn from COCO's outlines: polygons, or runs of pixels."""
 
-    classes: Classes
-    boxes: BoxIndex
-    """The images, and all objects in them."""
-    source: Path
-    """The annotation file."""
     outlines: Outlines
     """Of those objects that are drawn."""
     outline_of_box: NDArray[np.int64]
     """For each object of `boxes` the position of its outline; -1 for one that is not drawn."""
-    label_of_class: NDArray[np.uint8]
-    """[number of classes of `boxes`]: the label that is drawn for each, in the classes that were read."""
-    values: NDArray[np.uint8]
-    """[256]: the label that each drawn label has now."""
-    notes: tuple[str, ...] = ()
-    faults: tuple[Fault, ...] = ()
 
-    @property
-    def image_ids(self) -> NDArray[np.int64]:  # type: ignore[override]
-        """As in the file."""
-        return self.boxes.image_ids
-
-    def path(self, i: int) -> Path:
-        """The image file."""
-        return self.boxes.path(i)
-
-    def origin(self, i: int) -> str:
-        """The annotation file."""
-        return f"from {self.source}"
-
-    def size(self, i: int) -> Size:
-        """(height, width), as the annotation file says."""
-        return self.boxes.size(i)
-
-    def labels(self, i: int, size: Size) -> LabelPixels:
-        """The label map of an image of this size; a ValueError where the annotation file says another."""
-        if size != self.size(i):
-            raise ValueError(f"the image {self.path(i)} is {size[0]} x {size[1]} (height x width), {self.source} says "
-                             f"{self.size(i)[0]} x {self.size(i)[1]}; a label map has its image's size")
-        rows = np.arange(self.boxes.offsets[i], self.boxes.offsets[i + 1])
-        drawn: LabelPixels = self.values[self._drawn(rows[self.outline_of_box[rows] >= 0], size)]
-        return drawn
-
-    def relabel(self, classes: Classes, /) -> Self:
-        """See `LabelIndex`."""
-        return replace(self, classes=classes, values=moved_labels(self.classes, classes)[self.values])
-
-    @abstractmethod
-    def _drawn(self, rows: NDArray[np.int64], size: Size) -> LabelPixels:
-        """The label map of the objects at `rows`."""
+    def _outlined(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Those of the objects that are drawn."""
+        return rows[self.outline_of_box[rows] >= 0]
 
 
 class CocoLabels(OutlineLabels):
@@ -94,8 +50,8 @@ class CocoLabels(OutlineLabels):
     def _drawn(self, rows: NDArray[np.int64], size: Size) -> LabelPixels:
         labels = np.zeros(size, np.uint8)
         times = np.zeros(size, np.uint16)
-        for row in rows:
-            found = _pixels(self.outlines.encoded(int(self.outline_of_box[row]), size))
+        for row in self._outlined(rows):
+            found = decoded_mask(self.outlines.encoded(int(self.outline_of_box[row]), size))
             labels[found] = self.label_of_class[self.boxes.labels[row]]
             times += found * np.uint16(2 if self.boxes.crowd[row] else 1)
         return np.where(times > 1, np.uint8(VOID), labels)
@@ -107,22 +63,14 @@ class InstanceLabels(OutlineLabels):
 
     def _drawn(self, rows: NDArray[np.int64], size: Size) -> LabelPixels:
         labels = np.zeros(size, np.uint8)
+        rows = self._outlined(rows)
         encoded = [self.outlines.encoded(int(self.outline_of_box[row]), size) for row in rows]
         pixels = mask.area(encoded) if encoded else np.zeros(0)
         crowd = self.boxes.crowd[rows]
         for k in np.lexsort((np.arange(len(rows)), -pixels.astype(np.int64), ~crowd)).tolist():
             label = VOID if crowd[k] else self.label_of_class[self.boxes.labels[rows[k]]]
-            labels[_pixels(encoded[k])] = label
+            labels[decoded_mask(encoded[k])] = label
         return labels
-
-
-def _pixels(encoded: dict[str, object]) -> NDArray[np.bool_]:
-    """[H, W]: a mask of pycocotools."""
-    with warnings.catch_warnings():
-        # pycocotools 2.0.11 and numpy 2
-        warnings.filterwarnings("ignore", message="__array__ implementation", category=DeprecationWarning)
-        found: NDArray[np.bool_] = mask.decode(encoded).astype(np.bool_)
-    return found
 
 
 def read_coco_labels(annotations: Path, images: Path, *, more_than: int | None = None) -> CocoLabels:
@@ -160,8 +108,10 @@ def _coco_labels(index: CocoIndex, annotations: Path, more_than: int | None) -> 
             notes += (f"{(~seen).sum()} of {len(seen)} images have at most {more_than} pixels of VOC's classes and are "
                       "left out",)
         drawn = drawn.select(np.flatnonzero(seen))
-    return CocoLabels(VOC_21, drawn.boxes, annotations, *drawn.numbered(), label_of_class,
-                      np.arange(256, dtype=np.uint8), notes, drawn.faults)
+    outlines, outline_of_box = drawn.numbered()
+    return CocoLabels(
+        classes=VOC_21, boxes=drawn.boxes, source=str(annotations), outlines=outlines, outline_of_box=outline_of_box,
+        label_of_class=label_of_class, values=np.arange(256, dtype=np.uint8), notes=notes, faults=drawn.faults)
 
 
 def read_instances_labels(annotations: Path, images: Path) -> InstanceLabels:
@@ -191,8 +141,10 @@ def _instances_labels(index: CocoIndex, annotations: Path) -> InstanceLabels:
     except ValueError as problem:
         raise ValueError(f"{annotations}: {problem}") from None
     drawn = _drawn(index, annotations, np.ones(len(label_of_class), np.bool_))
-    return InstanceLabels(classes, drawn.boxes, annotations, *drawn.numbered(), label_of_class,
-                          np.arange(256, dtype=np.uint8), drawn.notes, drawn.faults)
+    outlines, outline_of_box = drawn.numbered()
+    return InstanceLabels(
+        classes=classes, boxes=drawn.boxes, source=str(annotations), outlines=outlines, outline_of_box=outline_of_box,
+        label_of_class=label_of_class, values=np.arange(256, dtype=np.uint8), notes=drawn.notes, faults=drawn.faults)
 
 
 def _with_background(classes: Classes) -> tuple[Classes, NDArray[np.uint8]]:

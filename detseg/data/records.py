@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,8 +12,8 @@ from numpy.typing import NDArray
 from pycocotools import mask
 
 from detseg.data.box_index import BoxIndex, FindOutline, Segmentation
+from detseg.data.drawn_labels import DrawnLabels, decoded_mask
 from detseg.data.faults import Fault
-from detseg.data.label_index import LabelIndex, moved_labels
 from detseg.structures import VOID, Classes, LabelPixels, Size
 
 
@@ -103,7 +102,7 @@ def polygon_labels(
         first_part=_starts([len(thing.outline) for thing in objects]),
         first_point=_starts([len(part) for part in parts]),
         points=np.concatenate(parts) if parts else np.zeros((0, 2)),
-        said_by=origin,
+        source=origin,
         values=np.arange(256, dtype=np.uint8),
         notes=notes,
         faults=faults,
@@ -125,77 +124,34 @@ def with_background(classes: Classes) -> tuple[Classes, NDArray[np.uint8]]:
                    ((0, 0, 0), *(classes.colours[k] for k in things))), labels
 
 
-@dataclass(frozen=True, eq=False)
-class PolygonLabels(LabelIndex):
-    """Label maps drawn from polygons when they are asked for; `m` objects of `p` polygons with `q` corners.
+@dataclass(frozen=True, eq=False, kw_only=True)
+class PolygonLabels(DrawnLabels):
+    """Label maps drawn from polygons; `m` objects of `p` polygons with `q` corners.
 
     Where objects overlap the one of the smaller area is seen, of equal ones the later; a crowd is void where nothing
     else is.
     """
 
-    classes: Classes
-    label_of_class: NDArray[np.uint8]
-    """The label of each class of `boxes`."""
-    boxes: BoxIndex
-    """The images and their objects; their labels are without the background."""
     first_part: NDArray[np.int64]
     """[m + 1]: where the polygons of each object begin."""
     first_point: NDArray[np.int64]
     """[p + 1]: where the corners of each polygon begin."""
     points: NDArray[np.float64]
     """[q, 2] x, y."""
-    said_by: str
-    """Where the outlines come from."""
-    values: NDArray[np.uint8]
-    """[256]: the label of each class as it was read."""
-    notes: tuple[str, ...] = ()
-    faults: tuple[Fault, ...] = ()
 
-    @property
-    def image_ids(self) -> NDArray[np.int64]:  # type: ignore[override]
-        """Of the images, from 1."""
-        return self.boxes.image_ids
-
-    def path(self, i: int) -> Path:
-        """The image file."""
-        return self.boxes.path(i)
-
-    def origin(self, i: int) -> str:
-        """What the outlines were read from."""
-        return f"from {self.said_by}"
-
-    def size(self, i: int) -> Size:
-        """(height, width)."""
-        return self.boxes.size(i)
-
-    def labels(self, i: int, size: Size) -> LabelPixels:
-        """The label map of an image of this size; a ValueError where the annotations say another."""
-        if size != self.size(i):
-            raise ValueError(f"the image {self.path(i)} is {size[0]} x {size[1]} (height x width), {self.said_by} says "
-                             f"{self.size(i)[0]} x {self.size(i)[1]}; a label map has its image's size")
+    def _drawn(self, rows: NDArray[np.int64], size: Size) -> LabelPixels:
         labels = np.zeros(size, np.uint8)
-        rows = np.arange(self.boxes.offsets[i], self.boxes.offsets[i + 1])
         order = np.lexsort((rows, -self.boxes.areas[rows], ~self.boxes.crowd[rows]))
         for row in rows[order].tolist():
-            labels[self._drawn(row, size)] = (
+            labels[self._pixels(row, size)] = (
                 VOID if self.boxes.crowd[row] else self.label_of_class[self.boxes.labels[row]])
-        mapped: LabelPixels = self.values[labels]
-        return mapped
+        return labels
 
-    def relabel(self, classes: Classes, /) -> PolygonLabels:
-        """See `LabelIndex`."""
-        return replace(self, classes=classes, values=moved_labels(self.classes, classes)[self.values])
-
-    def _drawn(self, row: int, size: Size) -> NDArray[np.bool_]:
+    def _pixels(self, row: int, size: Size) -> NDArray[np.bool_]:
         """[H, W]: where an object is, by the rule of pycocotools for a polygon's pixels."""
         polygons = [self.points[self.first_point[part] : self.first_point[part + 1]].ravel()
                     for part in range(self.first_part[row], self.first_part[row + 1])]
-        encoded = mask.merge(mask.frPyObjects(polygons, *size))
-        with warnings.catch_warnings():
-            # pycocotools 2.0.11 and numpy 2
-            warnings.filterwarnings("ignore", message="__array__ implementation", category=DeprecationWarning)
-            found: NDArray[np.bool_] = mask.decode(encoded).astype(np.bool_)
-        return found
+        return decoded_mask(mask.merge(mask.frPyObjects(polygons, *size)))
 
 
 def _area(thing: ObjectRecord) -> float:

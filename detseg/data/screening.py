@@ -23,7 +23,7 @@ from detseg.structures import VOID, Classes, Size
 _SURVEYED = 1000
 """Label maps that are read before the first step; all of them, where one of these is broken."""
 
-_MUCH_VOID = 0.01
+_SOME_VOID = 0.01
 
 _CHUNK = 64
 
@@ -78,8 +78,11 @@ def _(index: LabelIndex, *, whole: bool) -> Screened:
     if problems and len(looked_at) < len(sound):
         counts, problems = _surveyed(sound, range(len(sound)))
     sound = _without(sound, [problems.get(i, "") for i in range(len(sound))])
-    reason, notes = _said_of(counts, sound.classes) if len(sound) else ("no image is left", ())
-    return Screened(replace(sound, notes=(*notes, *sound.notes)), reason)  # type: ignore[type-var]
+    if not len(sound):
+        return Screened(sound, "no image is left")
+    said = pixels_say(counts, sound.classes)
+    notes = (f"no pixel of the label maps looked at is {said.absent}",) if said.absent else ()
+    return Screened(replace(sound, notes=(*notes, *sound.notes)), said.nothing_to_learn)  # type: ignore[type-var]
 
 
 def without(index: Any, places: Collection[str]) -> Any:
@@ -125,23 +128,37 @@ def _surveyed(index: LabelIndex, positions: Sequence[int]) -> tuple[NDArray[np.i
     return counts, problems
 
 
-def _said_of(counts: NDArray[np.int64], classes: Classes) -> tuple[str, tuple[str, ...]]:
-    """Why nothing can be learned from label maps with these pixels, and notes."""
+class PixelsSay(NamedTuple):
+    """What the pixels of label maps say about their classes."""
+
+    nothing_to_learn: str
+    """Why no network can learn from them; empty where one can."""
+    absent: str
+    """Classes without a pixel, where others have some, and what may be wrong; else empty."""
+    present: tuple[str, ...]
+    """Classes that have pixels."""
+    void: float
+    """The share that is void."""
+
+
+def pixels_say(counts: NDArray[np.int64], classes: Classes) -> PixelsSay:
+    """Of [256] pixels by label."""
     position = {source_id: k for k, source_id in enumerate(classes.source_ids)}
     used = {name: (source_id, int(counts[position[source_id]])) for source_id, name in classes.used.items()}
-    present = [name for name, (_, number) in used.items() if number]
+    present = tuple(name for name, (_, number) in used.items() if number)
     absent = [name for name, (_, number) in used.items() if not number]
-    void = counts[VOID] / max(1, counts.sum())
+    void = float(counts[VOID] / max(1, counts.sum()))
     if not present:
-        return "every pixel of the label maps is void: do the classes have the values that are in the files?", ()
-    as_255 = ""
-    if absent and void >= _MUCH_VOID and VOID not in classes.source_ids:
+        return PixelsSay("every pixel of the label maps is void: do the classes have the values that are in the files?",
+                         "", (), void)
+    listed = " or ".join(absent)
+    if absent and void >= _SOME_VOID and VOID not in classes.source_ids:
         name, source_id = absent[0], used[absent[0]][0]
-        as_255 = (f", and {void:.1%} are void. If 255 is {name} in these files, write `{VOID} {name}` in classes.txt "
-                  f"in place of `{source_id} {name}`")
+        listed += (f", and {void:.1%} are void. If 255 is {name} in these files, write `{VOID} {name}` in classes.txt "
+                   f"in place of `{source_id} {name}`")
     if len(present) == 1 and absent:
-        return f"every labelled pixel is {present[0]}, none is {' or '.join(absent)}{as_255}", ()
-    return "", (f"no pixel of the label maps looked at is {' or '.join(absent)}{as_255}",) if absent else ()
+        return PixelsSay(f"every labelled pixel is {present[0]}, none is {listed}", "", present, void)
+    return PixelsSay("", listed, present, void)
 
 
 def _of_all(look: Callable[[int], ResultT], positions: Sequence[int]) -> list[ResultT]:

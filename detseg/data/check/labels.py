@@ -14,10 +14,10 @@ from detseg.data.check.findings import Finding, Spot, Table, counted, some
 from detseg.data.check.looks import Look, look_at
 from detseg.data.images import image_kind
 from detseg.data.label_index import LabelIndex
+from detseg.data.screening import pixels_say
 from detseg.structures import VOID
 
 _MUCH_VOID = 0.5
-_SOME_VOID = 0.01
 _FLAVOURS = {"L": "grey", "1": "black and white", "P": "palette", "RGB": "colours", "RGBA": "colours"}
 
 
@@ -93,26 +93,13 @@ def label_findings(
 
 
 def _of_classes(index: LabelIndex, pixels: NDArray[np.int64], split: str) -> Iterator[Finding]:
-    position = {source_id: k for k, source_id in enumerate(index.classes.source_ids)}
-    used = {name: (source_id, int(pixels[position[source_id]])) for source_id, name in index.classes.used.items()}
-    present = [name for name, (_, number) in used.items() if number]
-    absent = [name for name, (_, number) in used.items() if not number]
-    void = pixels[VOID] / max(1, pixels.sum())
-    if not present:
-        yield Finding("problem", "nothing to learn", "every pixel of the label maps is void: do the classes have the "
-                      "values that are in the files?", split)
-        return
-    as_255 = ""
-    if absent and void >= _SOME_VOID and VOID not in index.classes.source_ids:
-        as_255 = (f", and {void:.1%} are void. If 255 is {absent[0]} in these files, write `{VOID} {absent[0]}` in "
-                  f"classes.txt in place of `{used[absent[0]][0]} {absent[0]}`")
-    if len(present) == 1 and absent:
-        yield Finding("problem", "nothing to learn", f"every labelled pixel is {present[0]}, none is "
-                      f"{' or '.join(absent)}{as_255}", split)
-    elif absent:
-        yield Finding("note", "absent classes", f"no pixel is {' or '.join(absent)}{as_255}", split)
-    if void >= _MUCH_VOID:
-        yield Finding("note", "much void", f"{void:.1%} of the pixels are void, and taught to nobody", split)
+    said = pixels_say(pixels, index.classes)
+    if said.nothing_to_learn:
+        yield Finding("problem", "nothing to learn", said.nothing_to_learn, split)
+    if said.absent:
+        yield Finding("note", "absent classes", f"no pixel is {said.absent}", split)
+    if said.present and said.void >= _MUCH_VOID:
+        yield Finding("note", "much void", f"{said.void:.1%} of the pixels are void, and taught to nobody", split)
 
 
 SPLIT_COLUMNS = ("split", "images", "only void", "void pixels", "classes with pixels", "kept as")
