@@ -15,6 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+_UNCOUNTED = (nn.BatchNorm2d, nn.ReLU, nn.ReLU6, nn.Hardswish, nn.Hardsigmoid, nn.SiLU, nn.Sigmoid)
+"""Layers without multiply-adds that leave the shape as it is; to trace them takes three quarters of a count's time."""
+
 
 def count_parameters(module: nn.Module) -> int:
     """Numbers in all parameters, each counted once where it is shared; buffers are not parameters."""
@@ -28,7 +31,7 @@ def count_macs(module: nn.Module, *inputs: object) -> int:
     else is passed as it is). It works on a copy without numbers, in evaluation mode: nothing is computed, and
     `module` stays as it is. Normalisation, activations and interpolation are not counted.
     """
-    weightless = copy.deepcopy(module).to("meta").eval()
+    weightless = _without_uncounted(copy.deepcopy(module).to("meta").eval())
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         weightless(*(_without_numbers(value) for value in inputs))
     operations = int(counter.get_total_flops())
@@ -103,6 +106,15 @@ def threads(number: int) -> Iterator[None]:
     finally:
         torch.set_num_threads(before[0])
         cv2.setNumThreads(before[1])
+
+
+def _without_uncounted(module: nn.Module) -> nn.Module:
+    """The module itself, layers of `_UNCOUNTED` passed over."""
+    for parent in list(module.modules()):
+        for name, layer in list(parent.named_children()):
+            if type(layer) in _UNCOUNTED:
+                setattr(parent, name, nn.Identity())
+    return module
 
 
 def _without_numbers(value: object) -> object:
