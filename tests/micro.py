@@ -6,6 +6,7 @@ with the number of layers.
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -64,7 +65,14 @@ def use(predictor: Predictor, size: Size) -> None:
 
 
 def network(head: str) -> tuple[Predictor, Task[Any, Any, Any, Any]]:
-    """A head's network by the head's file name, and its task; seeded."""
+    """A head's network by the head's file name, and its task; seeded, and the caller's own."""
+    predictor, task = _network(head)
+    torch.manual_seed(0)
+    return copy.deepcopy(predictor), task
+
+
+@cache
+def _network(head: str) -> tuple[Predictor, Task[Any, Any, Any, Any]]:
     torch.manual_seed(0)
     config = discovery.small_config(discovery.config_of_head(head))
     predictor = config.build_model(discovery.OWN)
