@@ -87,15 +87,15 @@ def _network(head: str) -> tuple[Predictor, Task[Any, Any, Any, Any]]:
 
 
 def _smaller(head: Head[Any, Any, Any], predictor: Predictor) -> Head[Any, Any, Any]:
-    """Detectors on three maps, and with few regions."""
+    """Detectors on few maps, and with few regions."""
     if isinstance(head, SSD | SSDLite):
         return type(head)(predictor.backbone.specs, len(discovery.OWN), anchors=SSDAnchors(num_maps=3),
                           extra_channels=(16,), width=0.35)
     if isinstance(head, RetinaNet):
         assert predictor.neck is not None
-        three = dict(list(predictor.neck.specs.items())[:3])
-        anchors = replace(head.anchors, sizes=head.anchors.sizes[:3])
-        return RetinaNet(three, len(discovery.OWN), anchors=anchors, num_convs=1)
+        two = dict(list(predictor.neck.specs.items())[:2])
+        anchors = replace(head.anchors, sizes=head.anchors.sizes[:2])
+        return RetinaNet(two, len(discovery.OWN), anchors=anchors, num_convs=1)
     if isinstance(head, FasterRCNN):
         head.proposals = 8
     return head

@@ -207,7 +207,9 @@ _REFERENCES = (
 )
 
 
-@pytest.mark.parametrize("reference", _REFERENCES, ids=lambda one: "-".join([one.name, *map(str, one.theirs.values())]))
+@pytest.mark.parametrize("reference", [
+    pytest.param(one, id="-".join([one.name, *map(str, one.theirs.values())]),
+                 marks=pytest.mark.slow if one.build.__name__ in LARGEST else ()) for one in _REFERENCES])
 def test_every_tap_equals_the_published_network(reference: _Reference) -> None:
     """In double precision, so that what is compared is the network and not the order of additions."""
     if reference.library == "timm":

@@ -29,6 +29,9 @@ from detseg.train import Result, fit
 from . import discovery
 
 CONFIGS = {path.stem: path for path in discovery.configs()}
+LARGER = ("fasterrcnn_v3_large_fpn", "fasterrcnn_v4_conv_medium_fpn", "retinanet_v4_conv_medium",
+          "retinanet_v4_hybrid_medium")
+"""Of the same head there is a smaller one."""
 SHORT = Cosine(epochs=2, warmup_steps=1)
 """In place of the config's schedule, whose milestones may lie far behind."""
 
@@ -124,7 +127,8 @@ def test_it_builds_for_any_classes(name: str) -> None:
     assert all(len(tensor) == 2 for tensor in finished)
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", [
+    pytest.param(name, marks=pytest.mark.slow if name in LARGER else ()) for name in CONFIGS])
 def test_every_parameter_learns(name: str, generated: Callable[[Config], Path]) -> None:
     """And images without objects do no harm: the loss of a batch of them is finite."""
     small = _small(CONFIGS[name])

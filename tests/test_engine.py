@@ -29,7 +29,6 @@ from . import discovery, micro
 from .commands import run
 from .tiny_segmenter import generate, write_config
 
-
 CONVERTING = "converting the network for ONNX Runtime; it is kept for the next time"
 
 
