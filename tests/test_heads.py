@@ -1,7 +1,7 @@
 """What every head keeps, found by discovery: a new file in heads/ gets all of it for nothing.
 
-Each head is built as the first config that uses it builds it, small, with outputs that differ from place to place and
-BatchNorm as after training: statistics of images, and factors and offsets that differ.
+Each head is built as the first config that uses it builds it, small, on one convolution for each tap, with outputs that
+differ from place to place and BatchNorm as after training: statistics of images, and factors and offsets that differ.
 """
 
 from __future__ import annotations
@@ -56,15 +56,7 @@ class Built:
 @pytest.fixture(scope="module")
 def first_configs() -> dict[str, Config]:
     """For each head the first config that uses it."""
-    names = {head: name for name, head in HEADS.items()}
-    found: dict[str, Config] = {}
-    for path in discovery.configs():
-        config = discovery.small_config(path)
-        with torch.device("meta"):
-            found.setdefault(names[type(config.build_model(discovery.OWN).head)], config)
-        if len(found) == len(HEADS):
-            break
-    return found
+    return {head: discovery.small_config(discovery.config_of_head(head)) for head in discovery.one_config_a_head()}
 
 
 @pytest.fixture(scope="module", params=HEADS)
@@ -75,6 +67,7 @@ def built(request: pytest.FixtureRequest, first_configs: Mapping[str, Config]) -
                 for name, entry in config.model_settings.items()}
     torch.manual_seed(0)
     model = replace(config, model_settings=settings).build_model(discovery.OWN)
+    model.backbone = synthetic.OneConvolution(model.backbone.specs)
     for norm in model.modules():
         if isinstance(norm, nn.BatchNorm2d):
             nn.init.uniform_(norm.weight, 0.5, 1.5)
@@ -325,7 +318,7 @@ def test_the_static_form_is_the_same(built: Built) -> None:
         found, wanted = (task.postprocess(eager, static=form) for form in (True, False))
     _assert_close(found, wanted, tolerance=0.0)
     if isinstance(task, Detection):
-        assert int(found.num_valid.min()) > 20
+        assert int(found.num_valid.min()) > 10
         assert int(found.num_valid.max()) < number, "nothing was suppressed"
 
 
