@@ -68,6 +68,8 @@ class Manifest:
     """Versions of the packages that made it."""
     decoding: str | None = None
     """Of a file that ends with "raw": the head's decoding as a program of torch.export, base64."""
+    quantization: Mapping[str, Any] | None = None
+    """Of an int8 file: the images it was calibrated on, and the layers that stayed in floating point."""
     content: str = ""
     """SHA-256 of the file without its manifest."""
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import singledispatch
@@ -40,8 +41,10 @@ class Tolerance(NamedTuple):
 TOLERANCES: dict[Precision, Tolerance] = {
     "fp32": Tolerance(relative=1e-4, pixels=0.05, score=1e-3, matched=0.99),
     "fp16": Tolerance(relative=5e-2, pixels=4.0, score=5e-2, matched=0.9),
+    "int8": Tolerance(relative=math.inf, pixels=math.inf, score=math.inf, matched=0.0),
 }
-"""In single precision the same numbers in another order of summation; float16 keeps three digits of each weight."""
+"""In single precision the same numbers in another order of summation; float16 keeps three digits of each weight. What
+int8 loses, only the task's metric can tell: its numbers are written, and `detseg.export.int8` asks the metric."""
 
 _ROUNDINGS = 4.0
 """What single precision costs the network itself, against double, may be as many times the difference of an output:
@@ -131,7 +134,8 @@ class Parity:
         """Plain values."""
         return {
             "passed": self.passed, "images": self.images, "problems": self.problems(), "causes": self.causes,
-            "tolerance": self.tolerance._asdict(),
+            "tolerance": {name: limit if math.isfinite(limit) else None
+                          for name, limit in self.tolerance._asdict().items()},
             "outputs": {name: dataclasses.asdict(apart) for name, apart in self.outputs.items()},
             "predictions": dataclasses.asdict(self.predictions) | {"share": self.predictions.share}}
 
