@@ -25,6 +25,8 @@ _ATEN = torch.ops.aten
 _BYTES: dict[Precision, int] = {"fp32": 4, "fp16": 2, "int8": 1}
 _BIAS_BYTES: dict[Precision, int] = {"fp32": 4, "fp16": 2, "int8": 4}
 """Every runtime keeps the biases of an int8 network in 32 bits."""
+_UNTAGGED = ("hardswish",)
+"""What works number by number, though PyTorch does not tag it so."""
 _PRODUCTS = (_ATEN.mm, _ATEN.addmm, _ATEN.bmm, _ATEN.baddbmm)
 
 
@@ -101,6 +103,14 @@ class NetworkCost(NamedTuple):
     def peak_bytes(self, precision: Precision) -> int:
         """The most that activations take at the same time."""
         return self.peak_activations * _BYTES[precision]
+
+    def followed_by(self, other: NetworkCost, layer: str) -> NetworkCost:
+        """With the cost of a part that runs afterwards and is called `layer`; the two have no weights in common, and
+        nothing lives on from one to the other."""
+        operators = tuple(each._replace(layer=f"{layer}.{each.layer}".removesuffix(".")) for each in other.operators)
+        peak = max((self.peak_activations, self.peak_layer), (other.peak_activations, f"{layer}.{other.peak_layer}"))
+        return NetworkCost(
+            self.operators + operators, self.weights + other.weights, self.biases + other.biases, *peak)
 
 
 def stored_bytes(weights: int, biases: int, precision: Precision) -> int:
@@ -358,13 +368,17 @@ def _peak(recorded: _Recorder, calls: Sequence[_Call]) -> tuple[int, str]:
                 continue
             number = tensor.numel()
             place = next((old for old in free if live.get(old) == number), None)
-            if place is not None and torch.Tag.pointwise in call.function.tags:
+            if place is not None and _works_number_by_number(call):
                 del live[place]
             live[_storage(tensor)] = number
         if sum(live.values()) > peak:
             peak, layer = sum(live.values()), call.layer
         live = {place: number for place, number in live.items() if last_read.get(place, -1) > step}
     return peak, layer
+
+
+def _works_number_by_number(call: _Call) -> bool:
+    return torch.Tag.pointwise in call.function.tags or call.name in _UNTAGGED
 
 
 def _weightless(module: nn.Module) -> nn.Module:
