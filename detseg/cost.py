@@ -250,11 +250,11 @@ class _Call(NamedTuple):
         return not self.function._schema.is_mutable and all(_storage(tensor) in taken for tensor in self.written)
 
 
-class _Recorder(TorchDispatchMode):
+class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # of its __init_subclass__
     """Keeps every call of an operator, and in which module it happens."""
 
     def __init__(self, module: nn.Module) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.calls: list[_Call] = []
         self.results: list[Tensor] = []
         self.given: list[Tensor] = []
@@ -302,7 +302,7 @@ def _is_float(value: object) -> bool:
 
 def _storage(tensor: Tensor) -> int:
     """What tensors have in common that are views of the same numbers."""
-    return tensor.untyped_storage()._cdata
+    return int(tensor.untyped_storage()._cdata)
 
 
 def _macs(call: _Call) -> int:
@@ -344,7 +344,7 @@ def _elementwise_flops(call: _Call) -> int:
         case "mean":
             return taken
         case "avg_pool2d" | "max_pool2d_with_indices":
-            return given * prod(call.args[1])
+            return int(given * prod(call.args[1]))
         case "_softmax":
             return 5 * given
     return 0

@@ -195,9 +195,8 @@ class Roofline(NamedTuple):
             lines += ["bound: a layer is memory bound where the ridge point is above its MAC/B",
                       *(self._bound(one, precision, self.ridge)
                         for precision in self.precisions for one in self.networks)]
-        for one in self.networks:
-            if one.regions is not None:
-                lines.append(f"{one.name}: the second stage for {one.regions} regions is in it; what cuts them is not")
+        lines += [f"{each.name}: the second stage for {each.regions} regions is in it; what cuts them is not"
+                  for each in self.networks if each.regions is not None]
         return "\n".join(lines)
 
     def panels(self) -> list[list[Panel]]:
