@@ -11,6 +11,8 @@ from detseg.atomic import atomic_write
 SUFFIXES = (".png", ".svg", ".pdf")
 """Of pictures that can be written."""
 
+_MARKS_PAD = 72.0
+"""Points between the axes and a title above the names of marks."""
 _WIDTH, _HEIGHT = 7.0, 4.6
 """Inches of a panel, of 110 pixels each."""
 
@@ -44,7 +46,8 @@ def check_suffix(path: Path) -> None:
 
 
 def write_chart(path: Path, rows: Sequence[Sequence[Panel]]) -> None:
-    """Writes rows of panels as one picture in the format that the suffix of `path` names, making its folder.
+    """Writes rows of panels as one picture in the format that the suffix of `path` names, making its folder. All panels
+    have lines of the same names, which the picture explains once.
 
     On failure (an OSError that names `path`) whatever was there before stays. Another suffix is a ValueError.
     """
@@ -67,14 +70,15 @@ def write_chart(path: Path, rows: Sequence[Sequence[Panel]]) -> None:
             if panel.log:
                 axes.set_yscale("log")
             axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
-            axes.set(title=panel.title, xlabel=panel.x_label, ylabel=panel.y_label)
+            axes.set(xlabel=panel.x_label, ylabel=panel.y_label)
+            axes.set_title(panel.title, pad=_MARKS_PAD if panel.marks else None)
             axes.grid(color="0.88")
             axes.set_axisbelow(True)
             for name, place in panel.marks.items():
                 axes.axvline(place, color="0.55", linewidth=1.0, linestyle=":")
-                axes.annotate(name, (place, 0.02), xycoords=("data", "axes fraction"), rotation=90, fontsize=8,
-                              color="0.35", ha="right", va="bottom",
-                              bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.5})
-            axes.legend(fontsize=9, loc="best")
+                axes.annotate(name, (place, 1.01), xycoords=("data", "axes fraction"), rotation=60, fontsize=8,
+                              color="0.35", ha="left", va="bottom")
+    handles, names = grid[0][0].get_legend_handles_labels()  # of all panels: they have the same lines
+    figure.legend(handles, names, loc="outside lower center", ncols=min(len(names), 4), frameon=False)
     with atomic_write(path, failure="the chart was not written") as unfinished:
         figure.savefig(unfinished, format=path.suffix[1:].lower())
