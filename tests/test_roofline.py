@@ -124,6 +124,20 @@ def test_results_and_views_in_the_peak() -> None:
     assert (cost.peak_activations, cost.peak_layer) == (16 * (8 + 2 + 20), "third")
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["ssdlite_v3_small", "lraspp_v3_small"])
+def test_an_exported_program_costs_the_same(name: str) -> None:
+    """It has the same operators in the same order, so the same is needed at the same time."""
+    loaded = config.load(built_in_configs()[name])
+    model, image = loaded.build_model(loaded.experiment.classes).folded(), torch.zeros(1, 3, 64, 96)
+    with torch.no_grad():
+        program = torch.export.export(model, (image,), strict=False)
+    own, exported = network_cost(model, image), network_cost(program.module(check_guards=False), image)
+    assert [each._replace(layer="") for each in own.operators] == [
+        each._replace(layer="") for each in exported.operators]
+    assert own._replace(operators=(), peak_layer="") == exported._replace(operators=(), peak_layer="")
+
+
 class Swish(nn.Module):
     """An h-swish, a gate, a mean."""
 
