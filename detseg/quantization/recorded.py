@@ -154,8 +154,8 @@ class _Collector(fx.Interpreter):
             return result
         name = n.name
         if self.limits is not None:
-            low, high = self.limits[name]
-            found = torch.histc(result, _BINS, low, max(high, low + 1e-12))
+            least, most = self.limits[name]
+            found = torch.histc(result, _BINS, least, max(most, least + 1e-12))
             self.histograms[name] = found + self.histograms[name] if name in self.histograms else found
             return result
         channels = result.transpose(0, 1).flatten(1) if result.dim() == 4 else result.flatten()[None]

@@ -203,8 +203,7 @@ def layer_report(
     progress(len(measured), len(measured))
     worst = {layer.name for layer in LayerReport(tuple(found)).worst}
     return LayerReport(tuple(
-        layer._replace(**_explained(layer, ends[layer.name], network.statistics)) if layer.name in worst else layer
-        for layer in found))
+        _explained(layer, ends[layer.name], network.statistics) if layer.name in worst else layer for layer in found))
 
 
 def _rounded(x: Tensor, low: float, high: float) -> Tensor:
@@ -229,33 +228,39 @@ def _kind(node: fx.Node) -> str:
     return "pointwise" if tuple(weight.shape[2:]) == (1, 1) else "convolution"
 
 
-def _explained(layer: LayerFigures, node: fx.Node, statistics: Mapping[str, Statistics]) -> dict[str, str]:
-    """The likely cause of a layer's noise, and what helps."""
+def _explained(layer: LayerFigures, node: fx.Node, statistics: Mapping[str, Statistics]) -> LayerFigures:
+    """With the likely cause of its noise, and what helps."""
+    cause, remedy = _cause(layer, node, statistics)
+    return layer._replace(cause=cause, remedy=remedy)
+
+
+def _cause(layer: LayerFigures, node: fx.Node, statistics: Mapping[str, Statistics]) -> tuple[str, str]:
+    """The likely cause, and what helps."""
     last = activation_behind(node) or node
     users = list(last.users)
     if ".squeeze" in layer.name:
-        return {"cause": "squeeze-excite gate: its few numbers scale whole channels, and one scale holds them all",
-                "remedy": f"--keep-float {layer.name} costs next to no time"}
+        return ("squeeze-excite gate: its few numbers scale whole channels, and one scale holds them all",
+                f"--keep-float {layer.name} costs next to no time")
     if any(user.target in HARD_SWISH for user in users):
-        return {"cause": f"h-swish tail: it gives {layer.low:.3g} .. {layer.high:.3g}, and the numbers about 0, where "
+        return (f"h-swish tail: it gives {layer.low:.3g} .. {layer.high:.3g}, and the numbers about 0, where "
                          "h-swish bends, get few of the steps",
-                "remedy": f"--keep-float {layer.name}, --ranges mse, or a network with relu6"}
+                f"--keep-float {layer.name}, --ranges mse, or a network with relu6")
     if layer.range_spread > _WIDE:
-        return {"cause": f"wide spread: one channel of its output has {layer.range_spread:.0f} times the range of the "
+        return (f"wide spread: one channel of its output has {layer.range_spread:.0f} times the range of the "
                          "median channel, and all share a scale",
-                "remedy": "equalisation where a ReLU follows, or quantisation-aware training"}
+                "equalisation where a ReLU follows, or quantisation-aware training")
     if layer.weight_spread > _WIDE and layer.kind == "depthwise":
-        return {"cause": f"wide depthwise spread: weights of one channel are {layer.weight_spread:.0f} times those of "
+        return (f"wide depthwise spread: weights of one channel are {layer.weight_spread:.0f} times those of "
                          "the median channel",
-                "remedy": "scales for each channel, which this file has; per-tensor weights would lose it"}
+                "scales for each channel, which this file has; per-tensor weights would lose it")
     for user in users:
         if user.target in BINARY and len(user.args) == 2:
             ranges = [statistics[one.name].range for one in user.args
                       if isinstance(one, fx.Node) and one.name in statistics]
             sizes = [max(high - low, 1e-12) for low, high in ranges]
             if len(sizes) == 2 and max(sizes) / min(sizes) > _WIDE:
-                return {"cause": "shared scale: it is added to something of another range, "
+                return ("shared scale: it is added to something of another range, "
                                  f"{max(sizes) / min(sizes):.0f} times as wide",
-                        "remedy": f"--keep-float {layer.name}"}
-    return {"cause": "rounding of weights and outputs; nothing about it stands out",
-            "remedy": f"--keep-float {layer.name}, or quantisation-aware training"}
+                        f"--keep-float {layer.name}")
+    return ("rounding of weights and outputs; nothing about it stands out",
+            f"--keep-float {layer.name}, or quantisation-aware training")

@@ -42,7 +42,7 @@ def _kept_operators() -> set[object]:
 
     operators = torch.ops.quantized_decomposed
     return {*get_default_skip_targets_no_quant(), *(
-        getattr(getattr(operators, f"{verb}_{what}"), "default")
+        getattr(operators, f"{verb}_{what}").default
         for verb in ("quantize", "dequantize") for what in ("per_tensor", "per_channel"))}
 
 

@@ -32,8 +32,46 @@ def write(job: Job, path: Path) -> None:
         int8 = quant_config.QuantConfig(pt2e_quantizer=told)
     litert_torch.convert(job.network, sample_kwargs={"images": job.network.given.example()},
                          quant_config=int8).export(str(path))
+    if int8 is not None:
+        _float_outputs(path)
     if job.precision == "fp16":
         _halve(path)
+
+
+def _float_outputs(path: Path) -> None:
+    """Puts a DEQUANTIZE behind each output of int8: the converter takes the last one away, and with it the scale."""
+    import flatbuffers
+    from ai_edge_litert import schema_py_generated as schema
+
+    model = schema.ModelT.InitFromPackedBuf(path.read_bytes(), 0)
+    graph, code = model.subgraphs[0], schema.BuiltinOperator.DEQUANTIZE
+    codes = [one.builtinCode for one in model.operatorCodes]
+    if code not in codes:
+        new = schema.OperatorCodeT()
+        new.builtinCode, new.deprecatedBuiltinCode, new.version = code, code, 2
+        model.operatorCodes.append(new)
+        codes.append(code)
+    moved = dict[int, int]()
+    for index in graph.outputs:
+        tensor = graph.tensors[index]
+        if tensor.type != schema.TensorType.INT8 or index in moved:
+            continue
+        wide = schema.TensorT()
+        wide.name, wide.shape = tensor.name + b".float", tensor.shape
+        wide.type, wide.buffer = schema.TensorType.FLOAT32, 0
+        wide.shapeSignature, wide.hasRank = tensor.shapeSignature, tensor.hasRank
+        graph.tensors.append(wide)
+        moved[int(index)] = len(graph.tensors) - 1
+        operator = schema.OperatorT()
+        operator.opcodeIndex, operator.inputs, operator.outputs = codes.index(code), [index], [moved[int(index)]]
+        graph.operators.append(operator)
+    graph.outputs = [moved.get(int(index), int(index)) for index in graph.outputs]
+    for signature in model.signatureDefs:
+        for output in signature.outputs:
+            output.tensorIndex = moved.get(int(output.tensorIndex), int(output.tensorIndex))
+    builder = flatbuffers.Builder(1024)
+    builder.Finish(model.Pack(builder), b"TFL3")
+    path.write_bytes(bytes(builder.Output()))
 
 
 def _with_delegated_hard_swish(network: ExportedNetwork) -> ExportedNetwork:

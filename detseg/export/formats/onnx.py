@@ -42,6 +42,7 @@ def converted(job: Job) -> Any:
     if job.precision == "int8":
         unsigned_activations(model)
         integer_biases(model)
+        _drop_unused(model)
     return model
 
 
@@ -192,11 +193,11 @@ def integer_biases(model: Any) -> None:
     makers = {node.output[0]: node for node in model.graph.node}
     nodes = []
     for node in model.graph.node:
-        inputs = [makers.get(name) for name in node.input]
+        operands = [makers[name] for name in node.input[:2] if name in makers]
         if (node.op_type in ("Conv", "Gemm") and len(node.input) == 3 and node.input[2] in constants
-                and all(one is not None and one.op_type == "DequantizeLinear" for one in inputs[:2])):
-            scale = (numpy_helper.to_array(constants[inputs[0].input[1]]).astype(np.float64)
-                     * numpy_helper.to_array(constants[inputs[1].input[1]])).reshape(-1)
+                and [one.op_type for one in operands] == ["DequantizeLinear"] * 2):
+            scale = (numpy_helper.to_array(constants[operands[0].input[1]]).astype(np.float64)
+                     * numpy_helper.to_array(constants[operands[1].input[1]])).reshape(-1)
             bias = numpy_helper.to_array(constants[node.input[2]])
             scale = np.broadcast_to(scale, bias.shape).astype(np.float32)
             whole = np.clip(np.round(bias / scale.astype(np.float64)), -2 ** 31, 2 ** 31 - 1).astype(np.int32)
@@ -210,6 +211,15 @@ def integer_biases(model: Any) -> None:
     nodes = [type(node).FromString(node.SerializeToString()) for node in nodes]
     del model.graph.node[:]
     model.graph.node.extend(nodes)
+
+
+def _drop_unused(model: Any) -> None:
+    """Constants that no operator takes any more."""
+    used = {name for node in model.graph.node for name in node.input} | {output.name for output in model.graph.output}
+    kept = [tensor for tensor in model.graph.initializer if tensor.name in used]
+    kept = [type(tensor).FromString(tensor.SerializeToString()) for tensor in kept]
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(kept)
 
 
 FORMAT = Format(
