@@ -31,7 +31,6 @@ from detseg.tasks.segmentation import Segmentation
 
 PixelType: TypeAlias = Literal["uint8", "float"]
 PixelLayout: TypeAlias = Literal["nhwc", "nchw"]
-Precision: TypeAlias = Literal["fp32", "fp16", "int8"]
 
 
 class Input(NamedTuple):

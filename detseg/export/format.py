@@ -13,8 +13,8 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from detseg.choices import CONTRACTS, Contract
-from detseg.export.contract import ExportedNetwork, Input, PixelLayout, PixelType, Precision
+from detseg.choices import CONTRACTS, Contract, Precision
+from detseg.export.contract import ExportedNetwork, Input, PixelLayout, PixelType
 from detseg.structures import Size
 
 Arrays: TypeAlias = Mapping[str, NDArray[np.generic]]

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self, TypeAlias, get_args
 
-from detseg.choices import Contract
-from detseg.export.contract import Input, OutputSpec, PixelLayout, PixelType, Precision, task_from
+from detseg.choices import Contract, Precision
+from detseg.export.contract import Input, OutputSpec, PixelLayout, PixelType, task_from
 from detseg.interfaces import Task
 from detseg.resize import Letterbox, Resize, Stretch, TensorFlowStretch
 from detseg.structures import Classes, Size

@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 from torchvision.ops import box_iou
 
+from detseg.choices import Precision
 from detseg.export.artefact import Artefact
-from detseg.export.contract import Precision, named_raw, outputs_of
+from detseg.export.contract import named_raw, outputs_of
 from detseg.interfaces import Task
 from detseg.model import Predictor
 from detseg.structures import IMAGENET_MEAN, IMAGENET_STD, Detections, LabelMaps, Pixels
