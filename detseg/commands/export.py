@@ -229,7 +229,7 @@ def _export_int8(
             report=options.report, say=lambda what: status.update(f"{what} ..."))
     lines = [*_written(made.exported, kind), *made.lines(), f"see {int8_path(path)}"]
     if made.report is not None:
-        from detseg.report.layers import write_layers
+        from detseg.quantization.picture import write_layers
 
         picture = path.with_name(f"{path.name}.layers.png")
         write_layers(picture, made.report)

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from detseg.atomic import atomic_write
-
-if TYPE_CHECKING:
-    from detseg.quantization.report import LayerReport
+from detseg.quantization.report import LayerReport
 
 _NAMED = 5
 _KINDS = {"convolution": "tab:gray", "depthwise": "tab:orange", "pointwise": "tab:blue", "linear": "tab:green"}
