@@ -108,6 +108,7 @@ def test_a_file_within_the_budget_is_written_and_described(place: Path, capsys: 
     assert "calibrated on 12 images of data/shades: there are no 128" in out
     assert sorted(path.name for path in Path().glob("x.onnx*")) == [
         "x.onnx", "x.onnx.int8.json", "x.onnx.layers.png", "x.onnx.parity.json"]
+    assert json.loads(Path("x.onnx.parity.json").read_text())["predictions"]["share"] > 0.5
     written = json.loads(Path("x.onnx.int8.json").read_text())
     assert written["metric"] == "mIoU"
     assert written["drop"] == pytest.approx(100 * (written["checkpoint"] - written["artefact"]))

@@ -51,6 +51,8 @@ _ROUNDINGS = 4.0
 """What single precision costs the network itself, against double, may be as many times the difference of an output:
 networks that few steps have trained may lose more digits than a fixed limit allows."""
 
+_MARGIN = 0.05
+"""The most that a score may be above the edge of being kept and yet be left out of the comparison."""
 _SAME_BOX = 0.9
 """The IoU from which two boxes of a label are the same detection."""
 
@@ -243,9 +245,10 @@ def _(wanted: Detections, found: Detections, task: Any, agreement: Agreement, to
     for row in range(len(wanted.boxes)):
         mine, theirs = _valid(wanted, row), _valid(found, row)
         # Scores at the edge of being kept may fall to either side.
-        least = task.score_threshold + tolerance.score
+        margin = min(tolerance.score, _MARGIN)
+        least = task.score_threshold + margin
         if len(mine.scores) == wanted.boxes.shape[1]:
-            least = max(least, float(mine.scores.min()) + tolerance.score)
+            least = max(least, float(mine.scores.min()) + margin)
         rows = (mine.scores >= least).nonzero()[:, 0]
         agreement.wanted += len(rows)
         if not len(rows) or not len(theirs.scores):
