@@ -6,6 +6,7 @@ with the number of layers.
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -64,7 +65,14 @@ def use(predictor: Predictor, size: Size) -> None:
 
 
 def network(head: str) -> tuple[Predictor, Task[Any, Any, Any, Any]]:
-    """A head's network by the head's file name, and its task; seeded."""
+    """A head's network by the head's file name, and its task; seeded, and the caller's own."""
+    predictor, task = _network(head)
+    torch.manual_seed(0)
+    return copy.deepcopy(predictor), task
+
+
+@cache
+def _network(head: str) -> tuple[Predictor, Task[Any, Any, Any, Any]]:
     torch.manual_seed(0)
     config = discovery.small_config(discovery.config_of_head(head))
     predictor = config.build_model(discovery.OWN)
@@ -79,15 +87,15 @@ def network(head: str) -> tuple[Predictor, Task[Any, Any, Any, Any]]:
 
 
 def _smaller(head: Head[Any, Any, Any], predictor: Predictor) -> Head[Any, Any, Any]:
-    """Detectors on three maps, and with few regions."""
+    """Detectors on few maps, and with few regions."""
     if isinstance(head, SSD | SSDLite):
         return type(head)(predictor.backbone.specs, len(discovery.OWN), anchors=SSDAnchors(num_maps=3),
                           extra_channels=(16,), width=0.35)
     if isinstance(head, RetinaNet):
         assert predictor.neck is not None
-        three = dict(list(predictor.neck.specs.items())[:3])
-        anchors = replace(head.anchors, sizes=head.anchors.sizes[:3])
-        return RetinaNet(three, len(discovery.OWN), anchors=anchors, num_convs=1)
+        two = dict(list(predictor.neck.specs.items())[:2])
+        anchors = replace(head.anchors, sizes=head.anchors.sizes[:2])
+        return RetinaNet(two, len(discovery.OWN), anchors=anchors, num_convs=1)
     if isinstance(head, FasterRCNN):
         head.proposals = 8
     return head

@@ -62,8 +62,8 @@ def _interrupt_in(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 LARGE = {"mobilenet_v4_conv_large", "mobilenet_v4_hybrid_large", "mobilenet_v3_large", "mobilenet_v4_conv_medium",
-         "mnasnet_b1", "mobilenet_v3_large_minimalistic"}
-"""Each has a smaller one of its family beside it."""
+         "mnasnet_b1", "mobilenet_v3_large_minimalistic", "mobilenet_v3_small_minimalistic"}
+"""Each has another of its family beside it."""
 EVERY_BACKBONE = [pytest.param(name, marks=pytest.mark.slow if name in LARGE else ()) for name in BACKBONES]
 
 

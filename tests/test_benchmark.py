@@ -35,6 +35,7 @@ from detseg.predict import predict_image
 from detseg.structures import VOID, Classes, ImageDetections, ImageLabels
 from detseg.training_step import TrainingStep
 
+from . import processes  # noqa: F401  its server, which has imported torch, starts what trains
 from .conftest import ROOT
 
 CONFIGS = ROOT / "configs"

@@ -18,10 +18,13 @@ from detseg.benchmark.backbones import RATIOS, REFERENCES, Figures, Setup, as_js
 from detseg.benchmark.synthetic import calibrate
 from detseg.commands.benchmark_backbones import main
 
+LARGEST = ("mobilenet_v4_conv_large", "mobilenet_v4_hybrid_large")
+"""Each has a smaller one of its family beside it."""
 KEYS = {"size", "batch_size", "threads", "step_threads", "reference_channels_last", "torch", "means", "backbones"}
 
 
-@pytest.mark.parametrize("name", REFERENCES)
+@pytest.mark.parametrize("name", [
+    pytest.param(name, marks=pytest.mark.slow if name in LARGEST else ()) for name in REFERENCES])
 def test_the_peer_is_the_same_network(name: str) -> None:
     """Weights are taken strictly; and it costs the same memory in training, tensor by tensor."""
     reference = REFERENCES[name]

@@ -29,8 +29,37 @@ from detseg.train import Result, fit
 from . import discovery
 
 CONFIGS = {path.stem: path for path in discovery.configs()}
+LARGER = ("fasterrcnn_v3_large_fpn", "fasterrcnn_v4_conv_medium_fpn", "retinanet_v4_conv_medium",
+          "retinanet_v4_hybrid_medium")
+"""Of the same head there is a smaller one."""
 SHORT = Cosine(epochs=2, warmup_steps=1)
 """In place of the config's schedule, whose milestones may lie far behind."""
+
+
+_HEAD_ALONE = """
+
+@wraps(model)
+def on_one_convolution(*given, **named):
+    predictor = model(*given, **named)
+    predictor.backbone = OneConvolution(predictor.backbone.specs)
+    return predictor
+
+
+experiment = Experiment("""
+
+
+def _written_for_its_head(name: str) -> Path:
+    """The config, its head on one convolution for each tap: a run's time goes with the number of tensors, and backbones
+    have their own test."""
+    text = CONFIGS[name].read_text("utf-8")
+    for old, new in (("\n\nexperiment = Experiment(", _HEAD_ALONE), ("model=model,", "model=on_one_convolution,"),
+                     ("\nfrom detseg", "\nfrom functools import wraps\n\n"
+                      "from detseg.benchmark.synthetic import OneConvolution\nfrom detseg")):
+        assert old in text
+        text = text.replace(old, new, 1)
+    path = Path(f"{name}.py")
+    path.write_text(text, "utf-8")
+    return path
 
 
 def _small(path: Path, *, sample: bool = False) -> Config:
@@ -98,7 +127,8 @@ def test_it_builds_for_any_classes(name: str) -> None:
     assert all(len(tensor) == 2 for tensor in finished)
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", [
+    pytest.param(name, marks=pytest.mark.slow if name in LARGER else ()) for name in CONFIGS])
 def test_every_parameter_learns(name: str, generated: Callable[[Config], Path]) -> None:
     """And images without objects do no harm: the loss of a batch of them is finite."""
     small = _small(CONFIGS[name])
@@ -141,7 +171,7 @@ def _assert_same_run(one: Result, other: Result) -> None:
 def test_it_trains_resumes_and_evaluates(
     name: str, generated: Callable[[Config], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    small = _small(CONFIGS[name], sample=True)
+    small = _small(_written_for_its_head(name), sample=True)
     folder, experiment = generated(small), small.experiment
     undisturbed = fit(small, folder, out=Path("whole"))
     assert load(undisturbed.run.last).step == 4

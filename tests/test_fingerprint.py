@@ -29,9 +29,16 @@ from .conftest import ROOT
 SMALL = ("model.size=64", "model.width=0.25", "schedule.epochs=1", "schedule.warmup_steps=1", "batch_size=4")
 
 
+@pytest.fixture(scope="module")
+def samples(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Generated once."""
+    return tmp_path_factory.mktemp("samples")
+
+
 @pytest.fixture(autouse=True)
-def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _in_a_folder_of_its_own(samples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    Path("samples").symlink_to(samples)
     write_picture(Path("photo.png"), np.full((50, 60, 3), 90, np.uint8))
 
 
@@ -56,7 +63,9 @@ def written(name: str, *, change: Callable[[str], str] = lambda text: text) -> P
 def sample(config: Config) -> Path:
     """Eight images."""
     generate: Any = config.experiment.data.generate
-    folder: Path = generate(Path("data"), num_train=8, num_val=2)
+    folder = Path("samples") / generate.__name__
+    if not folder.exists():
+        generate(folder, num_train=8, num_val=2)
     return folder
 
 

@@ -6,8 +6,6 @@ weights, which has as many scores above the threshold as `detseg.benchmark.predi
 
 from __future__ import annotations
 
-import gc
-import importlib
 import subprocess
 import sys
 import tempfile
@@ -216,38 +214,8 @@ def _peak(path: Path, number: int) -> float | None:
     """In a process of its own: what it holds at most, less what it held before."""
     if not sys.platform.startswith("linux"):
         return None
-    code = ("import sys; from pathlib import Path; from detseg.benchmark.artefacts import added_megabytes\n"
+    code = ("import sys; from pathlib import Path; from detseg.benchmark.file_memory import added_megabytes\n"
             "print(added_megabytes(Path(sys.argv[1]), int(sys.argv[2])))")
     done = subprocess.run(
         [sys.executable, "-c", code, str(path), str(number)], capture_output=True, text=True, check=True)
     return float(done.stdout.split()[-1])
-
-
-def added_megabytes(path: Path, number: int) -> float:
-    """What opening a file and predicting with it add to the largest memory of this process, which has imported the
-    runtime before."""
-    torch.set_num_threads(number)
-    kind = format_of(path)
-    assert kind is not None
-    with quiet():
-        for module in kind.runtime:
-            importlib.import_module(module)
-        before = _forget_peak()
-        artefact = open_artefact(path, threads=number)
-        image = synthetic.textures(1, (480, 640), seed=1)[0]
-        for _ in range(3):
-            predict_image(artefact, artefact.task, image)
-    return (_memory("VmHWM") - before) / 1024
-
-
-def _forget_peak() -> int:
-    """Lets Linux count this process's largest memory anew, and gives what it holds now, in kilobytes."""
-    gc.collect()
-    Path("/proc/self/clear_refs").write_text("5")
-    return _memory("VmRSS")
-
-
-def _memory(name: str) -> int:
-    """Kilobytes."""
-    lines = Path("/proc/self/status").read_text("utf-8").splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))

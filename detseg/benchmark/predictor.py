@@ -11,6 +11,7 @@ import copy
 import math
 import multiprocessing
 import signal
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -392,7 +393,8 @@ def _step(name: str, model: Predictor, config: Config, setup: Setup) -> Callable
 @contextmanager
 def _own_process(name: str, path: Path, overrides: Sequence[str], *, setup: Setup) -> Iterator[Callable[[], None]]:
     """A training step that another process does when it is called."""
-    context = multiprocessing.get_context("spawn")
+    # A process with nothing from this one; systems that do not fork have another way to that.
+    context = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
     here, there = context.Pipe()
     arguments = (there, name, path, tuple(overrides), setup)
     process = context.Process(target=_serve_steps, args=arguments, daemon=True)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -346,6 +346,13 @@ REFERENCES = (
 """In this order the first is taken whose network and input size are ours."""
 
 
+@cache
+def _sketch(published: Published) -> Reference:
+    """The model without numbers, for images of many sizes."""
+    with torch.device("meta"):
+        return published.kind(published.build(), published.names, size=None)
+
+
 def reference_of(
     model: Predictor, *, resize: Resize, size: Size | None, image: Pixels
 ) -> tuple[str, Reference]:
@@ -362,13 +369,12 @@ def reference_of(
     original = (image.shape[0], image.shape[1])
     placement = resize.place(original)
     resized = (round(original[0] * placement.scale_y), round(original[1] * placement.scale_x))
-    for title, build, names, kind in REFERENCES:
-        with torch.device("meta"):  # without numbers it is built at once
-            sketch = kind(build(), names, size=None)
+    for published in REFERENCES:
+        sketch = _sketch(published)
         if sketch.fits(model) and sketch.size_of(image) == resized:
-            reference = kind(build(), names, size=size)
+            reference = published.kind(published.build(), published.names, size=size)
             reference.take_weights(model)
-            return title, reference
+            return published.title, reference
     raise ValueError(
         "torchvision has no such network to compare with. It has " + ", ".join(one.title for one in REFERENCES)
         + ", each with one width, one tail, one input size and one number of classes: leave out --set model.*")
