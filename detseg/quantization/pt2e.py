@@ -1,0 +1,371 @@
+"""Fake quantisation by PyTorch 2 Export (pt2e), with the quantiser that ExecuTorch's XNNPACK files are made with.
+
+A network becomes a graph in which every tensor that the file holds in 8 bits passes a module that rounds it so.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.modules.dropout import _DropoutNd
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
+from torchvision.ops import StochasticDepth
+
+from detseg.interfaces import Task
+from detseg.model import Predictor
+from detseg.resize import Resize
+from detseg.structures import Classes
+
+FORM = "8 bits simulated"
+"""What was done to such a network for inference: its `form`."""
+
+_HELD = "predictor"
+"""Under which name a graph holds its network."""
+_aten = torch.ops.aten
+
+
+def check_packages() -> None:
+    """ValueError where what quantises is not installed."""
+    missing = [name for name in ("torchao", "executorch") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ValueError(f"quantisation needs {' and '.join(missing)}: pip install 'detseg[executorch]'")
+
+
+class Traced(NamedTuple):
+    """A network as a graph."""
+
+    graph: fx.GraphModule
+    """Images to the tensors of the raw outputs, flat. It holds the network as `predictor`, whose weights are used and
+    whose BatchNorm, dropout and stochastic depth are called, so that these train, freeze and evaluate as ever."""
+    outputs: TreeSpec
+    """How the flat tensors become the head's raw outputs."""
+    points: dict[str, nn.Module]
+    """The fake quantisation of activations by where it stands: the name of the module whose output it is, and behind a
+    dot the operator where a module of several computes it. One may stand at several places that share a range."""
+    weights: dict[str, nn.Module]
+    """The fake quantisation of weights by the name of the weight."""
+
+    def raw(self, images: Tensor) -> Any:
+        """The head's raw outputs."""
+        return tree_unflatten(list(self.graph(images)), self.outputs)
+
+
+class _Flat(nn.Module):
+    """A predictor whose raw outputs are a flat tuple; it tells how they were bundled."""
+
+    def __init__(self, predictor: Predictor, tell: Callable[[TreeSpec], None]) -> None:
+        super().__init__()
+        self.predictor, self.tell = predictor, tell
+
+    def forward(self, images: Tensor) -> tuple[Any, ...]:
+        leaves, outputs = tree_flatten(self.predictor(images))
+        self.tell(outputs)
+        return tuple(leaves)
+
+
+def trace(predictor: Predictor, images: Tensor, *, any_size: bool = False) -> Traced:
+    """The network with fake quantisation, in the mode it is in: evaluation, folded, or training.
+
+    Args:
+        predictor: becomes a part of the graph, and is left as it is.
+        images: two or more, an example: the graph takes any number of images of this size.
+        any_size: of any size instead.
+
+    ValueError where the network cannot be recorded.
+    """
+    from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import (
+        XNNPACKQuantizer,
+        get_symmetric_quantization_config,
+    )
+    from torchao.quantization.pt2e.quantize_pt2e import prepare_qat_pt2e
+
+    outputs: list[TreeSpec] = []
+    flat = _Flat(predictor, outputs.append)  # what it would keep itself is reset behind the recording
+    free: Any = torch.export.Dim.DYNAMIC
+    dimensions = {0: free, 2: free, 3: free} if any_size else {0: free}
+    with _quiet(), _training_only_marked(predictor):
+        try:
+            program = torch.export.export(flat, (images,), dynamic_shapes={"images": dimensions}, strict=False)
+        except Exception as problem:
+            raise ValueError(
+                f"the network cannot be recorded for quantisation: {str(problem).strip().splitlines()[0]}") from problem
+        module = program.module(check_guards=False)
+        marks = _cut_marks(module.graph, predictor)
+        quantizer = XNNPACKQuantizer().set_global(get_symmetric_quantization_config(is_per_channel=True, is_qat=True))
+        prepared = prepare_qat_pt2e(module, quantizer)
+    points, weights = _fake_quantisation(prepared, predictor)
+    del prepared._modules[_HELD]
+    prepared.add_module(_HELD, predictor)
+    _call_norms(prepared.graph, predictor)
+    _put_back(marks, prepared.graph)
+    prepared.graph.lint()
+    graph = fx.GraphModule(prepared, prepared.graph)
+    del graph._modules[_HELD]  # it was copied in parts
+    graph.add_module(_HELD, predictor)
+    return Traced(graph, outputs[-1], points, weights)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """torchao and executorch warn of themselves."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+@contextmanager
+def _training_only_marked(predictor: Predictor) -> Iterator[None]:
+    """Inside, dropout and stochastic depth of a network in training leave one and the same operator behind."""
+    modules = [module for module in predictor.modules() if module.training and _is_training_only(module)]
+    for module in modules:
+        module.forward = _mark  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        for module in modules:
+            del module.forward
+
+
+def _is_training_only(module: nn.Module) -> bool:
+    return isinstance(module, _DropoutNd | StochasticDepth)
+
+
+def _mark(x: Tensor) -> Tensor:
+    return torch.dropout(x, 0.5, train=True)
+
+
+class _Mark(NamedTuple):
+    """A place of a layer that does something in training alone."""
+
+    layer: str
+    user: str
+    """The node that takes what the layer gives."""
+    argument: int
+    """As which of its arguments."""
+
+
+def _cut_marks(graph: fx.Graph, predictor: Predictor) -> list[_Mark]:
+    """Takes the marks out, as a file has nothing in their place, and says where they were."""
+    found = []
+    for node in list(graph.nodes):
+        if node.target is not _aten.dropout.default or not _is_training_only(predictor.get_submodule(_path(node))):
+            continue
+        before = node.args[0]
+        for user in list(node.users):
+            found += [_Mark(_path(node), user.name, number) for number, argument in enumerate(user.args) if argument is node]
+        node.replace_all_uses_with(before)
+        graph.erase_node(node)
+    return found
+
+
+def _path(node: fx.Node) -> str:
+    """Of the innermost module that a node is from, in the predictor."""
+    stack = list((node.meta.get("nn_module_stack") or {}).values())
+    path = re.sub(r"@\d+", "", stack[-1][0]) if stack else ""
+    return path.removeprefix(_HELD).removeprefix(".")
+
+
+def _fake_quantisation(
+    prepared: fx.GraphModule, predictor: Predictor
+) -> tuple[dict[str, nn.Module], dict[str, nn.Module]]:
+    """Of activations and of weights, by name; of what several share the first name."""
+    points, weights, seen = dict[str, nn.Module](), dict[str, nn.Module](), set[nn.Module]()
+    for node in prepared.graph.nodes:
+        if node.op != "call_module":
+            continue
+        module = prepared.get_submodule(node.target)
+        if module in seen:
+            continue
+        seen.add(module)
+        source = node.args[0]
+        if module.is_per_channel:  # type: ignore[union-attr]
+            while source.op != "get_attr":
+                source = source.args[0]
+            weights[source.target.removeprefix(f"{_HELD}.")] = module
+        else:
+            wanted = name = _name(source, predictor)
+            number = 1
+            while name in points:
+                number += 1
+                name = f"{wanted}:{number}"
+            points[name] = module
+    return points, weights
+
+
+def _name(node: fx.Node, predictor: Predictor) -> str:
+    """What a tensor is called: the same in training, where BatchNorm stands apart, and in a folded network."""
+    if node.op == "placeholder":
+        return "images"
+    if node.op == "get_attr":
+        held = str(node.target).startswith(f"{_HELD}.")
+        return str(node.target).removeprefix(f"{_HELD}.") if held else f"{_name(next(iter(node.users)), predictor)}.constant"
+    if node.op == "call_module":
+        return _name(node.args[0], predictor)  # type: ignore[arg-type]
+    path, operator = _path(node), str(node.target).split(".")[1].rstrip("_")
+    if node.target is _aten.batch_norm.default:
+        owner = path.rpartition(".")[0]
+        if path.endswith(".norm") and "conv" in dict(predictor.get_submodule(owner).named_children()):
+            return f"{owner}.conv"
+        conv = _convolution_before(node)
+        path = path if conv is None else _path(conv)
+    is_leaf = next(predictor.get_submodule(path).children(), None) is None
+    return path if path and is_leaf else f"{path}.{operator}".removeprefix(".")
+
+
+def _convolution_before(norm: fx.Node) -> fx.Node | None:
+    """The convolution that a BatchNorm was fused with: what comes between divides by the scale and adds a bias."""
+    node = norm.args[0]
+    while isinstance(node, fx.Node) and node.target in (_aten.div.Tensor, _aten.add.Tensor):
+        node = node.args[0]
+    found = isinstance(node, fx.Node) and node.target is _aten.conv2d.default
+    return node if found else None  # type: ignore[return-value]
+
+
+def _call_norms(graph: fx.Graph, predictor: Predictor) -> None:
+    """Lets the network's own BatchNorm modules do what the graph does by operators.
+
+    torchao's patterns have put PyTorch's default epsilon and momentum in place of the network's, and know of no later
+    change between training and evaluation.
+    """
+    for node in list(graph.nodes):
+        if node.target is _aten.batch_norm.default:
+            path = str(node.args[3].target).removesuffix(".running_mean")
+            with graph.inserting_before(node):
+                node.replace_all_uses_with(graph.call_module(path, (node.args[0],)))
+            graph.erase_node(node)
+        elif node.op == "get_attr" and node.target.endswith(".running_var"):
+            norm = predictor.get_submodule(_owner(node))
+            for user in [user for user in node.users if user.target is _aten.add.Tensor]:
+                user.args = (node, norm.eps)
+                for root in user.users:
+                    for ratio in list(root.users):
+                        _keep_from_zero(graph, ratio)
+        elif node.target is _aten.add_.Tensor and str(node.args[0].target).endswith(".num_batches_tracked"):
+            graph.erase_node(node)
+    graph.eliminate_dead_code()
+
+
+def _owner(attribute: fx.Node) -> str:
+    return str(attribute.target).removeprefix(f"{_HELD}.").rpartition(".")[0]
+
+
+def _keep_from_zero(graph: fx.Graph, ratio: fx.Node) -> None:
+    """The pattern divides by BatchNorm's scale, which is 0 in a dead channel."""
+    with graph.inserting_after(ratio):
+        kept = graph.call_function(_not_zero, (ratio,))
+    ratio.replace_all_uses_with(kept, delete_user_cb=lambda user: user is not kept)
+
+
+def _not_zero(scale: Tensor) -> Tensor:
+    return torch.where(scale.abs() < _SMALLEST_SCALE, _SMALLEST_SCALE, scale)
+
+
+_SMALLEST_SCALE = 1e-12
+
+
+def _put_back(marks: Sequence[_Mark], graph: fx.Graph) -> None:
+    """Calls the network's dropout and stochastic depth where their marks were, behind the fake quantisation."""
+    nodes = {node.name: node for node in graph.nodes}
+    for mark in marks:
+        if mark.user not in nodes:
+            raise ValueError(f"{mark.layer} stands before a convolution with BatchNorm, which cannot be quantised in "
+                             "training; take it out of the network")
+        user = nodes[mark.user]
+        with graph.inserting_before(user):
+            layer = graph.call_module(f"{_HELD}.{mark.layer}", (user.args[mark.argument],))
+        user.update_arg(mark.argument, layer)
+
+
+def parameters(module: nn.Module) -> tuple[Tensor, ...]:
+    """Of fake quantisation: smallest and largest value, scale and zero point, each [channels] or [1]."""
+    observer = module.activation_post_process
+    return observer.min_val, observer.max_val, module.scale, module.zero_point  # type: ignore[union-attr, return-value]
+
+
+def set_range(module: nn.Module, low: Tensor, high: Tensor) -> None:
+    """Gives fake quantisation a range, and the scale and zero point that a file has for it."""
+    observer: Any = module.activation_post_process
+    observer.min_val, observer.max_val = low.detach().clone(), high.detach().clone()
+    scale, zero_point = module.calculate_qparams()  # type: ignore[operator]
+    for name, value in (("scale", scale), ("zero_point", zero_point)):
+        own = getattr(module, name)
+        setattr(module, name, value.to(own).reshape(-1))
+    module.disable_observer()  # type: ignore[operator]
+    module.enable_fake_quant()  # type: ignore[operator]
+
+
+class Simulated:
+    """A network as its 8-bit file computes it: what evaluates and predicts in the place of a `Predictor`.
+
+    Decoding and suppression, and the second stage of a detector that has one, stay in floating point.
+
+    Args:
+        predictor: the network; the graph is that of a copy made ready for inference.
+        any_size: for images of any size, which not every network allows; else of `predictor.resize.size`.
+    """
+
+    form = FORM
+
+    def __init__(self, predictor: Predictor, *, any_size: bool = False) -> None:
+        folded = predictor.ready()
+        example = torch.zeros(2, 3, *folded.resize.size, device=folded.device)
+        self.traced = trace(folded, example.contiguous(memory_format=torch.channels_last), any_size=any_size)
+        self.predictor = folded
+        self.set_weights(folded)
+
+    @property
+    def classes(self) -> Classes:
+        """What it predicts."""
+        return self.predictor.classes
+
+    @property
+    def resize(self) -> Resize:
+        """How an image becomes its input."""
+        return self.predictor.resize
+
+    @property
+    def device(self) -> torch.device:
+        """Where it is."""
+        return self.predictor.device
+
+    def ready(self) -> Simulated:
+        """Itself."""
+        return self
+
+    def finished(self, images: Tensor, task: Task[Any, Any, Any, Any], *, static: bool = False) -> Any:
+        """float [B, 3, H, W] RGB, 0..255, to final predictions of the task; `static` as in `Head.decode`."""
+        dense = self.predictor.head.decode(self.traced.raw(images), (images.shape[2], images.shape[3]), static=static)
+        return task.postprocess(dense, static=static)
+
+    @torch.no_grad()
+    def set_weights(self, predictor: Predictor) -> None:
+        """Takes the weights of a network of the same make, and the ranges of each of their channels."""
+        self.predictor.load_state_dict(predictor.ready().state_dict())
+        for name, module in self.traced.weights.items():
+            channels = self.predictor.get_parameter(name).flatten(1)
+            set_range(module, channels.amin(1).clamp(max=0.0), channels.amax(1).clamp(min=0.0))
+
+    def set_ranges(self, ranges: Mapping[str, Tensor]) -> None:
+        """Takes the ranges of activations, [low, high, ...] by name. ValueError where one has none."""
+        missing = [name for name in self.traced.points if name not in ranges]
+        if missing:
+            raise ValueError(f"{len(missing)} activations have no range, {missing[0]} is the first: they were trained in "
+                             "a network of another make")
+        for name, module in self.traced.points.items():
+            low, high = ranges[name][:2].to(self.device)
+            set_range(module, low, high)
+
+    def converted(self) -> fx.GraphModule:
+        """Images to the flat raw outputs by the integers of a file: the network with operators that quantise and
+        dequantise, as ExecuTorch's XNNPACK lowers it. The network here is of no use any more."""
+        from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e
+
+        with _quiet():
+            return convert_pt2e(self.traced.graph)
