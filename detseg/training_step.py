@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -30,18 +30,24 @@ class TrainingStep:
         experiment: how it is trained.
         fabric: launched.
         lr: a fixed learning rate in place of the experiment's; benchmarks take 0, so that every step is alike.
+        through: gives the raw outputs in place of `model`, whose parameters it uses, and `model` is a part of it.
+        begin: hears before each step its number and how many there are.
     """
 
     def __init__(
-        self, model: Predictor, experiment: Experiment, *, fabric: Fabric, lr: float | None = None
+        self, model: Predictor, experiment: Experiment, *, fabric: Fabric, lr: float | None = None,
+        through: nn.Module | None = None, begin: Callable[[int, int], None] | None = None,
     ) -> None:
         self.model, self.experiment, self.fabric, self.lr = model, experiment, fabric, lr
+        self.begin = begin
+        self.forward = model if through is None else through
         self.averaged: AveragedModel | None = None
         if experiment.ema is not None:
             self.averaged = experiment.ema.build(model).to(fabric.device)
         self.network: nn.Module
         self.optimizer: Optimizer
-        self.network, self.optimizer = cast(Any, fabric.setup(model, experiment.optimizer.build(model)))
+        self.network, self.optimizer = cast(
+            Any, fabric.setup(self.forward, experiment.optimizer.build(model)))
 
     @property
     def evaluated(self) -> Predictor:
@@ -59,6 +65,8 @@ class TrainingStep:
         lr = experiment.optimizer.lr * experiment.schedule.factor(number, total_steps) if self.lr is None else self.lr
         for group in self.optimizer.param_groups:
             group["lr"] = lr
+        if self.begin is not None:
+            self.begin(number, total_steps)
         self.optimizer.zero_grad()
         losses = self.gradient(fabric.to_device(batch))
         losses["gradient_norm"] = float(fabric.clip_gradients(
@@ -119,7 +127,7 @@ class TrainingStep:
         devices = [self.fabric.device] if self.fabric.device.type == "cuda" else []
         with torch.random.fork_rng(devices), no_running_statistics(self.model):
             for part in others:
-                total = total + _counts(self._losses(self.model, part))
+                total = total + _counts(self._losses(self.forward, part))
         return cast(Tensor, self.fabric.all_reduce(total, reduce_op="sum"))
 
 

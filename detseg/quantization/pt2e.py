@@ -10,7 +10,8 @@ import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from dataclasses import replace
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, fx, nn
@@ -80,26 +81,12 @@ def trace(predictor: Predictor, images: Tensor, *, any_size: bool = False) -> Tr
 
     ValueError where the network cannot be recorded.
     """
-    from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import (
-        XNNPACKQuantizer,
-        get_symmetric_quantization_config,
-    )
     from torchao.quantization.pt2e.quantize_pt2e import prepare_qat_pt2e
 
-    outputs: list[TreeSpec] = []
-    flat = _Flat(predictor, outputs.append)  # what it would keep itself is reset behind the recording
-    free: Any = torch.export.Dim.DYNAMIC
-    dimensions = {0: free, 2: free, 3: free} if any_size else {0: free}
     with _quiet(), _training_only_marked(predictor):
-        try:
-            program = torch.export.export(flat, (images,), dynamic_shapes={"images": dimensions}, strict=False)
-        except Exception as problem:
-            raise ValueError(
-                f"the network cannot be recorded for quantisation: {str(problem).strip().splitlines()[0]}") from problem
-        module = program.module(check_guards=False)
+        module, outputs = _exported(predictor, images, any_size=any_size)
         marks = _cut_marks(module.graph, predictor)
-        quantizer = XNNPACKQuantizer().set_global(get_symmetric_quantization_config(is_per_channel=True, is_qat=True))
-        prepared = prepare_qat_pt2e(module, quantizer)
+        prepared = prepare_qat_pt2e(module, _quantizer())
     points, weights = _fake_quantisation(prepared, predictor)
     del prepared._modules[_HELD]
     prepared.add_module(_HELD, predictor)
@@ -109,7 +96,79 @@ def trace(predictor: Predictor, images: Tensor, *, any_size: bool = False) -> Tr
     graph = fx.GraphModule(prepared, prepared.graph)
     del graph._modules[_HELD]  # it was copied in parts
     graph.add_module(_HELD, predictor)
-    return Traced(graph, outputs[-1], points, weights)
+    return Traced(graph, outputs, points, weights)
+
+
+def converted(predictor: Predictor, ranges: Mapping[str, Tensor], images: Tensor) -> fx.GraphModule:
+    """Images to the flat raw outputs by 8-bit integers: what ExecuTorch lowers for XNNPACK.
+
+    Args:
+        predictor: the network, which is left as it is.
+        ranges: [low, high] of its activations by name, as a checkpoint of a run with `qat` has them.
+        images: an example; the graph takes so many, of this size.
+
+    ValueError where the network cannot be recorded, or an activation has no range.
+    """
+    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+
+    # ExecuTorch cannot lower weights that lie channels last.
+    folded = predictor.ready().folded().to(memory_format=torch.contiguous_format)
+    with _quiet(), _training_only_marked(folded):
+        module, _ = _exported(folded, images, any_size=None)
+        prepared = prepare_pt2e(module, _quantizer())
+        points, _ = _fake_quantisation(prepared, folded)
+        for name, fake in points.items():
+            if name not in ranges:
+                raise _no_range(name)
+            set_range(fake, *ranges[name].to(images.device))
+        with torch.no_grad():
+            prepared(images)  # shows the weights to their observers
+        return cast(fx.GraphModule, convert_pt2e(prepared))
+
+
+def _no_range(name: str) -> ValueError:
+    return ValueError(f"the activation {name} has no trained range: the ranges are those of another network, or of "
+                      "other versions of torchao and executorch")
+
+
+_EPS = 2.0**-24
+"""The smallest scale of 8-bit integers."""
+
+
+def _quantizer() -> Any:
+    """That of ExecuTorch's XNNPACK: weights by channel and symmetric, activations by tensor.
+
+    Its own settings allow no scale below 2^-12, by which a channel whose weights are all below 0.008 has five bits left
+    of eight; and its fused fake quantisation does not keep to that limit, so that files differ from training. Here
+    scales may be small, in training and in files alike.
+    """
+    from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import (
+        XNNPACKQuantizer,
+        get_symmetric_quantization_config,
+    )
+    from torchao.quantization.pt2e import FakeQuantize, MinMaxObserver, PerChannelMinMaxObserver
+
+    usual = get_symmetric_quantization_config(is_per_channel=True, is_qat=True)
+    activations = replace(usual.input_activation, observer_or_fake_quant_ctr=FakeQuantize.with_args(
+        observer=MinMaxObserver, eps=_EPS))
+    weights = replace(usual.weight, observer_or_fake_quant_ctr=FakeQuantize.with_args(
+        observer=PerChannelMinMaxObserver, eps=_EPS))
+    return XNNPACKQuantizer().set_global(
+        replace(usual, input_activation=activations, output_activation=activations, weight=weights))
+
+
+def _exported(predictor: Predictor, images: Tensor, *, any_size: bool | None) -> tuple[fx.GraphModule, TreeSpec]:
+    """As a graph of PyTorch's operators, and how its outputs are bundled; any_size: None, for so many images too."""
+    outputs: list[TreeSpec] = []
+    flat = _Flat(predictor, outputs.append)  # what it would keep itself is reset behind the recording
+    free: Any = torch.export.Dim.DYNAMIC
+    dimensions = {None: {}, False: {0: free}, True: {0: free, 2: free, 3: free}}[any_size]
+    try:
+        program = torch.export.export(flat, (images,), dynamic_shapes={"images": dimensions}, strict=False)
+    except Exception as problem:
+        raise ValueError(
+            f"the network cannot be recorded for quantisation: {str(problem).strip().splitlines()[0]}") from problem
+    return cast(fx.GraphModule, program.module(check_guards=False)), outputs[-1]
 
 
 @contextmanager
@@ -122,10 +181,10 @@ def _quiet() -> Iterator[None]:
 
 @contextmanager
 def _training_only_marked(predictor: Predictor) -> Iterator[None]:
-    """Inside, dropout and stochastic depth of a network in training leave one and the same operator behind."""
-    modules = [module for module in predictor.modules() if module.training and _is_training_only(module)]
+    """Inside, dropout and stochastic depth leave one and the same operator behind in training, and else none."""
+    modules = [module for module in predictor.modules() if _is_training_only(module)]
     for module in modules:
-        module.forward = _mark  # type: ignore[method-assign]
+        module.forward = _mark if module.training else _nothing  # type: ignore[method-assign]
     try:
         yield
     finally:
@@ -139,6 +198,10 @@ def _is_training_only(module: nn.Module) -> bool:
 
 def _mark(x: Tensor) -> Tensor:
     return torch.dropout(x, 0.5, train=True)
+
+
+def _nothing(x: Tensor) -> Tensor:
+    return x
 
 
 class _Mark(NamedTuple):
@@ -283,22 +346,19 @@ def _put_back(marks: Sequence[_Mark], graph: fx.Graph) -> None:
         user.update_arg(mark.argument, layer)
 
 
-def parameters(module: nn.Module) -> tuple[Tensor, ...]:
-    """Of fake quantisation: smallest and largest value, scale and zero point, each [channels] or [1]."""
-    observer = module.activation_post_process
-    return observer.min_val, observer.max_val, module.scale, module.zero_point  # type: ignore[union-attr, return-value]
-
-
 def set_range(module: nn.Module, low: Tensor, high: Tensor) -> None:
-    """Gives fake quantisation a range, and the scale and zero point that a file has for it."""
+    """Gives fake quantisation a range, and the scale and zero point that a file has for it; it keeps them."""
     observer: Any = module.activation_post_process
     observer.min_val, observer.max_val = low.detach().clone(), high.detach().clone()
     scale, zero_point = module.calculate_qparams()  # type: ignore[operator]
-    for name, value in (("scale", scale), ("zero_point", zero_point)):
-        own = getattr(module, name)
-        setattr(module, name, value.to(own).reshape(-1))
+    module.scale, module.zero_point = scale, zero_point
     module.disable_observer()  # type: ignore[operator]
-    module.enable_fake_quant()  # type: ignore[operator]
+
+
+def watch_next(module: nn.Module) -> None:
+    """Fake quantisation of weights takes the range of what it sees next, whatever it has seen before."""
+    module.activation_post_process.reset_min_max_vals()  # type: ignore[union-attr, operator]
+    module.enable_observer()  # type: ignore[operator]
 
 
 class Simulated:
@@ -316,7 +376,8 @@ class Simulated:
     def __init__(self, predictor: Predictor, *, any_size: bool = False) -> None:
         folded = predictor.ready()
         example = torch.zeros(2, 3, *folded.resize.size, device=folded.device)
-        self.traced = trace(folded, example.contiguous(memory_format=torch.channels_last), any_size=any_size)
+        self.example = example.contiguous(memory_format=torch.channels_last)
+        self.traced = trace(folded, self.example, any_size=any_size)
         self.predictor = folded
         self.set_weights(folded)
 
@@ -348,24 +409,16 @@ class Simulated:
     def set_weights(self, predictor: Predictor) -> None:
         """Takes the weights of a network of the same make, and the ranges of each of their channels."""
         self.predictor.load_state_dict(predictor.ready().state_dict())
-        for name, module in self.traced.weights.items():
-            channels = self.predictor.get_parameter(name).flatten(1)
-            set_range(module, channels.amin(1).clamp(max=0.0), channels.amax(1).clamp(min=0.0))
+        for module in self.traced.weights.values():
+            watch_next(module)
+        self.traced.graph(self.example[:1])
+        for module in self.traced.weights.values():
+            module.disable_observer()  # type: ignore[operator]
 
+    @torch.no_grad()
     def set_ranges(self, ranges: Mapping[str, Tensor]) -> None:
-        """Takes the ranges of activations, [low, high, ...] by name. ValueError where one has none."""
-        missing = [name for name in self.traced.points if name not in ranges]
-        if missing:
-            raise ValueError(f"{len(missing)} activations have no range, {missing[0]} is the first: they were trained in "
-                             "a network of another make")
+        """Takes the ranges of activations, [low, high] by name. ValueError where one has none."""
         for name, module in self.traced.points.items():
-            low, high = ranges[name][:2].to(self.device)
-            set_range(module, low, high)
-
-    def converted(self) -> fx.GraphModule:
-        """Images to the flat raw outputs by the integers of a file: the network with operators that quantise and
-        dequantise, as ExecuTorch's XNNPACK lowers it. The network here is of no use any more."""
-        from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e
-
-        with _quiet():
-            return convert_pt2e(self.traced.graph)
+            if name not in ranges:
+                raise _no_range(name)
+            set_range(module, *ranges[name].to(self.device))

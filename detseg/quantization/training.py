@@ -2,36 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
+import torch.distributed as distributed
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_unflatten
 
 from detseg.model import Predictor
 from detseg.optim import QAT
-from detseg.quantization.pt2e import Simulated, Traced, parameters, trace
+from detseg.quantization.pt2e import Simulated, Traced, set_range, trace, watch_next
 from detseg.structures import Size
+
+_MOMENTUM = 0.01
+"""Of a step, in the moving average of ranges: that of PyTorch's observers."""
 
 
 class FakeQuantised(nn.Module):
     """Stands in a training step where the network stood: images to the same raw outputs, by fake quantisation.
 
     The weights are the network's own, under their names in it; so an optimiser, an average of the weights and a
-    checkpoint need to know nothing of quantisation. In training, weights are rounded by the range that they have at
-    the moment, activations by a moving average of their ranges.
+    checkpoint need to know nothing of quantisation. Weights are rounded by the range that they have at the moment,
+    activations by a moving average of theirs.
+
+    Buffers, [activations] each:
+        low, high: the ranges.
+        seen_low, seen_high: the smallest and largest values since `forget`.
     """
 
-    def __init__(self, traced: Traced, size: Size | None) -> None:
+    low: Tensor
+    high: Tensor
+    seen_low: Tensor
+    seen_high: Tensor
+
+    def __init__(self, model: Predictor, traced: Traced, size: Size | None) -> None:
         super().__init__()
         self.graph, self.outputs, self.size = traced.graph, traced.outputs, size
-        self.weights = list(traced.weights.values())
-        self.points = list(traced.points.values())
-        self.observes = True
-        for module in self.weights:
-            _observer(module).averaging_constant = 1.0
+        self.weights, self.points = list(traced.weights.values()), list(traced.points.values())
+        self.watches = False
+        for name in ("low", "high", "seen_low", "seen_high"):
+            self.register_buffer(name, torch.zeros(len(self.points), device=model.device))
+        for place, module in enumerate(self.points):
+            module.disable_observer()  # type: ignore[operator]
+            module.register_forward_pre_hook(self._watch(place))
 
     def forward(self, images: Tensor, *, with_features: bool = False) -> Any:
         """uint8 [B, 3, H, W] RGB, 0..255, to the head's raw predictions. ValueError for what cannot be had of it."""
@@ -40,27 +55,50 @@ class FakeQuantised(nn.Module):
                              "outputs alone; leave out --qat, or the objective")
         size = (images.shape[2], images.shape[3])
         if self.size is not None and size != self.size:
-            raise ValueError(f"an image of {size[0]} x {size[1]} pixels among training images of {self.size[0]} x "
+            raise ValueError(f"a training image of {size[0]} x {size[1]} pixels after one of {self.size[0]} x "
                              f"{self.size[1]}: qat needs them of one size")
         for module in self.weights:
-            low, high = parameters(module)[:2]
-            low.fill_(torch.inf)  # and so the range of before counts for nothing
-            high.fill_(-torch.inf)
-        # What is computed without a gradient is computed twice, and observed the second time.
-        self.observe(self.observes and torch.is_grad_enabled())
+            watch_next(module)
         return tree_unflatten(list(self.graph(images)), self.outputs)
 
-    def observe(self, on: bool) -> None:
-        """Whether the ranges of activations follow what passes."""
-        for module in self.points:
-            module.enable_observer(on)  # type: ignore[operator]
+    def forget(self) -> None:
+        """What has been seen."""
+        self.seen_low.fill_(torch.inf)
+        self.seen_high.fill_(-torch.inf)
+
+    def take(self, momentum: float) -> None:
+        """Moves the ranges towards what has been seen, and rounds by them from now on."""
+        self.low.lerp_(self.seen_low, momentum)
+        self.high.lerp_(self.seen_high, momentum)
+        self.use()
+
+    def use(self) -> None:
+        """Rounds by `low` and `high`."""
+        for module, low, high in zip(self.points, self.low, self.high, strict=True):
+            set_range(module, low, high)
+
+    def fake_quantise(self, on: bool) -> None:
+        """Whether anything is rounded."""
+        for module in (*self.points, *self.weights):
+            module.enable_fake_quant(on)  # type: ignore[operator]
+
+    def _watch(self, place: int) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        """Keeps the ends of what passes. One fake quantisation may stand at several places, which share a range."""
+
+        def watch(_: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+            if self.watches:
+                low, high = arguments[0].detach().aminmax()
+                self.seen_low[place] = torch.minimum(self.seen_low[place], low)
+                self.seen_high[place] = torch.maximum(self.seen_high[place], high)
+
+        return watch
 
 
 class QuantisationAwareTraining:
     """What a run with `qat` has beside an ordinary one.
 
     Args:
-        model: the network, prepared, on its device, in training mode.
+        model: the network, prepared, on its device.
         settings: when what freezes.
         images: training images, uint8 [B, 3, H, W], of which it takes the size.
 
@@ -69,11 +107,11 @@ class QuantisationAwareTraining:
 
     def __init__(self, model: Predictor, settings: QAT, *, images: Tensor) -> None:
         self.settings, self.any_size = settings, not model.resize.fixed
+        self.norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
         example = images[:1].to(model.device).repeat(2, 1, 1, 1).contiguous(memory_format=torch.channels_last)
         traced = trace(model.train(), example, any_size=self.any_size)
-        self.network = FakeQuantised(traced, None if self.any_size else (images.shape[2], images.shape[3]))
-        self.points = traced.points
-        self.norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+        self.names = tuple(traced.points)
+        self.network = FakeQuantised(model, traced, None if self.any_size else (images.shape[2], images.shape[3]))
         self._simulated: Simulated | None = None
 
     @torch.no_grad()
@@ -82,46 +120,56 @@ class QuantisationAwareTraining:
 
         Each batch is uint8 [B, 3, H, W], as training has them.
         """
+        network = self.network
+        network.fake_quantise(False)
         for norm in self.norms:
             norm.eval()
-        for module in (*self.network.points, *self.network.weights):
-            module.enable_fake_quant(False)  # type: ignore[operator]
-        for module in self.network.points:
-            _observer(module).reset_min_max_vals()
-        usual = {module: _observer(module).averaging_constant for module in self.network.points}
-        self.network.observe(True)
+        network.watches = True
         for number, images in enumerate(batches, start=1):
-            for module in self.network.points:
-                _observer(module).averaging_constant = 1.0 / number
-            self.network.graph(images.contiguous(memory_format=torch.channels_last))
-        for module, constant in usual.items():
-            _observer(module).averaging_constant = constant
-        for module in (*self.network.points, *self.network.weights):
-            module.enable_fake_quant()  # type: ignore[operator]
+            network.forget()
+            network(images.to(network.low.device).contiguous(memory_format=torch.channels_last))
+            network.take(1.0 / number)
+        network.watches = False
         for norm in self.norms:
             norm.train()
+        network.fake_quantise(True)
 
+    @torch.no_grad()
     def begin(self, step: int, total_steps: int) -> None:
         """Freezes what is to be frozen in step `step` (from 0) of `total_steps`."""
-        self.network.observes = step < self.settings.freeze_observers * total_steps
+        self.network.forget()
+        self.network.watches = step < self.settings.freeze_observers * total_steps
         for norm in self.norms:
             norm.train(step < self.settings.freeze_batch_norm * total_steps)
 
-    def ranges(self) -> dict[str, Tensor]:
-        """[4] by name: the smallest and largest value of each activation, the scale and the zero point."""
-        return {name: torch.stack([value.detach().reshape(()).float().cpu() for value in parameters(module)])
-                for name, module in self.points.items()}
+    @torch.no_grad()
+    def end(self) -> None:
+        """Of a step: the ranges move towards what has passed in it, over all processes and parts."""
+        network = self.network
+        if network.watches:
+            if distributed.is_initialized():
+                distributed.all_reduce(network.seen_low, distributed.ReduceOp.MIN)
+                distributed.all_reduce(network.seen_high, distributed.ReduceOp.MAX)
+            network.take(_MOMENTUM)
+        network.watches = False
 
+    def ranges(self) -> dict[str, Tensor]:
+        """[low, high] of each activation by its name."""
+        both = torch.stack([self.network.low, self.network.high], dim=1).cpu()
+        return dict(zip(self.names, both.unbind(), strict=True))
+
+    @torch.no_grad()
     def load_ranges(self, ranges: Mapping[str, Tensor]) -> None:
         """Goes on with the ranges of a checkpoint. ValueError where they are those of another network."""
-        if ranges.keys() != self.points.keys():
-            other = sorted(ranges.keys() ^ self.points.keys())
+        if ranges.keys() != set(self.names):
+            other = sorted(ranges.keys() ^ set(self.names))
             raise ValueError(f"the run has ranges of other activations than this network: {', '.join(other[:5])}; "
                              "resume with the versions of torchao and executorch that it was started with")
-        for name, module in self.points.items():
-            for own, value in zip(parameters(module), ranges[name], strict=True):
-                own.resize_(own.shape if own.numel() else ()).copy_(value)
+        for place, name in enumerate(self.names):
+            self.network.low[place], self.network.high[place] = ranges[name]
+        self.network.use()
 
+    @torch.no_grad()
     def evaluated(self, model: Predictor) -> Simulated:
         """A network of the same make, such as the averaged one, as 8-bit integers compute it, with the ranges of now.
 
@@ -132,7 +180,3 @@ class QuantisationAwareTraining:
         self._simulated.set_weights(model)
         self._simulated.set_ranges(self.ranges())
         return self._simulated
-
-
-def _observer(module: nn.Module) -> Any:
-    return module.activation_post_process
