@@ -88,6 +88,9 @@ def trace(predictor: Predictor, images: Tensor, *, any_size: bool = False) -> Tr
         marks = _cut_marks(module.graph, predictor)
         prepared = prepare_qat_pt2e(module, _quantizer())
     points, weights = _fake_quantisation(prepared, predictor)
+    for node in _before_clamps(prepared):  # rounded behind them by the same range, which is equal
+        node.replace_all_uses_with(node.args[0])  # type: ignore[arg-type]
+        prepared.graph.erase_node(node)
     del prepared._modules[_HELD]
     prepared.add_module(_HELD, predictor)
     _call_norms(prepared.graph, predictor)
@@ -240,8 +243,9 @@ def _fake_quantisation(
 ) -> tuple[dict[str, nn.Module], dict[str, nn.Module]]:
     """Of activations and of weights, by name; of what several share the first name."""
     points, weights, seen = dict[str, nn.Module](), dict[str, nn.Module](), set[nn.Module]()
+    left_out = _before_clamps(prepared)
     for node in prepared.graph.nodes:
-        if node.op != "call_module":
+        if node.op != "call_module" or node in left_out:
             continue
         module = prepared.get_submodule(node.target)
         if module in seen:
@@ -260,6 +264,20 @@ def _fake_quantisation(
                 name = f"{wanted}:{number}"
             points[name] = module
     return points, weights
+
+
+def _before_clamps(prepared: fx.GraphModule) -> list[fx.Node]:
+    """The fake quantisation between a convolution and its ReLU6, which shares that behind it.
+
+    Its range is that of what comes out of the ReLU6: what lies beyond is cut off by either. A range that also held what
+    goes in would leave half of the 256 steps unused.
+    """
+    modules = {node: prepared.get_submodule(node.target) for node in prepared.graph.nodes if node.op == "call_module"}
+    return [node for node, module in modules.items() if node.users and all(
+        user.target in _CLAMPS and any(modules.get(after) is module for after in user.users) for user in node.users)]
+
+
+_CLAMPS = {_aten.hardtanh.default, _aten.hardtanh_.default, _aten.relu.default, _aten.relu_.default}
 
 
 def _name(node: fx.Node, predictor: Predictor) -> str:
