@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, cast
 
 import numpy as np
@@ -31,15 +31,16 @@ class TrainingStep:
         fabric: launched.
         lr: a fixed learning rate in place of the experiment's; benchmarks take 0, so that every step is alike.
         through: gives the raw outputs in place of `model`, whose parameters it uses, and `model` is a part of it.
-        begin: hears before each step its number and how many there are.
+        around: of a step's number and how many there are: what its gradient is taken in.
     """
 
     def __init__(
         self, model: Predictor, experiment: Experiment, *, fabric: Fabric, lr: float | None = None,
-        through: nn.Module | None = None, begin: Callable[[int, int], None] | None = None,
+        through: nn.Module | None = None,
+        around: Callable[[int, int], AbstractContextManager[object]] | None = None,
     ) -> None:
         self.model, self.experiment, self.fabric, self.lr = model, experiment, fabric, lr
-        self.begin = begin
+        self.around = around
         self.forward = model if through is None else through
         self.averaged: AveragedModel | None = None
         if experiment.ema is not None:
@@ -65,10 +66,9 @@ class TrainingStep:
         lr = experiment.optimizer.lr * experiment.schedule.factor(number, total_steps) if self.lr is None else self.lr
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        if self.begin is not None:
-            self.begin(number, total_steps)
         self.optimizer.zero_grad()
-        losses = self.gradient(fabric.to_device(batch))
+        with nullcontext() if self.around is None else self.around(number, total_steps):
+            losses = self.gradient(fabric.to_device(batch))
         losses["gradient_norm"] = float(fabric.clip_gradients(
             cast(Any, self.network), cast(Any, self.optimizer), max_norm=experiment.clip_norm or math.inf,
             error_if_nonfinite=False))

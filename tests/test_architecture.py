@@ -20,7 +20,7 @@ FLOORS = (
     ("__main__",),
     ("commands", "completion"),
     ("api", "benchmark", "demo", "openmmlab", "train"),
-    ("engine", "evaluate", "export", "network_view", "recipes", "run_folder", "training_step", "weights"),
+    ("engine", "evaluate", "export", "network_view", "quantization", "recipes", "run_folder", "training_step", "weights"),
     ("checkpoint", "config", "predict"),
     ("fingerprint", "metrics", "report"),
     ("model", "optim", "tasks"),

@@ -32,9 +32,13 @@ _HELD = "predictor"
 _aten = torch.ops.aten
 
 
+PACKAGES = ("torchao", "executorch")
+"""On which a result depends."""
+
+
 def check_packages() -> None:
     """ValueError where what quantises is not installed."""
-    missing = [name for name in ("torchao", "executorch") if importlib.util.find_spec(name) is None]
+    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         raise ValueError(f"quantisation needs {' and '.join(missing)}: pip install 'detseg[executorch]'")
 

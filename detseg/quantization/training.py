@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -61,17 +62,20 @@ class FakeQuantised(nn.Module):
             watch_next(module)
         return tree_unflatten(list(self.graph(images)), self.outputs)
 
+    @torch.no_grad()
     def forget(self) -> None:
         """What has been seen."""
         self.seen_low.fill_(torch.inf)
         self.seen_high.fill_(-torch.inf)
 
+    @torch.no_grad()
     def take(self, momentum: float) -> None:
         """Moves the ranges towards what has been seen, and rounds by them from now on."""
         self.low.lerp_(self.seen_low, momentum)
         self.high.lerp_(self.seen_high, momentum)
         self.use()
 
+    @torch.no_grad()
     def use(self) -> None:
         """Rounds by `low` and `high`."""
         for module, low, high in zip(self.points, self.low, self.high, strict=True):
@@ -134,18 +138,18 @@ class QuantisationAwareTraining:
             norm.train()
         network.fake_quantise(True)
 
-    @torch.no_grad()
-    def begin(self, step: int, total_steps: int) -> None:
-        """Freezes what is to be frozen in step `step` (from 0) of `total_steps`."""
-        self.network.forget()
-        self.network.watches = step < self.settings.freeze_observers * total_steps
-        for norm in self.norms:
-            norm.train(step < self.settings.freeze_batch_norm * total_steps)
+    @contextmanager
+    def step(self, number: int, total_steps: int) -> Iterator[None]:
+        """Inside, step `number` (from 0) of `total_steps` sees its images, with frozen what is to be frozen.
 
-    @torch.no_grad()
-    def end(self) -> None:
-        """Of a step: the ranges move towards what has passed in it, over all processes and parts."""
+        In the end the ranges move towards what has passed, over all processes and parts.
+        """
         network = self.network
+        network.watches = number < self.settings.freeze_observers * total_steps
+        for norm in self.norms:
+            norm.train(number < self.settings.freeze_batch_norm * total_steps)
+        network.forget()
+        yield
         if network.watches:
             if distributed.is_initialized():
                 distributed.all_reduce(network.seen_low, distributed.ReduceOp.MIN)
