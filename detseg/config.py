@@ -192,8 +192,8 @@ class Experiment(Settings):
         if self.precision not in get_args(Precision):
             raise ValueError(f"precision must be one of {', '.join(get_args(Precision))}, got {self.precision!r}")
         if self.qat is not None and self.precision != "32-true":
-            raise ValueError(f"qat and precision {self.precision!r} do not go together: bfloat16 has 8 significant bits, "
-                             "so that rounding to 8-bit integers would be lost in it; take precision 32-true")
+            raise ValueError(f"qat and precision {self.precision!r} do not go together: bfloat16 has 8 significant "
+                             "bits, in which rounding to 8-bit integers would be lost; take precision 32-true")
         if self.qat is not None and self.sync_batch_norm:
             raise ValueError("qat and sync_batch_norm do not go together; leave one out, or let a process have more "
                              "images")

@@ -404,9 +404,9 @@ def _introduction(state: _State, checkpoint: Checkpoint | None, splits: Splits[I
         yield (f"note: BatchNorm sees {seen} image{'s' * (seen > 1)} at a time, which makes its statistics noisy; "
                "raise batch_size, lower accumulate, or with several GPUs --set sync_batch_norm=true")
     if (qat := experiment.qat) is not None:
-        yield (f"qat: {experiment.schedule.epochs} epochs at a learning rate of {experiment.optimizer.lr:g}, BatchNorm's "
-               f"statistics frozen from step {math.ceil(qat.freeze_batch_norm * plan.total_steps)} on, the ranges of "
-               f"activations from step {math.ceil(qat.freeze_observers * plan.total_steps)} on; validation tells the "
+        yield (f"qat: epochs {experiment.schedule.epochs}, learning rate {experiment.optimizer.lr:g}; the ranges of "
+               f"activations stay from step {math.ceil(qat.freeze_observers * plan.total_steps)} on, BatchNorm's "
+               f"statistics from step {math.ceil(qat.freeze_batch_norm * plan.total_steps)} on; validation tells the "
                "score of 8-bit integers")
     yield (f"{len(train)} images to train on, {len(val)} to validate on, {len(classes.used)} classes; "
            f"{plan.total_steps} steps ({plan.epoch_steps} an epoch) on {fabric.world_size} x {fabric.device.type}, in "

@@ -6,6 +6,7 @@ A network becomes a graph in which every tensor that the file holds in 8 bits pa
 from __future__ import annotations
 
 import importlib.util
+import logging
 import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -175,15 +176,20 @@ def _exported(predictor: Predictor, images: Tensor, *, any_size: bool | None) ->
     except Exception as problem:
         raise ValueError(
             f"the network cannot be recorded for quantisation: {str(problem).strip().splitlines()[0]}") from problem
-    return cast(fx.GraphModule, program.module(check_guards=False)), outputs[-1]
+    return program.module(check_guards=False), outputs[-1]
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
     """torchao and executorch warn of themselves."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
 
 
 @contextmanager
@@ -191,7 +197,7 @@ def _training_only_marked(predictor: Predictor) -> Iterator[None]:
     """Inside, dropout and stochastic depth leave one and the same operator behind in training, and else none."""
     modules = [module for module in predictor.modules() if _is_training_only(module)]
     for module in modules:
-        module.forward = _mark if module.training else _nothing  # type: ignore[method-assign]
+        module.forward = _mark if module.training else _nothing
     try:
         yield
     finally:
@@ -229,7 +235,8 @@ def _cut_marks(graph: fx.Graph, predictor: Predictor) -> list[_Mark]:
             continue
         before = node.args[0]
         for user in list(node.users):
-            found += [_Mark(_path(node), user.name, number) for number, argument in enumerate(user.args) if argument is node]
+            found += [_Mark(_path(node), user.name, number)
+                      for number, argument in enumerate(user.args) if argument is node]
         node.replace_all_uses_with(before)
         graph.erase_node(node)
     return found
@@ -256,7 +263,7 @@ def _fake_quantisation(
             continue
         seen.add(module)
         source = node.args[0]
-        if module.is_per_channel:  # type: ignore[union-attr]
+        if module.is_per_channel:
             while source.op != "get_attr":
                 source = source.args[0]
             weights[source.target.removeprefix(f"{_HELD}.")] = module
@@ -289,8 +296,9 @@ def _name(node: fx.Node, predictor: Predictor) -> str:
     if node.op == "placeholder":
         return "images"
     if node.op == "get_attr":
-        held = str(node.target).startswith(f"{_HELD}.")
-        return str(node.target).removeprefix(f"{_HELD}.") if held else f"{_name(next(iter(node.users)), predictor)}.constant"
+        if str(node.target).startswith(f"{_HELD}."):
+            return str(node.target).removeprefix(f"{_HELD}.")
+        return f"{_name(next(iter(next(iter(node.users)).users)), predictor)}.constant"  # of an operator behind
     if node.op == "call_module":
         return _name(node.args[0], predictor)  # type: ignore[arg-type]
     path, operator = _path(node), str(node.target).split(".")[1].rstrip("_")

@@ -38,14 +38,15 @@ def load_trained(
         task: of its predictions.
         config_changed: although the config gives the tensors another meaning.
 
-    ValueError where it was trained for other classes or with another meaning of its tensors, or where a part is missing.
+    ValueError where it is of other classes, where its tensors mean something else, or where a part is missing.
     """
     read = _checkpoint(source)
     if read is None:
         report = load_weights(predictor, source)
         if report.fresh:
-            raise ValueError(f"{source} holds only a part of this network: {len(report.fresh)} tensors would start anew, "
-                             f"{report.fresh[0]} is the first; train it without qat first, with --weights {source}")
+            raise ValueError(f"{source} holds only a part of this network: {len(report.fresh)} tensors would start "
+                             f"anew, {report.fresh[0]} is the first; train it without qat first, with --weights "
+                             f"{source}")
         return str(report)
     checkpoints.check_classes(predictor.classes, read.classes, what=source)
     changes = [] if read.fingerprint is None else differences(read.fingerprint, fingerprint(predictor, task))
