@@ -19,7 +19,7 @@ from detseg.config import Config
 from detseg.config import load as load_config
 from detseg.layers import ConvNormAct, Norm
 from detseg.model import Predictor
-from detseg.optim import QAT, SGD, Cosine, Steps
+from detseg.optim import QAT, Cosine, Steps
 from detseg.quantization import pt2e
 from detseg.quantization.pt2e import Simulated, converted
 from detseg.quantization.training import QuantisationAwareTraining
@@ -80,7 +80,7 @@ def test_a_run_leaves_an_ordinary_checkpoint_and_the_ranges(capsys: pytest.Captu
     assert "torchao" not in before.versions
     assert before.ranges is None
     assert last.ranges is not None
-    assert set(last.ranges) == {"scale", "shift", "to", "mul", "add", "backbone.block.act", "head.mean", "head.linear"}
+    assert set(last.ranges) == {"scale", "shift", "to", "mul", "add", "backbone.block.act", "head.linear"}
     assert last.ranges["to"].tolist()[1] <= 255
     assert last.ranges["backbone.block.act"][0] == 0, "behind a ReLU"
     assert result.numbers["accuracy"] == 1.0
@@ -97,16 +97,17 @@ def test_validation_tells_the_score_of_integers() -> None:
     simulated = Simulated(model)
     assert last.ranges is not None
     simulated.set_ranges(last.ranges)
-    images = torch.stack([tiny.Pictures(tiny.read(Path("data"), "val").relabel(last.classes), model.resize, augment=None,
-                                        seed=0).evaluation(item).image for item in range(7)])
+    index = tiny.read(Path("data"), "val").relabel(last.classes)
+    dataset = tiny.Pictures(index, model.resize, augment=None, seed=0)
+    images = torch.stack([dataset.evaluation(item).image for item in range(7)])
     exact = model.ready().finished(images, config.experiment.task)
     near = simulated.finished(images, config.experiment.task)
     torch.testing.assert_close(near, exact, atol=0.05, rtol=0)
     assert not torch.equal(near, exact)
-    simulated.set_ranges(last.ranges | {"head.mean": torch.tensor([0.0, 1000.0])})
+    simulated.set_ranges(last.ranges | {"backbone.block.act": torch.tensor([0.0, 1000.0])})
     assert simulated.finished(images, config.experiment.task).unique(dim=0).shape[0] == 1
-    with pytest.raises(ValueError, match=r"the activation head\.mean has no trained range: the ranges are those of"):
-        simulated.set_ranges({name: value for name, value in last.ranges.items() if name != "head.mean"})
+    with pytest.raises(ValueError, match=r"the activation head\.linear has no trained range: the ranges are those of"):
+        simulated.set_ranges({name: value for name, value in last.ranges.items() if name != "head.linear"})
 
 
 @pytest.mark.parametrize("call", [2, 7, 10])
@@ -261,8 +262,9 @@ def micro_network(head: str) -> Predictor:
     return micro.network(head)[0]
 
 
-def _assert_one_rounding(head: str) -> None:
-    """Training with BatchNorm frozen, what is validated, and what is lowered to a file give the same."""
+def _assert_one_rounding(head: str, *, tolerance: float) -> None:
+    """Training with BatchNorm frozen, what is validated, and what is lowered to a file give the same; tolerance: of the
+    mean, in shares of the largest. A value on the edge of a step may fall to either side."""
     model = copy.deepcopy(micro_network(head))
     images = micro.inputs(micro.scenes(2, seed=1), micro.SIZE).round()
     training = QuantisationAwareTraining(model, QAT(), images=images.to(torch.uint8))
@@ -277,19 +279,19 @@ def _assert_one_rounding(head: str) -> None:
     assert pairs
     for one, two, real, last in pairs:
         largest = float(real.abs().max())
-        for other in (one, last):  # a value on the edge of a step may fall to either side
-            assert float((other - two).abs().mean()) < 2e-3 * largest
+        for other in (one, last):
+            assert float((other - two).abs().mean()) < tolerance * largest
         assert 0 < float((two - real).abs().mean()) < 0.05 * largest
 
 
 def test_training_validation_and_file_round_alike() -> None:
-    _assert_one_rounding("ssdlite")
+    _assert_one_rounding("ssdlite", tolerance=1e-4)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("head", [name for name in discovery.head_classes() if name != "ssdlite"])
 def test_training_validation_and_file_round_alike_in_every_head(head: str) -> None:
-    _assert_one_rounding(head)
+    _assert_one_rounding(head, tolerance=1e-2)
 
 
 def test_ranges_are_means_of_batches_and_then_follow_slowly() -> None:
@@ -316,7 +318,7 @@ def test_qat_takes_a_tenth_unless_it_is_told_otherwise() -> None:
     tiny.write_config(Path(), text=text)
     own = load_config(Path("brightness.py"), qat=True).settings()
     assert (own["optimizer.lr"], own["schedule.epochs"], own["qat.freeze_observers"]) == (0.1, 3, 0.2), "it is one"
-    assert "qat" not in load_config(Path("brightness.py"), ["qat=none"]).experiment.changed("qat", None).origin("qat")
+    assert not any(name.startswith("qat") for name in load_config(Path("brightness.py"), ["qat=none"]).settings())
 
 
 @pytest.mark.parametrize(("schedule", "shorter"), [
@@ -422,4 +424,3 @@ def test_a_run_of_qat_is_resumed_as_one() -> None:
     qat(weights=weights)
     with pytest.raises(ValueError, match=r"(?s)qat.freeze_observers: 0.5 in the run, absent now"):
         fit(load_config(Path("brightness.py"), OVERRIDES), Path("data"), out=Path("run"), resume=True)
-    assert SGD(lr=0.1).lr == 0.1

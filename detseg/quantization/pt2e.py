@@ -9,13 +9,14 @@ import importlib.util
 import logging
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 from torchvision.ops import StochasticDepth
@@ -79,6 +80,10 @@ class _Flat(nn.Module):
 def trace(predictor: Predictor, images: Tensor, *, any_size: bool = False) -> Traced:
     """The network with fake quantisation, in the mode it is in: evaluation, folded, or training.
 
+    torchao's `prepare_qat_pt2e` does the same, but puts PyTorch's default epsilon and momentum in place of BatchNorm's
+    own, divides by zero in a dead channel, and takes long to search for patterns. Here the quantiser sees the network
+    without BatchNorm, as it sees the file's, and BatchNorm is put back behind its convolution.
+
     Args:
         predictor: becomes a part of the graph, and is left as it is.
         images: two or more, an example: the graph takes any number of images of this size.
@@ -86,25 +91,32 @@ def trace(predictor: Predictor, images: Tensor, *, any_size: bool = False) -> Tr
 
     ValueError where the network cannot be recorded.
     """
-    from torchao.quantization.pt2e.quantize_pt2e import prepare_qat_pt2e
+    from torchao.quantization.pt2e.quantize_pt2e import prepare_pt2e
 
-    with _quiet(), _training_only_marked(predictor):
-        module, outputs = _exported(predictor, images, any_size=any_size)
-        marks = _cut_marks(module.graph, predictor)
-        prepared = prepare_qat_pt2e(module, _quantizer())
+    _check_norms(predictor)
+    with _quiet():
+        with _marked(predictor, norms=True):
+            module, outputs = _exported(predictor, images, any_size=any_size)
+        _hold(module, predictor)
+        marks, norms = _cut_marks(module.graph, predictor)
+        prepared = prepare_pt2e(module, _quantizer())
     points, weights = _fake_quantisation(prepared, predictor)
+    graph = prepared.graph
     for node in _before_clamps(prepared):  # rounded behind them by the same range, which is equal
         node.replace_all_uses_with(node.args[0])  # type: ignore[arg-type]
-        prepared.graph.erase_node(node)
-    del prepared._modules[_HELD]
-    prepared.add_module(_HELD, predictor)
-    _call_norms(prepared.graph, predictor)
-    _put_back(marks, prepared.graph)
-    prepared.graph.lint()
-    graph = fx.GraphModule(prepared, prepared.graph)
-    del graph._modules[_HELD]  # it was copied in parts
-    graph.add_module(_HELD, predictor)
-    return Traced(graph, outputs, points, weights)
+        graph.erase_node(node)
+    _hold(prepared, predictor)  # it was copied in parts, here and below
+    nodes = {node.name: node for node in graph.nodes}
+    for conv, path in norms.items():
+        _normalise(nodes[conv], predictor, path)
+    for mark in marks:
+        user = nodes[mark.user]
+        with graph.inserting_before(user):
+            user.update_arg(mark.argument, graph.call_module(mark.layer, (user.args[mark.argument],)))
+    graph.lint()
+    whole = fx.GraphModule(prepared, graph)
+    _hold(whole, predictor)
+    return Traced(whole, outputs, points, weights)
 
 
 def converted(predictor: Predictor, ranges: Mapping[str, Tensor], images: Tensor) -> fx.GraphModule:
@@ -120,18 +132,39 @@ def converted(predictor: Predictor, ranges: Mapping[str, Tensor], images: Tensor
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
     # ExecuTorch cannot lower weights that lie channels last.
-    folded = predictor.ready().folded().to(memory_format=torch.contiguous_format)
-    with _quiet(), _training_only_marked(folded):
-        module, _ = _exported(folded, images, any_size=None)
+    folded = predictor.folded().to(memory_format=torch.contiguous_format)
+    with _quiet(), torch.no_grad():
+        with _marked(folded, norms=False):
+            module, _ = _exported(folded, images, any_size=None)
+        _part_shared_convolutions(module.graph)
         prepared = prepare_pt2e(module, _quantizer())
         points, _ = _fake_quantisation(prepared, folded)
         for name, fake in points.items():
             if name not in ranges:
                 raise _no_range(name)
             set_range(fake, *ranges[name].to(images.device))
-        with torch.no_grad():
-            prepared(images)  # shows the weights to their observers
-        return cast(fx.GraphModule, convert_pt2e(prepared))
+        prepared(images)  # shows the weights to their observers
+        return convert_pt2e(prepared)
+
+
+def _part_shared_convolutions(graph: fx.Graph) -> None:
+    """torchao folds a BatchNorm into a convolution whose output others take as well; not with a copy in between."""
+    for node in list(graph.nodes):
+        if node.target is _aten.batch_norm.default and len(node.args[0].users) > 1:
+            with graph.inserting_before(node):
+                node.update_arg(0, graph.call_function(_aten.clone.default, (node.args[0],)))
+
+
+def _hold(graph: fx.GraphModule, predictor: Predictor) -> None:
+    del graph._modules[_HELD]
+    graph.add_module(_HELD, predictor)
+
+
+def _check_norms(predictor: Predictor) -> None:
+    """ValueError for a BatchNorm that does more than normalise."""
+    for path, module in predictor.named_modules():
+        if isinstance(module, _BatchNorm) and type(module) is not nn.BatchNorm2d:
+            raise ValueError(f"{path} is a {type(module).__name__}; qat knows nn.BatchNorm2d alone")
 
 
 def _no_range(name: str) -> ValueError:
@@ -156,12 +189,15 @@ def _quantizer() -> Any:
     )
     from torchao.quantization.pt2e import FakeQuantize, MinMaxObserver, PerChannelMinMaxObserver
 
-    usual = get_symmetric_quantization_config(is_per_channel=True, is_qat=True)
+    usual = get_symmetric_quantization_config(is_per_channel=True)
     activations = replace(usual.input_activation, observer_or_fake_quant_ctr=FakeQuantize.with_args(
         observer=MinMaxObserver, eps=_EPS))
     weights = replace(usual.weight, observer_or_fake_quant_ctr=FakeQuantize.with_args(
         observer=PerChannelMinMaxObserver, eps=_EPS))
-    return XNNPACKQuantizer().set_global(
+    quantizer = XNNPACKQuantizer()
+    # There is none left, and it takes half a minute to be told so.
+    quantizer.SUPPORTED_PATTERNS = [pattern for pattern in quantizer.SUPPORTED_PATTERNS if "bn" not in pattern.name]
+    return quantizer.set_global(
         replace(usual, input_activation=activations, output_activation=activations, weight=weights))
 
 
@@ -193,11 +229,13 @@ def _quiet() -> Iterator[None]:
 
 
 @contextmanager
-def _training_only_marked(predictor: Predictor) -> Iterator[None]:
-    """Inside, dropout and stochastic depth leave one and the same operator behind in training, and else none."""
-    modules = [module for module in predictor.modules() if _is_training_only(module)]
+def _marked(predictor: Predictor, *, norms: bool) -> Iterator[None]:
+    """Inside, dropout and stochastic depth leave one and the same operator behind in training, and else none; and so
+    does BatchNorm where `norms`, in both."""
+    modules = [module for module in predictor.modules()
+               if _is_training_only(module) or (norms and isinstance(module, _BatchNorm))]
     for module in modules:
-        module.forward = _mark if module.training else _nothing
+        module.forward = _mark if module.training or isinstance(module, _BatchNorm) else _nothing
     try:
         yield
     finally:
@@ -221,25 +259,80 @@ class _Mark(NamedTuple):
     """A place of a layer that does something in training alone."""
 
     layer: str
+    """In the graph."""
     user: str
     """The node that takes what the layer gives."""
     argument: int
     """As which of its arguments."""
 
 
-def _cut_marks(graph: fx.Graph, predictor: Predictor) -> list[_Mark]:
-    """Takes the marks out, as a file has nothing in their place, and says where they were."""
-    found = []
+def _cut_marks(graph: fx.Graph, predictor: Predictor) -> tuple[list[_Mark], dict[str, str]]:
+    """Takes the marks out, as a file has nothing in their place, and says where they were.
+
+    Of BatchNorm, which one stands behind a convolution; one that does not is called where it stands.
+    """
+    training_only, norms = list[_Mark](), dict[str, str]()
     for node in list(graph.nodes):
-        if node.target is not _aten.dropout.default or not _is_training_only(predictor.get_submodule(_path(node))):
+        if node.target is not _aten.dropout.default:
             continue
-        before = node.args[0]
-        for user in list(node.users):
-            found += [_Mark(_path(node), user.name, number)
-                      for number, argument in enumerate(user.args) if argument is node]
+        path, before = _path(node), node.args[0]
+        module = predictor.get_submodule(path)
+        if isinstance(module, _BatchNorm):
+            if before.target is _aten.conv2d.default and len(before.users) == 1:
+                norms[before.name] = path
+            else:
+                with graph.inserting_before(node):
+                    before = graph.call_module(f"{_HELD}.{path}", (before,))
+                before.meta = dict(node.meta)  # the quantiser asks for shapes
+        elif _is_training_only(module):
+            training_only += [_Mark(f"{_HELD}.{path}", user.name, number)
+                              for user in node.users for number, argument in enumerate(user.args) if argument is node]
+        else:
+            continue
         node.replace_all_uses_with(before)
         graph.erase_node(node)
-    return found
+    return training_only, norms
+
+
+def _normalise(conv: fx.Node, predictor: Predictor, path: str) -> None:
+    """Puts a BatchNorm back: what is rounded are the weights as they will be folded, and it sees what it would see."""
+    graph, norm = conv.graph, predictor.get_submodule(path)
+    rounded, bias = conv.args[1], conv.args[2] if len(conv.args) > 2 else None
+    assert isinstance(rounded, fx.Node)
+    place = rounded if rounded.op == "call_module" else conv  # a repeated use of weights is not rounded
+    with graph.inserting_before(place):
+        scale = graph.call_function(_folded_scale, (
+            *(graph.get_attr(f"{_HELD}.{path}.{name}") for name in ("weight", "running_var")), norm.eps))
+        weight = place.args[0] if place is rounded else rounded
+        scaled = graph.call_function(_scaled, (weight, scale))
+    place.update_arg(0 if place is rounded else 1, scaled)
+    if bias is not None:
+        conv.update_arg(2, None)
+    users = list(conv.users)
+    with graph.inserting_after(conv):
+        unscaled = graph.call_function(_unscaled, (conv, scale, bias))
+    with graph.inserting_after(unscaled):
+        normalised = graph.call_module(f"{_HELD}.{path}", (unscaled,))
+    for user in users:
+        user.replace_input_with(conv, normalised)
+
+
+def _folded_scale(weight: Tensor, variance: Tensor, eps: float) -> Tensor:
+    """[C]: by what folding multiplies; that of a dead channel, 0, is kept from it."""
+    scale = weight * torch.rsqrt(variance + eps)
+    return torch.where(scale.abs() < _SMALLEST_SCALE, _SMALLEST_SCALE, scale)
+
+
+_SMALLEST_SCALE = 1e-12
+
+
+def _scaled(weight: Tensor, scale: Tensor) -> Tensor:
+    return weight * scale.view(-1, 1, 1, 1)
+
+
+def _unscaled(x: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
+    x = x / scale.view(1, -1, 1, 1)
+    return x if bias is None else x + bias.view(1, -1, 1, 1)
 
 
 def _path(node: fx.Node) -> str:
@@ -259,7 +352,7 @@ def _fake_quantisation(
         if node.op != "call_module" or node in left_out:
             continue
         module = prepared.get_submodule(node.target)
-        if module in seen:
+        if module in seen or isinstance(module, _BatchNorm):
             continue
         seen.add(module)
         source = node.args[0]
@@ -292,7 +385,7 @@ _CLAMPS = {_aten.hardtanh.default, _aten.hardtanh_.default, _aten.relu.default, 
 
 
 def _name(node: fx.Node, predictor: Predictor) -> str:
-    """What a tensor is called: the same in training, where BatchNorm stands apart, and in a folded network."""
+    """What a tensor is called."""
     if node.op == "placeholder":
         return "images"
     if node.op == "get_attr":
@@ -302,78 +395,8 @@ def _name(node: fx.Node, predictor: Predictor) -> str:
     if node.op == "call_module":
         return _name(node.args[0], predictor)  # type: ignore[arg-type]
     path, operator = _path(node), str(node.target).split(".")[1].rstrip("_")
-    if node.target is _aten.batch_norm.default:
-        owner = path.rpartition(".")[0]
-        if path.endswith(".norm") and "conv" in dict(predictor.get_submodule(owner).named_children()):
-            return f"{owner}.conv"
-        conv = _convolution_before(node)
-        path = path if conv is None else _path(conv)
     is_leaf = next(predictor.get_submodule(path).children(), None) is None
     return path if path and is_leaf else f"{path}.{operator}".removeprefix(".")
-
-
-def _convolution_before(norm: fx.Node) -> fx.Node | None:
-    """The convolution that a BatchNorm was fused with: what comes between divides by the scale and adds a bias."""
-    node = norm.args[0]
-    while isinstance(node, fx.Node) and node.target in (_aten.div.Tensor, _aten.add.Tensor):
-        node = node.args[0]
-    found = isinstance(node, fx.Node) and node.target is _aten.conv2d.default
-    return node if found else None  # type: ignore[return-value]
-
-
-def _call_norms(graph: fx.Graph, predictor: Predictor) -> None:
-    """Lets the network's own BatchNorm modules do what the graph does by operators.
-
-    torchao's patterns have put PyTorch's default epsilon and momentum in place of the network's, and know of no later
-    change between training and evaluation.
-    """
-    for node in list(graph.nodes):
-        if node.target is _aten.batch_norm.default:
-            path = str(node.args[3].target).removesuffix(".running_mean")
-            with graph.inserting_before(node):
-                node.replace_all_uses_with(graph.call_module(path, (node.args[0],)))
-            graph.erase_node(node)
-        elif node.op == "get_attr" and node.target.endswith(".running_var"):
-            norm = predictor.get_submodule(_owner(node))
-            for user in [user for user in node.users if user.target is _aten.add.Tensor]:
-                user.args = (node, norm.eps)
-                for root in user.users:
-                    for ratio in list(root.users):
-                        _keep_from_zero(graph, ratio)
-        elif node.target is _aten.add_.Tensor and str(node.args[0].target).endswith(".num_batches_tracked"):
-            graph.erase_node(node)
-    graph.eliminate_dead_code()
-
-
-def _owner(attribute: fx.Node) -> str:
-    return str(attribute.target).removeprefix(f"{_HELD}.").rpartition(".")[0]
-
-
-def _keep_from_zero(graph: fx.Graph, ratio: fx.Node) -> None:
-    """The pattern divides by BatchNorm's scale, which is 0 in a dead channel."""
-    with graph.inserting_after(ratio):
-        kept = graph.call_function(_not_zero, (ratio,))
-    ratio.replace_all_uses_with(kept, delete_user_cb=lambda user: user is not kept)
-
-
-def _not_zero(scale: Tensor) -> Tensor:
-    return torch.where(scale.abs() < _SMALLEST_SCALE, _SMALLEST_SCALE, scale)
-
-
-_SMALLEST_SCALE = 1e-12
-
-
-def _put_back(marks: Sequence[_Mark], graph: fx.Graph) -> None:
-    """Calls the network's dropout and stochastic depth where their marks were, behind the fake quantisation."""
-    nodes = {node.name: node for node in graph.nodes}
-    for mark in marks:
-        if mark.user not in nodes:
-            raise ValueError(f"{mark.layer} stands before a convolution with BatchNorm, which cannot be quantised in "
-                             "training; take it out of the network")
-        user = nodes[mark.user]
-        with graph.inserting_before(user):
-            layer = graph.call_module(f"{_HELD}.{mark.layer}", (user.args[mark.argument],))
-        user.update_arg(mark.argument, layer)
 
 
 def set_range(module: nn.Module, low: Tensor, high: Tensor) -> None:
