@@ -357,20 +357,20 @@ def _check_qat(experiment: Experiment, *, starts_anew: bool) -> None:
 def _quantisation_aware(
     model: Predictor, dataset: Dataset[Any], plan: _Plan, *, experiment: Experiment, fabric: Fabric, fresh: bool
 ) -> QuantisationAwareTraining | None:
-    """What a run with `qat` has; a fresh one takes its first ranges from the run's first batches, in every process from
-    the same."""
+    """What a run with `qat` has; a fresh one takes its first ranges from the run's first steps, every process from all
+    their images."""
     if experiment.qat is None:
         return None
 
     def images(number: int) -> Iterator[Tensor]:
         batches = training_batches(
-            dataset, experiment.task, batch_size=plan.rank_batch // experiment.accumulate, seed=experiment.seed,
+            dataset, experiment.task, batch_size=min(experiment.batch_size, len(dataset)), seed=experiment.seed,
             fill=model.resize.fill, last_step=number, workers=0, skipped=lambda _: None)  # training says it
         return (batch.images for batch in batches)
 
     qat = QuantisationAwareTraining(model.to(fabric.device), experiment.qat, images=next(images(1)))
     if fresh:
-        qat.calibrate(images(experiment.qat.calibration_batches))
+        qat.calibrate(images(experiment.qat.calibration_batches), together=plan.rank_batch // experiment.accumulate)
     return qat
 
 

@@ -23,6 +23,7 @@ from detseg.optim import QAT, Cosine, Steps
 from detseg.quantization import pt2e
 from detseg.quantization.pt2e import Simulated, converted
 from detseg.quantization.training import QuantisationAwareTraining
+from detseg.structures import Classes
 from detseg.train import Result, fit
 from detseg.weights.trained import load_trained, with_trained_settings
 from tests import discovery, micro, tiny
@@ -110,7 +111,7 @@ def test_validation_tells_the_score_of_integers() -> None:
         simulated.set_ranges({name: value for name, value in last.ranges.items() if name != "head.linear"})
 
 
-@pytest.mark.parametrize("call", [2, 7, 10])
+@pytest.mark.parametrize("call", [pytest.param(2, marks=pytest.mark.slow), 7, pytest.param(10, marks=pytest.mark.slow)])
 def test_ctrl_c_and_resume_is_exact(call: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Before anything stays, with ranges that stay, with statistics that stay."""
     weights = trained()
@@ -159,6 +160,7 @@ def test_parts_see_what_the_whole_sees() -> None:
         torch.testing.assert_close(parts.model[name], value, rtol=1e-2, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_several_processes_see_what_one_sees() -> None:
     plain = ["model.batch_norm=false", "model.dropout=0"]
     weights = trained(*plain)
@@ -194,7 +196,8 @@ class _Residual(nn.Module):
         self.drop = StochasticDepth(0.5, "row")
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.drop(self.inner(x))
+        inner: Tensor = self.drop(self.inner(x))
+        return x + inner
 
 
 def pictures(number: int) -> Tensor:
@@ -356,7 +359,7 @@ def test_qat_needs_a_trained_network_of_this_config(tmp_path: Path) -> None:
         _initialised(other, weights)
     assert "which was insisted on" in _initialised(other, weights, config_changed=True)
     assert "the network after" in _initialised(config, "float"), "a run folder does as well"
-    model = config.build_model(tiny.FILE_CLASSES)
+    model = config.build_model(Classes(names=("dim", "bright"), source_ids=(3, 5)))
     with pytest.raises(ValueError, match="knows other classes"):
         load_trained(model, weights, config.experiment.task)
     assert not Path("run").exists(), "what is refused leaves no folder"

@@ -91,10 +91,10 @@ def trace(predictor: Predictor, images: Tensor, *, any_size: bool = False) -> Tr
 
     ValueError where the network cannot be recorded.
     """
-    from torchao.quantization.pt2e.quantize_pt2e import prepare_pt2e
-
     _check_norms(predictor)
     with _quiet():
+        from torchao.quantization.pt2e.quantize_pt2e import prepare_pt2e
+
         with _marked(predictor, norms=True):
             module, outputs = _exported(predictor, images, any_size=any_size)
         _hold(module, predictor)
@@ -129,11 +129,11 @@ def converted(predictor: Predictor, ranges: Mapping[str, Tensor], images: Tensor
 
     ValueError where the network cannot be recorded, or an activation has no range.
     """
-    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
-
     # ExecuTorch cannot lower weights that lie channels last.
     folded = predictor.folded().to(memory_format=torch.contiguous_format)
     with _quiet(), torch.no_grad():
+        from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+
         with _marked(folded, norms=False):
             module, _ = _exported(folded, images, any_size=None)
         _part_shared_convolutions(module.graph)
@@ -144,7 +144,8 @@ def converted(predictor: Predictor, ranges: Mapping[str, Tensor], images: Tensor
                 raise _no_range(name)
             set_range(fake, *ranges[name].to(images.device))
         prepared(images)  # shows the weights to their observers
-        return convert_pt2e(prepared)
+        graph: fx.GraphModule = convert_pt2e(prepared)
+    return graph
 
 
 def _part_shared_convolutions(graph: fx.Graph) -> None:
@@ -297,6 +298,7 @@ def _cut_marks(graph: fx.Graph, predictor: Predictor) -> tuple[list[_Mark], dict
 def _normalise(conv: fx.Node, predictor: Predictor, path: str) -> None:
     """Puts a BatchNorm back: what is rounded are the weights as they will be folded, and it sees what it would see."""
     graph, norm = conv.graph, predictor.get_submodule(path)
+    assert isinstance(norm, nn.BatchNorm2d)
     rounded, bias = conv.args[1], conv.args[2] if len(conv.args) > 2 else None
     assert isinstance(rounded, fx.Node)
     place = rounded if rounded.op == "call_module" else conv  # a repeated use of weights is not rounded

@@ -119,10 +119,12 @@ class QuantisationAwareTraining:
         self._simulated: Simulated | None = None
 
     @torch.no_grad()
-    def calibrate(self, batches: Iterable[Tensor]) -> None:
+    def calibrate(self, batches: Iterable[Tensor], *, together: int | None = None) -> None:
         """Sets the ranges of activations to the mean of those of batches of images; nothing else is learned of them.
 
-        Each batch is uint8 [B, 3, H, W], as training has them.
+        Args:
+            batches: each uint8 [B, 3, H, W], as training has them.
+            together: images that are computed at once; None for a whole batch.
         """
         network = self.network
         network.fake_quantise(False)
@@ -131,7 +133,8 @@ class QuantisationAwareTraining:
         network.watches = True
         for number, images in enumerate(batches, start=1):
             network.forget()
-            network(images.to(network.low.device).contiguous(memory_format=torch.channels_last))
+            for part in torch.split(images.to(network.low.device), together or len(images)):
+                network(part.contiguous(memory_format=torch.channels_last))
             network.take(1.0 / number)
         network.watches = False
         for norm in self.norms:
