@@ -394,7 +394,7 @@ def _step(name: str, model: Predictor, config: Config, setup: Setup) -> Callable
 def _own_process(name: str, path: Path, overrides: Sequence[str], *, setup: Setup) -> Iterator[Callable[[], None]]:
     """A training step that another process does when it is called."""
     # A process with nothing from this one; systems that do not fork have another way to that.
-    context = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
+    context: Any = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
     here, there = context.Pipe()
     arguments = (there, name, path, tuple(overrides), setup)
     process = context.Process(target=_serve_steps, args=arguments, daemon=True)
