@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 from collections.abc import Callable, Sequence
 from functools import singledispatch
 from pathlib import Path
@@ -17,29 +18,37 @@ from detseg import checkpoint as checkpoints
 from detseg import config as configs
 from detseg.choices import Engine
 from detseg.config import Config, Data
+from detseg.data.box_index import BoxIndex
 from detseg.data.images import read_image, to_rgb
+from detseg.data.label_index import LabelIndex
 from detseg.data.loading import spread
-from detseg.data.location import Location, read_validation
+from detseg.data.location import Location, read_training, read_validation
+from detseg.data.screening import screened
 from detseg.engine import OnnxRuntimePredictor, with_engine
 from detseg.export.artefact import Artefact, is_artefact, open_artefact
 from detseg.export.convert import Exported, Source, export
-from detseg.export.format import Options
+from detseg.export.format import Format, Options
 from detseg.export.formats import format_named, format_of, formats
+from detseg.export.int8 import Budget, Calibration, Int8Exported, export_int8
 from detseg.fingerprint import fingerprint
 from detseg.interfaces import Task
 from detseg.model import Predictor
 from detseg.predict import predict_image
+from detseg.quantization.post_training import Recipe
 from detseg.recipes import sample_pictures, usual_data
 from detseg.report.pictures import draw_boxes, draw_labels
 from detseg.run_folder import RunFolder, trained_run
 from detseg.settings import COMMAND_LINE
 from detseg.structures import Classes, ImageDetections, ImageLabels, LabelPixels, Pixels
+from detseg.validation import Validation, prepared
 from detseg.weights.load import is_plain, load_weights, read_checkpoint
 
 ImageLike: TypeAlias = str | os.PathLike[str] | Pixels | Image.Image
 """A file, uint8 [H, W, 3], or Pillow's."""
 ChannelOrder: TypeAlias = Literal["rgb", "bgr"]
 
+CALIBRATION_IMAGES = 128
+"""From which int8's ranges are taken, unless another number is asked for."""
 _COMPARED = 16
 """Images that an exported file is compared on, unless they are named."""
 
@@ -123,6 +132,30 @@ class Model:
         return read_validation(
             self.data.read, location, kept=None if self.run is None else self.run.kept_split, classes=self.classes)
 
+    def validation(
+        self, location: Location, *, common: bool = False, skip_broken: bool = False
+    ) -> Validation:
+        """What it is measured on in these data; see `detseg.validation.prepared`."""
+        index, notes = self.read_validation(location)
+        return prepared(index, location, self.classes, self.data, self.loaded.resize, notes=notes, common=common,
+                        skip_broken=skip_broken, what=self.title)
+
+    def calibration(self, location: Location, *, number: int = CALIBRATION_IMAGES, seed: int = 0) -> Calibration:
+        """A draw of the images that it was trained on, in the order of their numbers. ValueError without images.
+
+        Args:
+            location: where they lie.
+            number: how many; all, where there are fewer.
+            seed: of the draw.
+        """
+        index = read_training(self.data.read, location, kept=None if self.run is None else self.run.kept_split)
+        index, _ = screened(index, whole=False)
+        dataset = self.data.dataset(index, self.loaded.resize, augment=None, seed=0)
+        items = sorted(random.Random(seed).sample(range(len(dataset)), min(number, len(dataset))))
+        named = isinstance(index, BoxIndex | LabelIndex)
+        names = tuple(index.path(item).name if named else f"{item}" for item in items)
+        return Calibration(tuple(dataset.original(item) for item in items), names, f"{location}", seed, number)
+
     def comparison_images(self) -> tuple[list[Pixels], str]:
         """Images to compare an exported file on, and where they come from: spread over the validation data in
         `location`; where there are none, pictures of the generated sample's kind, which say less."""
@@ -180,14 +213,44 @@ class Model:
 
         ParityError where the file does not give what the network gives; ValueError for what the format cannot hold.
         """
+        source, target, kind = self._export_target(path, format)
+        pictures = [_pixels(image, "rgb") for image in images] or self.comparison_images()[0]
+        return export(source, target, kind, options or kind.usual_options(), images=pictures, unchecked=unchecked)
+
+    def export_int8(
+        self, path: str | os.PathLike[str], *, options: Options | None = None, format: str | None = None,
+        calibration: Calibration | None = None, location: Location | None = None, budget: Budget = Budget(),  # noqa: B008
+        recipe: Recipe = Recipe(), report: bool = False, say: Callable[[str], None] = lambda _: None,  # noqa: B008
+    ) -> Int8Exported:
+        """Writes it into an int8 file that loses no more of its score than the budget allows.
+
+        Args:
+            path, options, format: as of `export`.
+            calibration: images from which ranges are taken; None draws of those that it was trained on.
+            location: of the data that it and the file are measured on; None takes those it was trained on.
+            budget: what it may lose.
+            recipe: which layers stay in floating point, and how ranges are found.
+            report: make the layer report too.
+            say: hears what is going on.
+
+        BudgetError where the budget does not hold; ValueError for what the format cannot hold, and without data.
+        """
+        source, target, kind = self._export_target(path, format)
+        place = location or self.location
+        drawn = calibration or self.calibration(place)
+        validation = self.validation(place)
+        pictures = [validation.dataset.original(item) for item in spread(len(validation.dataset), _COMPARED)]
+        return export_int8(source, target, kind, options or kind.usual_options(), calibration=drawn,
+                           validation=validation, budget=budget, recipe=recipe, images=pictures, report=report, say=say)
+
+    def _export_target(self, path: str | os.PathLike[str], format: str | None) -> tuple[Source, Path, Format]:
         if self.source is None:
             raise ValueError(f"{self.title} is an exported file; export the checkpoint it was made of")
         target = Path(path)
         kind = format_of(target) if format is None else format_named(format)
         if kind is None:
             raise ValueError(f"the ending of {target.name} is of no format; name one of {', '.join(formats())}")
-        pictures = [_pixels(image, "rgb") for image in images] or self.comparison_images()[0]
-        return export(self.source, target, kind, options or kind.usual_options(), images=pictures, unchecked=unchecked)
+        return self.source, target, kind
 
     @overload
     def __call__(self, images: ImageLike, *, channel_order: ChannelOrder = "rgb") -> Any: ...

@@ -57,6 +57,9 @@ class Checkpoint:
     """The config file's; None in files of older versions."""
     fingerprint: dict[str, str] | None = None
     """See `detseg.fingerprint`; None in files of older versions."""
+    ranges: dict[str, Tensor] | None = None
+    """Of a run with `qat`, by the name of the module whose output it is: [low, high] of an activation, the ends of its
+    8-bit integers."""
 
     @property
     def weights(self) -> dict[str, Tensor]:

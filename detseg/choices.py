@@ -12,5 +12,9 @@ Contract: TypeAlias = Literal["raw", "decoded", "final"]
 """Where an exported file ends: see `detseg.export.contract`."""
 CONTRACTS: tuple[Contract, ...] = get_args(Contract)
 
+Precision: TypeAlias = Literal["fp32", "fp16", "int8"]
+"""What a network's numbers are kept in, where its memory is counted: see `detseg.cost`."""
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+
 SHELLS = ("bash", "zsh", "fish")
 """Those that `detseg --print-completion` knows."""

@@ -20,13 +20,14 @@ from detseg.config_module import run_config
 from detseg.data.faults import Fault
 from detseg.interfaces import Dataset, Losses, Metric, Task, TrainingBatch
 from detseg.model import Predictor
-from detseg.optim import EMA, OptimizerSettings, Schedule
+from detseg.optim import EMA, QAT, OptimizerSettings, Schedule
 from detseg.resize import Resize
 from detseg.settings import (
     CHECKPOINT,
     COMMAND_LINE,
     DEFAULT,
     FILE,
+    QAT_OPTION,
     SAMPLE,
     Entry,
     Settings,
@@ -151,6 +152,8 @@ class Experiment(Settings):
     images."""
     ema: EMA | None = None
     """The averaged weights are then evaluated and shipped."""
+    qat: QAT | None = None
+    """Training for 8-bit integers, from weights that were trained without; validation then tells the score of those."""
     clip_norm: float | None = None
     """The largest norm of the whole gradient."""
     precision: Precision = "32-true"
@@ -188,8 +191,16 @@ class Experiment(Settings):
             raise ValueError(f"save_minutes must be at least 0, got {self.save_minutes}")
         if self.precision not in get_args(Precision):
             raise ValueError(f"precision must be one of {', '.join(get_args(Precision))}, got {self.precision!r}")
+        if self.qat is not None and self.precision != "32-true":
+            raise ValueError(f"qat and precision {self.precision!r} do not go together: bfloat16 has 8 significant "
+                             "bits, in which rounding to 8-bit integers would be lost; take precision 32-true")
+        if self.qat is not None and self.sync_batch_norm:
+            raise ValueError("qat and sync_batch_norm do not go together; leave one out, or let a process have more "
+                             "images")
 
 
+_QAT_DIVISOR = 10
+"""What `--qat` divides epochs, warm-up steps and learning rate by."""
 _NOT_SETTINGS = frozenset({"task", "data", "model", "classes", "augment", "sample", "objective", "prepare"})
 """Fields of an experiment that are things, not values; `--show` names them, `--set` does not reach them."""
 
@@ -211,12 +222,27 @@ class Config:
     def entries(self) -> dict[str, Entry]:
         """Every value by its dotted name, with who set it."""
         own = {name: entry for name, entry in flatten(self.experiment).items()
-               if name.partition(".")[0] not in _NOT_SETTINGS}
+               if name.partition(".")[0] not in _NOT_SETTINGS and (name != "qat" or entry.value is not None)}
         return {f"model.{name}": entry for name, entry in self.model_settings.items()} | own
 
     def settings(self) -> dict[str, Value]:
         """Every value by its dotted name, plain: what a checkpoint keeps."""
         return {name: entry.value for name, entry in self.entries().items()}
+
+    def for_qat(self) -> Config:
+        """As `--qat` changes it: quantisation-aware training in a tenth of the epochs at a tenth of the learning rate,
+        for it starts from trained weights. What is such an experiment already stays as it is."""
+        experiment = self.experiment
+        if experiment.qat is not None:
+            return self
+        optimizer = experiment.optimizer.changed("lr", experiment.optimizer.lr / _QAT_DIVISOR, origin=QAT_OPTION)
+        experiment = experiment.changed("optimizer", optimizer)
+        for name, value in (
+            ("schedule", experiment.schedule.shortened(_QAT_DIVISOR)), ("qat", QAT()),
+            ("validate_every", max(1, experiment.validate_every // _QAT_DIVISOR)),
+        ):
+            experiment = experiment.changed(name, value, origin=QAT_OPTION)
+        return replace(self, experiment=experiment)
 
     def as_trained(self, settings: Mapping[str, Value]) -> Config:
         """With the model settings that a checkpoint was trained with, so that its network comes out the same."""
@@ -246,9 +272,9 @@ class Config:
         return "\n".join(f"{name:{names}}  {value:{values}}  {origin}" for name, value, origin in rows)
 
 
-def load(path: Path, overrides: Sequence[str] = (), *, sample: bool = False) -> Config:
-    """Reads a config file, or the one of this name that comes with detseg, and applies `--sample` and the texts
-    `name=value` of `--set`, in this order.
+def load(path: Path, overrides: Sequence[str] = (), *, sample: bool = False, qat: bool = False) -> Config:
+    """Reads a config file, or the one of this name that comes with detseg, and applies `--sample`, `--qat` and the
+    texts `name=value` of `--set`, in this order.
 
     ValueError says in a line or two what is wrong with the file or a text, FileNotFoundError that there is no file.
     """
@@ -264,6 +290,8 @@ def load(path: Path, overrides: Sequence[str] = (), *, sample: bool = False) -> 
         raise ValueError(f"{path}: {error}") from error
     if sample:
         config = _with_sample(config)
+    if qat:
+        config = config.for_qat()
     for text in overrides:
         config = _with_override(config, text)
     return config

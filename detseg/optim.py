@@ -1,4 +1,4 @@
-"""Optimisers, learning rate schedules and weight averaging, as settings that build the torch object.
+"""Optimisers, learning rate schedules, weight averaging and quantisation-aware training, as settings.
 
 Schedules are pure functions of the step, so a resumed run needs no scheduler state.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import torch
@@ -156,6 +156,10 @@ class Schedule(Settings, ABC):
             return self.warmup_start + (1.0 - self.warmup_start) * step / self.warmup_steps
         return self.decayed(step, total_steps)
 
+    def shortened(self, divisor: int) -> Schedule:
+        """The same in a `divisor`-th of the epochs and warm-up steps, at least one epoch."""
+        return replace(self, epochs=max(1, self.epochs // divisor), warmup_steps=self.warmup_steps // divisor)
+
     @abstractmethod
     def decayed(self, step: int, total_steps: int) -> float:
         """The factor of a step after the warm-up."""
@@ -191,6 +195,12 @@ class Steps(Schedule):
             raise ValueError(f"milestones are rising epochs from 1 on, got {self.milestones}")
         if self.milestones and self.milestones[-1] >= self.epochs:
             raise ValueError(f"milestone {self.milestones[-1]} would never come: the run has {self.epochs} epochs")
+
+    def shortened(self, divisor: int) -> Schedule:
+        """As of every schedule; milestones move with the epochs, and those that fall together become one."""
+        epochs = max(1, self.epochs // divisor)
+        moved = {milestone * epochs // self.epochs for milestone in self.milestones} - {0}
+        return replace(self, epochs=epochs, warmup_steps=self.warmup_steps // divisor, milestones=tuple(sorted(moved)))
 
     def decayed(self, step: int, total_steps: int) -> float:
         """gamma ** (milestones passed)."""
@@ -241,3 +251,22 @@ class EMA(Settings):
                     mine.copy_(theirs)
 
         return AveragedModel(model, multi_avg_fn=average, use_buffers=True)
+
+
+@dataclass(frozen=True)
+class QAT(Settings):
+    """Quantisation-aware training: the loss is that of the network as ExecuTorch's 8-bit integers compute it.
+
+    Ranges of activations follow the training images in the first `freeze_observers` of the steps, BatchNorm's
+    statistics in the first `freeze_batch_norm`; then they stay, as they do in the exported file, and the weights
+    settle to them. Before the first step the ranges come from `calibration_batches`.
+    """
+
+    freeze_observers: float = 0.5
+    freeze_batch_norm: float = 0.7
+    calibration_batches: int = 8
+
+    def __post_init__(self) -> None:
+        _check("freeze_observers", self.freeze_observers, low=0.0, high=1.0)
+        _check("freeze_batch_norm", self.freeze_batch_norm, low=0.0, high=1.0)
+        _check("calibration_batches", self.calibration_batches, low=1)

@@ -254,10 +254,13 @@ def trained_run(path: Path) -> RunFolder:
     return run
 
 
-def versions() -> dict[str, str]:
-    """What a result depends on besides its settings."""
+_PACKAGES = ("detseg", "torch", "torchvision", "lightning", "numpy", "albumentations", "opencv-python-headless")
+
+
+def versions(*others: str) -> dict[str, str]:
+    """What a result depends on besides its settings; others: further packages."""
     found = {"python": platform.python_version()}
-    for package in ("detseg", "torch", "torchvision", "lightning", "numpy", "albumentations", "opencv-python-headless"):
+    for package in (*_PACKAGES, *others):
         try:
             found[package] = version(package)
         except PackageNotFoundError:

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed as distributed
 from lightning.fabric import Fabric
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from detseg.checkpoint import Checkpoint, check_classes, config_differences, load, not_compared, restore_model, save
@@ -31,6 +31,9 @@ from detseg.fingerprint import fingerprint
 from detseg.interfaces import Dataset, Metric
 from detseg.launch import launch
 from detseg.model import Predictor
+from detseg.predict import Network
+from detseg.quantization.pt2e import PACKAGES, check_packages
+from detseg.quantization.training import QuantisationAwareTraining
 from detseg.report.console import Reporter, plain_console, render, shown
 from detseg.report.pictures import contact_sheet, write_picture
 from detseg.run_folder import LogWriter, RunFolder, existing_run, new_run, versions
@@ -85,6 +88,7 @@ def fit(
     """
     # ---- what takes part
     experiment = config.experiment
+    _check_qat(experiment, starts_anew=not resume and initialise is None)
     fabric = launch(experiment.precision)
     console = plain_console(quiet=not fabric.is_global_zero)
     # The run folder first: that a name is taken should not cost the time of reading COCO.
@@ -104,8 +108,10 @@ def fit(
     val_set = experiment.data.dataset(val_index, model.resize, augment=None, seed=experiment.seed)
     plan = _Plan.of(experiment, num_images=len(train_set), model=model, fabric=fabric)
     _check_batch_norm(model, train_set, plan, experiment=experiment, fabric=fabric)
-    step = TrainingStep(model, experiment, fabric=fabric)
-    state = _State(config, run, step, plan, meaning, partial(experiment.data.metric, val_index))
+    qat = _quantisation_aware(model, train_set, plan, experiment=experiment, fabric=fabric, fresh=checkpoint is None)
+    step = TrainingStep(model, experiment, fabric=fabric, through=None if qat is None else qat.network,
+                        around=None if qat is None else qat.step)
+    state = _State(config, run, step, plan, meaning, partial(experiment.data.metric, val_index), qat)
 
     # ---- fresh start, or resume
     changes = "" if checkpoint is None else state.resume(checkpoint, config_changed=config_changed)
@@ -149,7 +155,7 @@ def fit(
 
     # ---- what is left
     if fabric.is_global_zero:
-        examples = draw_examples(step.evaluated, experiment.task, val_set, number=12, threshold=_SMALLEST_SCORE_DRAWN)
+        examples = draw_examples(state.evaluated, experiment.task, val_set, number=12, threshold=_SMALLEST_SCORE_DRAWN)
         write_picture(run.picture, contact_sheet(examples, columns=4))
     console.print(f"validation after {state.validated} steps", render(state.metric.table(state.numbers)), sep="\n")
     for what, path in {"best": run.best, "last": run.last, "predictions": run.picture}.items():
@@ -204,6 +210,7 @@ class _State:
     meaning: dict[str, str]
     """The fingerprint."""
     new_metric: Callable[[], Metric[Any]]
+    qat: QuantisationAwareTraining | None
     metric: Metric[Any] = field(init=False)
     """That of the last validation."""
     step: int = 0
@@ -218,6 +225,11 @@ class _State:
     def __post_init__(self) -> None:
         self.metric = self.new_metric()
 
+    @property
+    def evaluated(self) -> Network:
+        """The network to evaluate: as 8-bit integers compute it, where it is trained for these."""
+        return self.training.evaluated if self.qat is None else self.qat.evaluated(self.training.evaluated)
+
     def save(self, path: Path) -> None:
         """Writes what has to be kept; of several processes the first does."""
         self.saved_at, training = time.monotonic(), self.training
@@ -227,7 +239,8 @@ class _State:
                 ema=None if training.averaged is None else training.averaged.state_dict(),
                 optimizer=training.optimizer.state_dict(), validated=self.validated, numbers=self.numbers,
                 best=self.best_so_far, classes=training.model.classes, settings=self.config.settings(),
-                versions=versions(), config_text=self.config.text, fingerprint=self.meaning))
+                versions=versions(*(() if self.qat is None else PACKAGES)), config_text=self.config.text,
+                fingerprint=self.meaning, ranges=None if self.qat is None else self.qat.ranges()))
 
     def resume(self, checkpoint: Checkpoint, *, config_changed: bool) -> str:
         """Goes on from there, and says what has changed since. ValueError where that is the network or the classes, or
@@ -243,6 +256,8 @@ class _State:
         if training.averaged is not None and checkpoint.ema is not None:
             restore_model(training.averaged, checkpoint.ema, what=what)
         training.optimizer.load_state_dict(checkpoint.optimizer)
+        if self.qat is not None and checkpoint.ranges is not None:
+            self.qat.load_ranges(checkpoint.ranges)
         self.step, self.validated = checkpoint.step, checkpoint.validated
         self.numbers, self.best_so_far = checkpoint.numbers, checkpoint.best
         return changes
@@ -329,6 +344,36 @@ def _prepared(model: Predictor, experiment: Experiment, *, fabric: Fabric) -> Pr
     return model
 
 
+def _check_qat(experiment: Experiment, *, starts_anew: bool) -> None:
+    """ValueError where a run with `qat` cannot be one."""
+    if experiment.qat is None:
+        return
+    check_packages()
+    if starts_anew:
+        raise ValueError("qat starts from a trained network; train without it first, and name what came of it with "
+                         "--weights RUN/best.pt")
+
+
+def _quantisation_aware(
+    model: Predictor, dataset: Dataset[Any], plan: _Plan, *, experiment: Experiment, fabric: Fabric, fresh: bool
+) -> QuantisationAwareTraining | None:
+    """What a run with `qat` has; a fresh one takes its first ranges from the run's first steps, every process from all
+    their images."""
+    if experiment.qat is None:
+        return None
+
+    def images(number: int) -> Iterator[Tensor]:
+        batches = training_batches(
+            dataset, experiment.task, batch_size=min(experiment.batch_size, len(dataset)), seed=experiment.seed,
+            fill=model.resize.fill, last_step=number, workers=0, skipped=lambda _: None)  # training says it
+        return (batch.images for batch in batches)
+
+    qat = QuantisationAwareTraining(model.to(fabric.device), experiment.qat, images=next(images(1)))
+    if fresh:
+        qat.calibrate(images(experiment.qat.calibration_batches), together=plan.rank_batch // experiment.accumulate)
+    return qat
+
+
 def _changes(checkpoint: Checkpoint, state: _State) -> str:
     """Where going on would not be going on with the same run: settings, the config, the number of steps; a line each.
 
@@ -358,6 +403,11 @@ def _introduction(state: _State, checkpoint: Checkpoint | None, splits: Splits[I
     if seen < _FEW_IMAGES and any(isinstance(module, _BatchNorm) for module in state.training.model.modules()):
         yield (f"note: BatchNorm sees {seen} image{'s' * (seen > 1)} at a time, which makes its statistics noisy; "
                "raise batch_size, lower accumulate, or with several GPUs --set sync_batch_norm=true")
+    if (qat := experiment.qat) is not None:
+        yield (f"qat: epochs {experiment.schedule.epochs}, learning rate {experiment.optimizer.lr:g}; the ranges of "
+               f"activations stay from step {math.ceil(qat.freeze_observers * plan.total_steps)} on, BatchNorm's "
+               f"statistics from step {math.ceil(qat.freeze_batch_norm * plan.total_steps)} on; validation tells the "
+               "score of 8-bit integers")
     yield (f"{len(train)} images to train on, {len(val)} to validate on, {len(classes.used)} classes; "
            f"{plan.total_steps} steps ({plan.epoch_steps} an epoch) on {fabric.world_size} x {fabric.device.type}, in "
            f"{run.path}" + (f", from step {state.step} on" if state.step else ""))
@@ -365,12 +415,12 @@ def _introduction(state: _State, checkpoint: Checkpoint | None, splits: Splits[I
 
 def _validate(state: _State, dataset: Dataset[Any], *, report: Reporter, log: LogWriter) -> None:
     """Measures the network on the validation data, and keeps it if it is the best so far."""
-    experiment, fabric, evaluated = state.config.experiment, state.training.fabric, state.training.evaluated
-    _share_buffers(evaluated)
+    experiment, fabric = state.config.experiment, state.training.fabric
+    _share_buffers(state.training.evaluated)
     started, metric = time.monotonic(), state.new_metric()
     with _reading():
         found = evaluate(
-            evaluated, experiment.task, dataset, metric=metric, batch_size=state.plan.eval_batch,
+            state.evaluated, experiment.task, dataset, metric=metric, batch_size=state.plan.eval_batch,
             workers=state.plan.workers,
             progress=lambda done: report.busy(f"validating image {done * fabric.world_size}"))
     with _uninterrupted():

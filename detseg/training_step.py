@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, cast
 
 import numpy as np
@@ -30,18 +30,25 @@ class TrainingStep:
         experiment: how it is trained.
         fabric: launched.
         lr: a fixed learning rate in place of the experiment's; benchmarks take 0, so that every step is alike.
+        through: gives the raw outputs in place of `model`, whose parameters it uses, and `model` is a part of it.
+        around: of a step's number and how many there are: what its gradient is taken in.
     """
 
     def __init__(
-        self, model: Predictor, experiment: Experiment, *, fabric: Fabric, lr: float | None = None
+        self, model: Predictor, experiment: Experiment, *, fabric: Fabric, lr: float | None = None,
+        through: nn.Module | None = None,
+        around: Callable[[int, int], AbstractContextManager[object]] | None = None,
     ) -> None:
         self.model, self.experiment, self.fabric, self.lr = model, experiment, fabric, lr
+        self.around = around
+        self.forward = model if through is None else through
         self.averaged: AveragedModel | None = None
         if experiment.ema is not None:
             self.averaged = experiment.ema.build(model).to(fabric.device)
         self.network: nn.Module
         self.optimizer: Optimizer
-        self.network, self.optimizer = cast(Any, fabric.setup(model, experiment.optimizer.build(model)))
+        self.network, self.optimizer = cast(
+            Any, fabric.setup(self.forward, experiment.optimizer.build(model)))
 
     @property
     def evaluated(self) -> Predictor:
@@ -60,7 +67,8 @@ class TrainingStep:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.zero_grad()
-        losses = self.gradient(fabric.to_device(batch))
+        with nullcontext() if self.around is None else self.around(number, total_steps):
+            losses = self.gradient(fabric.to_device(batch))
         losses["gradient_norm"] = float(fabric.clip_gradients(
             cast(Any, self.network), cast(Any, self.optimizer), max_norm=experiment.clip_norm or math.inf,
             error_if_nonfinite=False))
@@ -119,7 +127,7 @@ class TrainingStep:
         devices = [self.fabric.device] if self.fabric.device.type == "cuda" else []
         with torch.random.fork_rng(devices), no_running_statistics(self.model):
             for part in others:
-                total = total + _counts(self._losses(self.model, part))
+                total = total + _counts(self._losses(self.forward, part))
         return cast(Tensor, self.fabric.all_reduce(total, reduce_op="sum"))
 
 

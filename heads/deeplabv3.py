@@ -96,7 +96,7 @@ class DeepLabV3(Head[LabelTargets, DeepLabV3Raw, DenseLogits]):
 
     def _pyramid(self, x: Tensor) -> Tensor:
         """[B, C, h, w] to the branches' features side by side."""
-        if self.training and len(x) == 1:
+        if self.training and x.shape[0] == 1:  # len() would record the number of images
             raise ValueError(
                 "DeepLabV3 cannot be trained on one image at a time: BatchNorm behind the pooling has one value of "
                 "each channel for an image and needs at least two; raise batch_size, or lower accumulate")

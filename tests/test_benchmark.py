@@ -17,7 +17,7 @@ from torch import nn
 from detseg import config
 from detseg.benchmark import predictor as benchmark
 from detseg.benchmark import synthetic
-from detseg.benchmark.predictor import IMAGE_SIZE, Counts, Figures, Setup, Times, counts
+from detseg.benchmark.predictor import IMAGE_SIZE, Counts, Figures, Footprint, Setup, Times, counts, footprint
 from detseg.benchmark.references import (
     REFERENCES,
     DetectionAgreement,
@@ -42,8 +42,9 @@ CONFIGS = ROOT / "configs"
 SMALL = str(CONFIGS / "ssdlite_v3_small.py")
 LARGE = str(CONFIGS / "ssdlite_v3_large.py")
 SIDE_KEYS = {*Counts._fields, *Times._fields, "train_images_per_s"}
-KEYS = SIDE_KEYS | {"config", "input_size", "image_size", "threads", "train_threads", "batch_size", "torch", "engine",
-                    "score_threshold", "score_shares"}
+KEYS = SIDE_KEYS | set(Footprint._fields) | {
+    "config", "input_size", "image_size", "threads", "train_threads", "batch_size", "torch", "engine",
+    "score_threshold", "score_shares"}
 NAMES = sorted(path.stem for path in CONFIGS.glob("*.py"))
 FOUND = {
     "ssdlite_v3_large": "ssdlite320_mobilenet_v3_large",
@@ -73,19 +74,49 @@ def test_counts_are_the_published_ones(name: str, parameters: int, macs: int) ->
     assert counts(loaded.build_model(loaded.experiment.classes)) == Counts(parameters, macs)
 
 
+@pytest.mark.parametrize(("name", "overrides", "macs", "tensorflow"), [
+    ("ssdlite_v3_tensorflow", [], 0.5066, 0.5124), ("ssdlite_v3_tensorflow", ["model.variant=small"], 0.1623, 0.1651)])
+def test_multiply_adds_in_the_convention_of_the_paper(
+    name: str, overrides: list[str], macs: float, tensorflow: float
+) -> None:
+    """Table 6 of MobileNetV3's paper, "0.51" billions and "0.16"; by more digits as it was computed again."""
+    loaded = config.load(CONFIGS / f"{name}.py", overrides)
+    model = loaded.build_model(loaded.experiment.classes)
+    assert counts(model).macs / 1e9 == pytest.approx(macs, abs=5e-5)
+    assert footprint(model).tensorflow_macs / 1e9 == pytest.approx(tensorflow, abs=5e-4)
+
+
+def test_the_memory_of_a_published_network_by_hand() -> None:
+    """Of SSDLite on V2 the widest place is where the first 96 channels are halved: 160 x 160 to 80 x 80."""
+    loaded = config.load(CONFIGS / "ssdlite_v2.py")
+    model = loaded.build_model(loaded.experiment.classes)
+    found = footprint(model)
+    assert found.peak_activation_bytes_fp32 == 4 * 96 * (160 * 160 + 80 * 80) == 4 * found.peak_activation_bytes_int8
+    # Each of BatchNorm's pairs becomes one bias, and the normalisation of images is six numbers more.
+    norms = sum(module.num_features for module in model.modules() if isinstance(module, nn.BatchNorm2d))
+    assert found.weight_bytes_fp32 == 4 * (4_337_013 - norms + 6)
+    biases = norms + sum(module.bias.numel() for module in model.modules()
+                         if isinstance(module, nn.Conv2d) and module.bias is not None)
+    assert found.weight_bytes_int8 == 4_337_013 - norms + 6 + 3 * biases
+
+
 def test_a_region_costs_its_fully_connected_layers() -> None:
     """The second stage of two: 256 x 7 x 7 features to 1024, to 1024, and to 91 scores and 364 numbers of boxes."""
     loaded = config.load(CONFIGS / "fasterrcnn_v3_large_320_fpn.py")
     of_network = counts(loaded.build_model(loaded.experiment.classes))
     assert of_network.region_macs == 256 * 7 * 7 * 1024 + 1024 * 1024 + 1024 * (91 + 364) == 14_359_552
     times = Times(1.0, 2.0, 3.0, 4.0, 5.0)
-    figures = Figures("a", (320, 426), Setup(), of_network, times, 0.05, (0.01, 0.1), None)
+    memory = Footprint(7_000, 13_690_000, 3_490_000, 8_190_000, 2_050_000)
+    figures = Figures("a", (320, 426), Setup(), of_network, times, 0.05, (0.01, 0.1), None, memory)
     assert figures.as_json()["region_macs"] == 14_359_552
     with_regions, without = (_printed(each) for each in (
         figures, figures._replace(counts=of_network._replace(region_macs=None))))
     (line,) = [line for line in with_regions if "multiply-adds of a region" in line]
     assert line.split()[-2] == "14,359,552"
     assert not any("region" in line for line in without)
+    told = [[cell.strip() for cell in line.split("│")[1:-1]] for line in without if line.startswith("│")]
+    assert told[2:5] == [["multiply-adds, TensorFlow's count", "7,000"], ["weights, MB, fp32 / int8", "13.7 / 3.5"],
+                         ["activations at most, MB, fp32 / int8", "8.2 / 2.0"]]
 
 
 def _printed(figures: Figures) -> list[str]:

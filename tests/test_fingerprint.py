@@ -63,7 +63,7 @@ def written(name: str, *, change: Callable[[str], str] = lambda text: text) -> P
 def sample(config: Config) -> Path:
     """Eight images."""
     generate: Any = config.experiment.data.generate
-    folder = Path("samples") / generate.__name__
+    folder = Path("samples") / str(generate.__name__)
     if not folder.exists():
         generate(folder, num_train=8, num_val=2)
     return folder

@@ -29,7 +29,15 @@ from detseg.benchmark import synthetic
 from detseg.benchmark.references import Agreement, Reference, reference_of
 from detseg.choices import Engine
 from detseg.config import Config
-from detseg.cost import Timing, count_macs, count_parameters, threads, time_alternating
+from detseg.cost import (
+    Timing,
+    count_macs,
+    count_parameters,
+    count_tensorflow_macs,
+    network_cost,
+    threads,
+    time_alternating,
+)
 from detseg.engine import with_engine
 from detseg.memory import keep_freed_memory
 from detseg.model import Predictor
@@ -113,6 +121,19 @@ class Counts(NamedTuple):
     """Multiply-adds of the second stage for each region, where there is one."""
 
 
+class Footprint(NamedTuple):
+    """What does not depend on the machine either, of our network alone."""
+
+    tensorflow_macs: int
+    """Multiply-adds as TensorFlow's profiler has them: see `detseg.cost.count_tensorflow_macs`."""
+    weight_bytes_fp32: int
+    """Ready for inference, with the second stage if there is one."""
+    weight_bytes_int8: int
+    peak_activation_bytes_fp32: int
+    """Of one image, up to the raw predictions: see `detseg.cost.NetworkCost`."""
+    peak_activation_bytes_int8: int
+
+
 class Times(NamedTuple):
     """Medians, or ratios of them."""
 
@@ -154,6 +175,7 @@ class Figures(NamedTuple):
     score_shares: tuple[float, ...]
     """How many of all scores exceeded it, for latency and unsure latency; none where there are no scores."""
     against: Comparison | None
+    footprint: Footprint
 
     @property
     def batch_size(self) -> int:
@@ -163,7 +185,7 @@ class Figures(NamedTuple):
     def as_json(self) -> dict[str, Any]:
         """Plain values."""
         setup = self.setup
-        values = self._side(self.counts, self.times) | {
+        values = self._side(self.counts, self.times) | self.footprint._asdict() | {
             "config": self.config, "input_size": list(self.size), "image_size": list(setup.image_size),
             "engine": setup.engine, "threads": setup.latency_threads, "train_threads": setup.train_threads,
             "batch_size": self.batch_size,
@@ -190,6 +212,8 @@ class Figures(NamedTuple):
                   "whole prediction, ms", "whole prediction, unsure, ms", "training step, one process, ms",
                   "training step, as trained, ms")
         for row, title in enumerate(titles):
+            if row == len(self.counts):
+                self._add_footprint(table)
             if columns[0][row] is None:
                 continue
             digits = 0 if row < len(self.counts) else 1
@@ -218,6 +242,15 @@ class Figures(NamedTuple):
                 "the right size; freed memory always goes back to the system",
                 f"{self.against.equal}; the training losses by {self.against.loss_difference:.1e}"]
         return "\n".join(lines)
+
+    def _add_footprint(self, table: Table) -> None:
+        found = self.footprint
+        table.add_row("multiply-adds, TensorFlow's count", f"{found.tensorflow_macs:,}")
+        for title, of_floats, of_integers in (
+                ("weights, MB, fp32 / int8", found.weight_bytes_fp32, found.weight_bytes_int8),
+                ("activations at most, MB, fp32 / int8", found.peak_activation_bytes_fp32,
+                 found.peak_activation_bytes_int8)):
+            table.add_row(title, f"{of_floats / 1e6:.1f} / {of_integers / 1e6:.1f}")
 
     def _side(self, counts: Counts, times: Times) -> dict[str, Any]:
         return counts._asdict() | times._asdict() | {
@@ -285,7 +318,7 @@ def measure(
             equal=equal, loss_difference=abs(losses[1] / losses[0] - 1))
     height, width = model.resize.size
     return Figures(path.stem, (height, width), setup, counts(model), times(lambda timing: timing[_OURS].median),
-                   task.score_threshold, tuple(shares), against)
+                   task.score_threshold, tuple(shares), against, footprint(model))
 
 
 def num_threads(number: int) -> str:
@@ -298,6 +331,20 @@ def counts(model: Predictor) -> Counts:
     stage = model.head.second_stage
     region = None if stage is None else count_macs(stage, torch.zeros(1, 1, *cast(Any, stage).input_shape))
     return Counts(count_parameters(model), count_macs(model, torch.zeros(1, 3, *model.resize.size)), region)
+
+
+def footprint(model: Predictor) -> Footprint:
+    """Of one image at the network's input size."""
+    image = torch.empty(1, 3, *model.resize.size, device="meta")
+    plain = copy.deepcopy(model)
+    plain.head.drop_training_parts()
+    cost = network_cost(model.folded(), image)
+    if (stage := model.head.second_stage) is not None:
+        region = torch.empty(1, 1, *cast(Any, stage).input_shape, device="meta")
+        second = network_cost(stage, region)
+        cost = cost._replace(weights=cost.weights + second.weights, biases=cost.biases + second.biases)
+    return Footprint(count_tensorflow_macs(plain, image), cost.weight_bytes("fp32"), cost.weight_bytes("int8"),
+                     cost.peak_bytes("fp32"), cost.peak_bytes("int8"))
 
 
 class _Inference(NamedTuple):
@@ -347,7 +394,7 @@ def _step(name: str, model: Predictor, config: Config, setup: Setup) -> Callable
 def _own_process(name: str, path: Path, overrides: Sequence[str], *, setup: Setup) -> Iterator[Callable[[], None]]:
     """A training step that another process does when it is called."""
     # A process with nothing from this one; systems that do not fork have another way to that.
-    context = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
+    context: Any = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
     here, there = context.Pipe()
     arguments = (there, name, path, tuple(overrides), setup)
     process = context.Process(target=_serve_steps, args=arguments, daemon=True)

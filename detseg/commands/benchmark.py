@@ -4,10 +4,12 @@
         [--set a.b=c ...]
     detseg benchmark CONFIG --artefact FILE|FORMAT ... [--candidates N ...] [--against torchvision]
         [--adb DIR] ...
+    detseg benchmark CONFIG|BACKBONE ... --roofline [--precision fp32 fp16 int8] [--ridge X] [--picture FILE] ...
 
 Parameters, multiply-adds, the latency of the network and of a whole prediction, and the time of a training step: see
 detseg/benchmark/predictor.py for what each is. Takes half a minute to a minute a model; nothing else should run
-meanwhile.
+meanwhile. With --roofline nothing is measured: latency is predicted for hardware that one does not have, from each
+layer's multiply-adds and memory traffic, as detseg/benchmark/roofline.py explains it.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from detseg.atomic import write_text
-from detseg.choices import ENGINES
+from detseg.choices import ENGINES, PRECISIONS
 from detseg.cli import command_parser, exit_code
 from detseg.config_files import CONFIG_HELP, find_config
 
@@ -31,7 +33,9 @@ if TYPE_CHECKING:
 def build_parser() -> argparse.ArgumentParser:
     """What the command takes."""
     parser = command_parser(__name__, __doc__)
-    parser.add_argument("config", type=Path, metavar="CONFIG", help=CONFIG_HELP)
+    parser.add_argument("configs", type=Path, nargs="+", metavar="CONFIG",
+                        help=f"{CONFIG_HELP}; with --roofline several, and backbones such as mobilenet_v3_large, or "
+                             "mobilenet_v3_large@0.75 for a width")
     parser.add_argument("--against", choices=("torchvision",),
                         help="measure its model of the same architecture in turns with ours")
     parser.add_argument("--artefact", nargs="+", metavar="FILE|FORMAT", default=[],
@@ -51,11 +55,23 @@ def build_parser() -> argparse.ArgumentParser:
                         help="of the training step (16, fewer of large images)")
     parser.add_argument("--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"),
                         help="of the image and of the network's input, without resizing (the config's)")
-    parser.add_argument("--seconds", type=float, default=15.0, metavar="S",
-                        help="for each of the five measurements (%(default)s)")
+    parser.add_argument("--seconds", type=float, metavar="S",
+                        help="for each of the five measurements (15)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers")
     parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="NAME=VALUE", dest="overrides",
                         help="change numbers of the config, as in model.width=0.5")
+    roofline = parser.add_argument_group("latency predicted for hardware that one does not have")
+    roofline.add_argument("--roofline", action="store_true",
+                          help="compare networks at ridge points of 0 to 500 multiply-adds a byte; measure nothing")
+    roofline.add_argument("--precision", nargs="+", choices=PRECISIONS,
+                          help="what the networks' numbers are kept in (int8)")
+    roofline.add_argument("--ridge", type=float, metavar="X",
+                          help="list the heaviest layers of each network at this ridge point, and what bounds them")
+    roofline.add_argument("--layers", type=int, metavar="N", help="how many (10)")
+    roofline.add_argument("--unfused", action="store_true",
+                          help="count every operator's memory traffic, and not only that of convolutions and products")
+    roofline.add_argument("--regions", type=int, metavar="N", help="that a second stage classifies (100)")
+    roofline.add_argument("--picture", type=Path, metavar="FILE", help="draw the sweep, as .png, .svg or .pdf")
     return parser
 
 
@@ -65,16 +81,21 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _benchmark(options: argparse.Namespace) -> None:
-    if not options.artefact and (options.candidates or options.programs is not None):
-        option = "--candidates" if options.candidates else "--adb"
-        raise ValueError(f"{option} is for files; name some, or formats, with --artefact")
-    config = find_config(options.config)
+    _check(options)
+    if options.roofline:
+        _compare(options)
+    else:
+        _measure(options)
+
+
+def _measure(options: argparse.Namespace) -> None:
+    config = find_config(options.configs[0])
     from detseg.benchmark.artefacts import measure_artefacts
     from detseg.benchmark.predictor import Setup, measure
     from detseg.report.console import plain_console
 
-    setup = Setup(seconds=options.seconds, threads=options.threads, batch_size=options.batch_size,
-                  engine=options.engine, size=None if options.size is None else tuple(options.size))
+    setup = Setup(seconds=15.0 if options.seconds is None else options.seconds, threads=options.threads,
+                  batch_size=options.batch_size, engine=options.engine, size=_size(options))
     console = plain_console(file=sys.stdout)  # and not whatever it is while converters are kept quiet
     figures: Figures | ArtefactFigures
     with console.status("") as status:
@@ -90,3 +111,56 @@ def _benchmark(options: argparse.Namespace) -> None:
     console.print(figures.notes(), soft_wrap=True)
     if options.json is not None:
         write_text(options.json, json.dumps(figures.as_json(), indent=1) + "\n")
+
+
+def _compare(options: argparse.Namespace) -> None:
+    """Predicts, and measures nothing."""
+    from detseg.benchmark.roofline import LAYERS, Roofline, networks
+    from detseg.report.charts import check_suffix, write_chart
+    from detseg.report.console import plain_console
+
+    if options.picture is not None:
+        check_suffix(options.picture)
+    roofline = Roofline(
+        tuple(networks(options.configs, options.overrides, size=_size(options), regions=options.regions)),
+        tuple(dict.fromkeys(options.precision or ("int8",))), unfused=options.unfused, ridge=options.ridge,
+        num_layers=LAYERS if options.layers is None else options.layers)
+    roofline.check()
+    console = plain_console(file=sys.stdout)
+    if not console.is_terminal:
+        console.width = 120
+    for title, table in roofline.tables():
+        console.print(title, soft_wrap=True)
+        console.print(table)
+    console.print(roofline.notes(), soft_wrap=True)
+    if options.json is not None:
+        write_text(options.json, json.dumps(roofline.as_json(), indent=1) + "\n")
+    if options.picture is not None:
+        write_chart(options.picture, roofline.panels())
+        console.print(f"picture: {options.picture}")
+
+
+def _check(options: argparse.Namespace) -> None:
+    """ValueError for options that make no sense together."""
+    measuring = {"--against": options.against, "--artefact": options.artefact, "--candidates": options.candidates,
+                 "--adb": options.programs, "--threads": options.threads, "--batch-size": options.batch_size,
+                 "--seconds": options.seconds, "--engine": options.engine != "torch"}
+    predicting = {"--precision": options.precision, "--ridge": options.ridge, "--layers": options.layers,
+                  "--unfused": options.unfused, "--regions": options.regions, "--picture": options.picture}
+    wrong = [name for name, value in (measuring if options.roofline else predicting).items()
+             if value not in (None, False, [])]
+    if wrong and options.roofline:
+        raise ValueError(f"{wrong[0]} is for measuring, and --roofline predicts from counts alone; leave one out")
+    if wrong:
+        raise ValueError(f"{wrong[0]} is for predictions; add --roofline")
+    if options.layers is not None and options.ridge is None:
+        raise ValueError("--layers lists layers at a ridge point; name one with --ridge, as in --ridge 30")
+    if not options.roofline and len(options.configs) > 1:
+        raise ValueError(f"one config is measured at a time, got {len(options.configs)}; --roofline compares several")
+    if not options.artefact and (options.candidates or options.programs is not None):
+        option = "--candidates" if options.candidates else "--adb"
+        raise ValueError(f"{option} is for files; name some, or formats, with --artefact")
+
+
+def _size(options: argparse.Namespace) -> tuple[int, int] | None:
+    return None if options.size is None else (options.size[0], options.size[1])

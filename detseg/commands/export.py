@@ -2,6 +2,7 @@
 
     detseg export RUN --format onnx|executorch|litert|coreml|openvino|ncnn|pt2 [--out FILE] ...
     detseg export CONFIG CHECKPOINT --format FORMAT ...
+    detseg export RUN --format FORMAT --int8 [--max-drop 1.0] [--keep-float LAYER ...] [--report] ...
     detseg export RUN --check FILE          compare a file that was written earlier
     detseg export --formats                 what each format can hold, and what it needs
 
@@ -9,11 +10,16 @@ The file takes uint8 RGB images of one size, with the normalisation inside, and 
 suppression, or a label map. It carries a manifest, so that detseg test, detseg predict and detseg.load take it
 alone. Compared are images of the config's validation data, of --images, or of the generated sample; the numbers are
 left beside the file (FILE.parity.json). A file that differs is not left under its name, and the exit code is 1.
+
+With --int8, ranges are taken from training images, and the checkpoint and the file are measured by the task's metric on
+the validation data. Where the file loses more than --max-drop points, the layers that cost most are left in floating
+point, as few as will do, or no file is left; FILE.int8.json has what was found.
 """
 
 from __future__ import annotations
 
 import argparse
+import random
 import sys
 import time
 from pathlib import Path
@@ -27,7 +33,11 @@ from detseg.config_files import find_config
 from detseg.export.formats import format_named, format_names, formats
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from detseg.api import Model
+    from detseg.export.convert import Exported
+    from detseg.export.format import Format, Options
     from detseg.structures import Pixels
 
 
@@ -43,6 +53,26 @@ def build_parser() -> argparse.ArgumentParser:
                         help="where the file ends: the head's raw outputs, decoded boxes or scores, final predictions "
                              "(%(default)s)")
     parser.add_argument("--fp16", action="store_true", help="weights in half precision")
+    int8 = parser.add_argument_group("int8")
+    int8.add_argument("--int8", action="store_true", help="weights and activations in 8 bits")
+    int8.add_argument("--data", type=Path, metavar="PLACE",
+                      help="what it is calibrated and measured on: a data set's folder or an annotation file (the "
+                           "run's, or the config's own)")
+    int8.add_argument("--common-classes", action="store_true",
+                      help="measure on the classes that the network and the data both have")
+    int8.add_argument("--calibrate", metavar="DIR|GLOB|FILE", nargs="+",
+                      help="images to take ranges from (training images)")
+    int8.add_argument("--calibration-images", type=int, default=128, metavar="N",
+                      help="how many of them (%(default)s)")
+    int8.add_argument("--calibration-seed", type=int, default=0, metavar="SEED", help="of their draw (%(default)s)")
+    int8.add_argument("--max-drop", type=float, metavar="POINTS",
+                      help="of AP or mIoU that int8 may cost: 1.0 is from 0.300 to 0.290 (1.0)")
+    int8.add_argument("--keep-float", nargs="+", action="extend", default=[], metavar="LAYER",
+                      help="layers that stay in floating point, as the report names them")
+    int8.add_argument("--ranges", choices=("minmax", "mse"), default="minmax",
+                      help="of activations: all that was seen, or what makes the error smallest (%(default)s)")
+    int8.add_argument("--report", action="store_true",
+                      help="what every layer costs, and why: a table, FILE.layers.png, and FILE.int8.json")
     parser.add_argument("--input", choices=("uint8", "float"),
                         help="what the file takes: 0..255 as bytes, or as floats that need not be whole (uint8 where "
                              "the format has it)")
@@ -101,26 +131,29 @@ def _export(options: argparse.Namespace) -> None:
         return
     kind = format_named(options.format)
     usual = kind.usual_options()
+    if options.fp16 and options.int8:
+        raise ValueError("a file has weights of one kind: take --fp16 or --int8")
+    if not options.int8 and (named := _int8_named(options)):
+        raise ValueError(f"{named} is for int8 files; add --int8")
     wanted = Options(
-        contract=options.contract, precision="fp16" if options.fp16 else "fp32", pixels=options.input or usual.pixels,
-        layout=options.layout or usual.layout, size=tuple(options.size) if options.size else None,
-        dynamic_batch=options.dynamic_batch, candidates=options.candidates)
+        contract=options.contract, precision="fp16" if options.fp16 else "int8" if options.int8 else "fp32",
+        pixels=options.input or usual.pixels, layout=options.layout or usual.layout,
+        size=tuple(options.size) if options.size else None, dynamic_batch=options.dynamic_batch,
+        candidates=options.candidates)
     # Export asks the same; but reading a data set's index for the images takes its time.
     check_options(kind, wanted, model.source)
     kind.check_installed(kind.converter, to="write")
-    path = options.out or Path("exports") / f"{model.name}{kind.suffix}"
-    images, origin = _images(model, options.images)
+    path = options.out or Path("exports") / f"{model.name}{'-int8' if options.int8 else ''}{kind.suffix}"
     started = time.perf_counter()
+    if options.int8:
+        lines = _export_int8(options, model, kind, wanted, path, console)
+        console.print("\n".join([*lines, f"{time.perf_counter() - started:.0f} s in all"]), soft_wrap=True)
+        return
+    images, origin = _images(model, options.images)
     with console.status("") as status:
         written = export(model.source, path, kind, wanted, images=images, unchecked=options.unchecked,
                          say=lambda what: status.update(f"{what} ..."))
-    manifest = written.manifest
-    outputs = ", ".join(f"{one.name} {one.dtype} {list(one.shape)}" for one in manifest.outputs)
-    given = manifest.input
-    lines = [
-        f"{path}: {kind.title}, {written.megabytes:.1f} MB, {time.perf_counter() - started:.0f} s "
-        f"({', '.join(f'{what} {seconds:.0f} s' for what, seconds in written.seconds.items())})",
-        f"takes images {str(given.dtype).removeprefix('torch.')} {list(given.shape)} RGB, gives {outputs}"]
+    lines = _written(written, kind)
     if written.parity is None:
         lines.append("not compared")
     else:
@@ -129,6 +162,80 @@ def _export(options: argparse.Namespace) -> None:
     if kind.note:
         lines.append(f"note: {kind.note}")
     console.print("\n".join(lines), soft_wrap=True)
+
+
+def _written(written: Exported, kind: Format) -> list[str]:
+    manifest = written.manifest
+    outputs = ", ".join(f"{one.name} {one.dtype} {list(one.shape)}" for one in manifest.outputs)
+    given = manifest.input
+    spent = ", ".join(f"{what} {seconds:.0f} s" for what, seconds in written.seconds.items())
+    return [
+        f"{written.path}: {kind.title}, {written.megabytes:.1f} MB, {sum(written.seconds.values()):.0f} s ({spent})",
+        f"takes images {str(given.dtype).removeprefix('torch.')} {list(given.shape)} RGB, gives {outputs}"]
+
+
+def _int8_named(options: argparse.Namespace) -> str | None:
+    """The first argument of int8 that was given."""
+    given = {"--data": options.data, "--common-classes": options.common_classes or None,
+             "--calibrate": options.calibrate, "--max-drop": options.max_drop,
+             "--keep-float": options.keep_float or None, "--report": options.report or None}
+    return next((name for name, value in given.items() if value is not None), None)
+
+
+def _export_int8(
+    options: argparse.Namespace, model: Model, kind: Format, wanted: Options, path: Path, console: Console
+) -> list[str]:
+    from detseg.data.images import read_image
+    from detseg.data.loading import spread
+    from detseg.data.location import Location
+    from detseg.export.int8 import Budget, Calibration, export_int8, int8_path
+    from detseg.predict import find_images
+    from detseg.quantization.post_training import Recipe
+
+    assert model.source is not None
+    if options.calibration_images < 1:
+        raise ValueError(f"--calibration-images is at least 1, got {options.calibration_images}")
+    budget = Budget() if options.max_drop is None else Budget(max_drop=options.max_drop)
+    location = model.location if options.data is None else Location(options.data)
+    try:
+        validation = model.validation(location, common=options.common_classes)
+    except FileNotFoundError as error:
+        if not options.unchecked:
+            raise FileNotFoundError(f"{error}\nint8 is measured on validation data: name some with --data, or insist "
+                                    "on a file that was not measured with --unchecked") from None
+        validation = None
+    if options.calibrate:
+        paths = find_images(options.calibrate)
+        chosen = sorted(random.Random(options.calibration_seed).sample(
+            range(len(paths)), min(options.calibration_images, len(paths))))
+        calibration = Calibration(
+            tuple(read_image(paths[k]) for k in chosen), tuple(paths[k].name for k in chosen),
+            " ".join(options.calibrate), options.calibration_seed, options.calibration_images)
+    else:
+        calibration = model.calibration(
+            location, number=options.calibration_images, seed=options.calibration_seed)
+    if options.images:
+        images = [read_image(one) for one in find_images(options.images)]
+    elif validation is not None:
+        images = [validation.dataset.original(item) for item in spread(len(validation.dataset), 16)]
+    else:
+        images = list(calibration.images[:16])
+    for note in () if validation is None else validation.notes:
+        console.print(note, soft_wrap=True)
+    with console.status("") as status:
+        made = export_int8(
+            model.source, path, kind, wanted, calibration=calibration, validation=validation, budget=budget,
+            recipe=Recipe(keep_float=tuple(options.keep_float), ranges=options.ranges), images=images,
+            report=options.report, say=lambda what: status.update(f"{what} ..."))
+    lines = [*_written(made.exported, kind), *made.lines(), f"see {int8_path(path)}"]
+    if made.report is not None:
+        from detseg.quantization.picture import write_layers
+
+        picture = path.with_name(f"{path.name}.layers.png")
+        write_layers(picture, made.report)
+        console.print(made.report.table(number=20))
+        lines += ["the layers that cost most:", *(f"  {note}" for note in made.report.notes()), f"all: {picture}"]
+    return lines
 
 
 def _images(model: Model, named: list[str] | None) -> tuple[list[Pixels], str]:

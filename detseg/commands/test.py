@@ -19,18 +19,12 @@ import math
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from detseg.atomic import write_records, write_text
 from detseg.cli import add_engine, add_images, add_model_settings, command_parser, exit_code
 from detseg.config_files import find_config
 
-if TYPE_CHECKING:
-    from detseg.config import Index
-    from detseg.structures import Classes
-
 _SAMPLE = Path("data/sample")
-_MOST_NAMED = 12
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -75,13 +69,12 @@ def _test(options: argparse.Namespace) -> None:
     if options.checkpoint is not None:
         find_config(options.model)
     from detseg.api import load_model
-    from detseg.data.faults import check_faults
     from detseg.data.location import Location
-    from detseg.data.screening import screened
     from detseg.evaluate import evaluate, suitable_batch
     from detseg.launch import evaluation_device
     from detseg.report.console import Reporter, plain_console, render
     from detseg.report.results import records
+    from detseg.validation import prepared
 
     model = load_model(options.model, options.checkpoint, sample=options.sample, config_changed=options.config_changed,
                        settings=options.settings, classes=options.classes)
@@ -105,21 +98,17 @@ def _test(options: argparse.Namespace) -> None:
     elif options.images is not None:
         location = replace(location, images=options.images)
     index, lines = model.read_validation(location)
-    index, _ = screened(index, whole=options.skip_broken)
-    if not options.skip_broken:
-        check_faults(index.faults, f"the val data in {location}")
-    elif not len(index):
-        check_faults(index.faults, f"no image is left to evaluate on in {location}")
-    index, left_out = _relabelled(index, classes, common=options.common_classes,
-                                  what=str(options.checkpoint or options.model))
-    dataset = data.dataset(index, resize, augment=None, seed=0)
-    metric = data.metric(index, per_class=options.per_class, reference=options.reference)
+    validation = prepared(
+        index, location, classes, data, resize, notes=lines, common=options.common_classes,
+        skip_broken=options.skip_broken, per_class=options.per_class, reference=options.reference,
+        what=str(options.checkpoint or options.model))
+    dataset, metric = validation.dataset, validation.metric()
     chosen, most, workers = None, 1, None
     if experiment is not None:
         chosen, workers = experiment.eval_batch_size, experiment.workers
         most = experiment.batch_size // experiment.accumulate
     batch_size = options.batch_size or chosen or suitable_batch(resize.size, most=most)
-    for note in (*model.notes, *lines, *left_out, *(f"left out: {fault}" for fault in index.faults)):
+    for note in (*model.notes, *validation.notes):
         console.print(note, soft_wrap=True)
     with Reporter(console, len(dataset), first=0, title="image", unit="images") as report:
         numbers, predictions = evaluate(
@@ -135,30 +124,3 @@ def _test(options: argparse.Namespace) -> None:
     # Last: whatever a terminal cannot show, the files are there.
     console.print(f"{model.title}, {model.network.form}{', static' if options.static else ''}",
                   render(metric.table(numbers)), sep="\n", soft_wrap=True)
-
-
-def _relabelled(index: Index, classes: Classes, *, common: bool, what: str) -> tuple[Any, list[str]]:
-    """The annotations with the labels of a network, and what to say of those that are left out."""
-    from detseg.checkpoint import check_classes
-
-    if not common:
-        try:
-            check_classes(index.classes, classes, what=what)
-        except ValueError as error:
-            if not index.classes.common(classes):
-                raise
-            raise ValueError(f"{error}\nTo evaluate on those that both have, use --common-classes") from None
-        return index.relabel(classes), []
-    shared = index.classes.common(classes)
-    if not shared:
-        raise ValueError(f"{what} and the data have no class in common: it knows "
-                         f"{', '.join(classes.used.values())}, the data {', '.join(index.classes.used.values())}")
-    counted = "1 class" if len(shared) == 1 else f"{len(shared)} classes"
-    lines = [f"note: evaluated on {counted} that the network and the data both have: {', '.join(shared)}"]
-    for owner, names in (("the data", index.classes.used), ("the network", classes.used)):
-        others = [name for name in names.values() if name not in shared]
-        if others:
-            more = f" and {len(others) - _MOST_NAMED} more" if len(others) > _MOST_NAMED else ""
-            lines.append(f"note: left out of the classes of {owner} ({len(others)}): "
-                         f"{', '.join(others[:_MOST_NAMED])}{more}")
-    return index.common(classes), lines

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Generic, NamedTuple, Self, TypeVar
+from typing import Any, Generic, NamedTuple, Self, TypeVar, cast
 
 from detseg.data.box_index import BoxIndex
 from detseg.data.label_index import LabelIndex
@@ -141,6 +141,18 @@ def read_validation(
                              f"for validation, {lacking} for example; a score on these would mean nothing. Name other "
                              "images with --data")
     return index, lines
+
+
+def read_training(
+    read: Callable[[Path, Split], IndexT], location: Location, *, kept: KeptSplit | None = None
+) -> IndexT:
+    """The images that a network was trained on, or would be: those that `kept` has for training, or all where there is
+    one split. Arguments and errors as of `read_splits`."""
+    found = _find(read, location)
+    whole = found.training()
+    if kept is None or location.val is not None or found.has_validation:
+        return whole
+    return cast(IndexT, _chosen(whole, kept.train, location))
 
 
 class _Found(NamedTuple, Generic[IndexT]):

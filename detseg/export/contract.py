@@ -31,7 +31,6 @@ from detseg.tasks.segmentation import Segmentation
 
 PixelType: TypeAlias = Literal["uint8", "float"]
 PixelLayout: TypeAlias = Literal["nhwc", "nchw"]
-Precision: TypeAlias = Literal["fp32", "fp16"]
 
 
 class Input(NamedTuple):
@@ -180,22 +179,26 @@ class ExportedNetwork(nn.Module):
         task: what makes final predictions of dense ones.
         contract: where the file ends.
         given: what it takes.
+        int8: what computes the raw outputs in place of the predictor's layers; see `detseg.quantization`.
     """
 
     def __init__(
-        self, predictor: Predictor, task: Task[Any, Any, Any, Any], *, contract: Contract, given: Input
+        self, predictor: Predictor, task: Task[Any, Any, Any, Any], *, contract: Contract, given: Input,
+        int8: nn.Module | None = None,
     ) -> None:
         super().__init__()
         # Weights channels last end executorch's own passes.
         self.predictor = predictor.folded().to("cpu").to(memory_format=torch.contiguous_format)
         self.task, self.contract, self.given, self.outputs = task, contract, given, outputs_of(task)
+        self.int8 = int8
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """`Input.pack`ed images to the contract's outputs."""
         pixels = self.given.unpack(images)
+        raw = self.predictor(pixels) if self.int8 is None else self.int8(pixels)
         if self.contract == "raw":
-            return named_raw(self.predictor(pixels))
-        dense = self.predictor.decode(pixels, static=True)
+            return named_raw(raw)
+        dense = self.predictor.head.decode(raw, (pixels.shape[2], pixels.shape[3]), static=True)
         if self.contract == "decoded":
             return self.outputs.of_dense(dense)
         return self.outputs.of_finished(self.task.postprocess(dense, static=True))

@@ -10,13 +10,14 @@ import importlib.metadata
 import io
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import date
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 import torch
+from torch import nn
 
 from detseg.atomic import atomic_folder, write_text
 from detseg.choices import Contract
@@ -51,6 +52,15 @@ class Source(NamedTuple):
     """Of the checkpoint."""
     step: int | None = None
     licence: str | None = None
+
+
+class Int8(NamedTuple):
+    """What computes a network's raw outputs in int8, and how it was made."""
+
+    module: nn.Module
+    """float [B, 3, H, W] in 0..255 to the raw outputs, with operators that quantise and dequantise."""
+    facts: Mapping[str, Any]
+    """For the manifest: calibration images, layers in floating point, ranges."""
 
 
 class Exported(NamedTuple):
@@ -110,7 +120,7 @@ def check_options(kind: Format, options: Options, source: Source) -> None:
 
 def export(
     source: Source, path: Path, kind: Format, options: Options, *, images: Sequence[Pixels], unchecked: bool = False,
-    say: Callable[[str], None] = lambda _: None,
+    int8: Int8 | None = None, say: Callable[[str], None] = lambda _: None,
 ) -> Exported:
     """Writes a network into a file, runs the file in its runtime and compares.
 
@@ -121,12 +131,16 @@ def export(
         options: how it is to be.
         images: decoded ones to compare on.
         unchecked: leave the file also where it differs, or where it cannot be compared.
+        int8: of the precision "int8", what computes the raw outputs; `detseg.export.int8` makes it.
         say: hears what is going on.
 
     ValueError for what a format cannot hold, for missing packages and for a size that the network cannot take;
     ParityError where the file differs: it is not left under its name. OSError where the folder cannot be written to.
     """
     check_options(kind, options, source)
+    if (options.precision == "int8") != (int8 is not None):
+        raise ValueError("an int8 file needs images to calibrate with: use detseg.export.int8.export_int8, or "
+                         "detseg export --int8")
     kind.check_installed(kind.converter, to="write")
     if not unchecked:
         kind.check_installed(kind.runtime, to="compare")
@@ -141,7 +155,8 @@ def export(
         unfinished = folder / path.name
         with _timed(seconds, "convert", say, f"converting to {kind.title} ({kind.minutes} usually)"):
             given = Input(resize.size, options.pixels, options.layout, options.dynamic_batch)
-            network = ExportedNetwork(source.predictor, task, contract=options.contract, given=given).eval()
+            network = ExportedNetwork(source.predictor, task, contract=options.contract, given=given,
+                                      int8=None if int8 is None else int8.module).eval()
             specs = output_specs(network)
             kind.write(Job(network, options.precision, tuple(output.name for output in specs)), unfinished)
             mean, std = (tuple(round(value, 9) for value in values) for values in source.predictor.normalisation)
@@ -152,7 +167,8 @@ def export(
                 fingerprint=fingerprint(source.predictor, source.task),
                 checkpoint={"name": source.name, "sha256": weights_digest(source.predictor), "step": source.step},
                 licence=source.licence, created=date.today().isoformat(), tools=kind.versions(),
-                decoding=_decoding(network) if options.contract == "raw" else None, content=kind.digest(unfinished))
+                decoding=_decoding(network) if options.contract == "raw" else None, content=kind.digest(unfinished),
+                quantization=None if int8 is None else int8.facts)
             kind.embed(unfinished, manifest.to_json())
         if images and not kind.missing(kind.runtime):
             with _timed(seconds, "compare", say, f"comparing on {len(images)} images"):

@@ -13,8 +13,8 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from detseg.choices import CONTRACTS, Contract
-from detseg.export.contract import ExportedNetwork, Input, PixelLayout, PixelType, Precision
+from detseg.choices import CONTRACTS, Contract, Precision
+from detseg.export.contract import ExportedNetwork, Input, PixelLayout, PixelType
 from detseg.structures import Size
 
 Arrays: TypeAlias = Mapping[str, NDArray[np.generic]]
@@ -127,6 +127,8 @@ class Format:
     pixels: tuple[PixelType, ...] = ("uint8", "float")
     layouts: tuple[PixelLayout, ...] = ("nhwc", "nchw")
     dynamic_batch: bool = False
+    folds_weights: bool = True
+    """Whether its converter takes int8 weights as integers; else it takes floats, and an operator that rounds them."""
     minutes: str = "seconds"
     """How long converting usually takes, for the progress display."""
     reasons: Mapping[str, str] = field(default_factory=dict)

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self, TypeAlias, get_args
 
-from detseg.choices import Contract
-from detseg.export.contract import Input, OutputSpec, PixelLayout, PixelType, Precision, task_from
+from detseg.choices import Contract, Precision
+from detseg.export.contract import Input, OutputSpec, PixelLayout, PixelType, task_from
 from detseg.interfaces import Task
 from detseg.resize import Letterbox, Resize, Stretch, TensorFlowStretch
 from detseg.structures import Classes, Size
@@ -68,6 +68,8 @@ class Manifest:
     """Versions of the packages that made it."""
     decoding: str | None = None
     """Of a file that ends with "raw": the head's decoding as a program of torch.export, base64."""
+    quantization: Mapping[str, Any] | None = None
+    """Of an int8 file: the images it was calibrated on, and the layers that stayed in floating point."""
     content: str = ""
     """SHA-256 of the file without its manifest."""
 

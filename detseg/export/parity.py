@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import singledispatch
@@ -17,8 +18,9 @@ import torch
 from torch import Tensor
 from torchvision.ops import box_iou
 
+from detseg.choices import Precision
 from detseg.export.artefact import Artefact
-from detseg.export.contract import Precision, named_raw, outputs_of
+from detseg.export.contract import named_raw, outputs_of
 from detseg.interfaces import Task
 from detseg.model import Predictor
 from detseg.structures import IMAGENET_MEAN, IMAGENET_STD, Detections, LabelMaps, Pixels
@@ -40,13 +42,17 @@ class Tolerance(NamedTuple):
 TOLERANCES: dict[Precision, Tolerance] = {
     "fp32": Tolerance(relative=1e-4, pixels=0.05, score=1e-3, matched=0.99),
     "fp16": Tolerance(relative=5e-2, pixels=4.0, score=5e-2, matched=0.9),
+    "int8": Tolerance(relative=math.inf, pixels=math.inf, score=math.inf, matched=0.0),
 }
-"""In single precision the same numbers in another order of summation; float16 keeps three digits of each weight."""
+"""In single precision the same numbers in another order of summation; float16 keeps three digits of each weight. What
+int8 loses, only the task's metric can tell: its numbers are written, and `detseg.export.int8` asks the metric."""
 
 _ROUNDINGS = 4.0
 """What single precision costs the network itself, against double, may be as many times the difference of an output:
 networks that few steps have trained may lose more digits than a fixed limit allows."""
 
+_MARGIN = 0.05
+"""The most that a score may be above the edge of being kept and yet be left out of the comparison."""
 _SAME_BOX = 0.9
 """The IoU from which two boxes of a label are the same detection."""
 
@@ -131,7 +137,8 @@ class Parity:
         """Plain values."""
         return {
             "passed": self.passed, "images": self.images, "problems": self.problems(), "causes": self.causes,
-            "tolerance": self.tolerance._asdict(),
+            "tolerance": {name: limit if math.isfinite(limit) else None
+                          for name, limit in self.tolerance._asdict().items()},
             "outputs": {name: dataclasses.asdict(apart) for name, apart in self.outputs.items()},
             "predictions": dataclasses.asdict(self.predictions) | {"share": self.predictions.share}}
 
@@ -238,9 +245,10 @@ def _(wanted: Detections, found: Detections, task: Any, agreement: Agreement, to
     for row in range(len(wanted.boxes)):
         mine, theirs = _valid(wanted, row), _valid(found, row)
         # Scores at the edge of being kept may fall to either side.
-        least = task.score_threshold + tolerance.score
+        margin = min(tolerance.score, _MARGIN)
+        least = task.score_threshold + margin
         if len(mine.scores) == wanted.boxes.shape[1]:
-            least = max(least, float(mine.scores.min()) + tolerance.score)
+            least = max(least, float(mine.scores.min()) + margin)
         rows = (mine.scores >= least).nonzero()[:, 0]
         agreement.wanted += len(rows)
         if not len(rows) or not len(theirs.scores):

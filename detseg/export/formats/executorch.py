@@ -28,11 +28,22 @@ def write(job: Job, path: Path) -> None:
     from executorch.exir import EdgeCompileConfig, to_edge_transform_and_lower
     from executorch.exir.passes.constant_prop_pass import constant_prop_pass
 
-    program = constant_prop_pass(job.network.program())
+    program = constant_prop_pass(job.network.program(), custom_skip_targets=_kept_operators())
     # Between bytes and floats, copies with an order of dimensions take over ten times as long as copies without.
     lowered = to_edge_transform_and_lower(
         program, partitioner=[XnnpackPartitioner()], compile_config=EdgeCompileConfig(_skip_dim_order=True))
     path.write_bytes(lowered.to_executorch().buffer)
+
+
+def _kept_operators() -> set[object]:
+    """Those that are not computed here although what they take is constant: int8's weights would become floats."""
+    from executorch.exir.passes.constant_prop_pass import get_default_skip_targets_no_quant
+    from torchao.quantization.pt2e import quantizer  # noqa: F401 (it registers the operators)
+
+    operators = torch.ops.quantized_decomposed
+    return {*get_default_skip_targets_no_quant(), *(
+        getattr(operators, f"{verb}_{what}").default
+        for verb in ("quantize", "dequantize") for what in ("per_tensor", "per_channel"))}
 
 
 def run(path: Path, threads: int, names: Sequence[str]) -> Run:
@@ -71,7 +82,7 @@ def operators(path: Path, images: NDArray[np.generic]) -> Operators:
 FORMAT = Format(
     name="executorch", title="ExecuTorch", suffix=".pte", extra="executorch", converter=("executorch",),
     runtime=("executorch",), packages=("executorch", "torchao"), write=write, run=run, embed=appended.embed,
-    manifest=appended.manifest, content=appended.content, operators=operators, precisions=("fp32",),
+    manifest=appended.manifest, content=appended.content, operators=operators, precisions=("fp32", "int8"),
     minutes="20 to 60 s", reasons={
         "fp16": "XNNPACK's files keep the weights of half-precision convolutions in single precision, as large",
         "dynamic batch": "the program's memory is planned for one size"},

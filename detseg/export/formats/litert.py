@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from detseg.export import appended
+from detseg.export.contract import ExportedNetwork
 from detseg.export.format import Arrays, Format, Job, Operators, PhoneBenchmark, Run
 
 _DELEGATE = "DELEGATE"
@@ -18,9 +22,76 @@ def write(job: Job, path: Path) -> None:
     """Converted; with fp16, weights are kept in half precision and widened when the file is opened."""
     import litert_torch
 
-    litert_torch.convert(job.network, sample_kwargs={"images": job.network.given.example()}).export(str(path))
+    int8 = None
+    if job.network.int8 is not None:
+        job = job._replace(network=_with_delegated_hard_swish(job.network))
+        from litert_torch.quantize import pt2e_quantizer, quant_config
+
+        # Nothing is quantised by it, but the converter is told to make integers of what is.
+        told = pt2e_quantizer.PT2EQuantizer().set_global(pt2e_quantizer.get_symmetric_quantization_config())
+        int8 = quant_config.QuantConfig(pt2e_quantizer=told)
+    litert_torch.convert(job.network, sample_kwargs={"images": job.network.given.example()},
+                         quant_config=int8).export(str(path))
+    if int8 is not None:
+        _float_outputs(path)
     if job.precision == "fp16":
         _halve(path)
+
+
+def _float_outputs(path: Path) -> None:
+    """Puts a DEQUANTIZE behind each output of int8: the converter takes the last one away, and with it the scale."""
+    import flatbuffers
+    from ai_edge_litert import schema_py_generated as schema
+
+    model = schema.ModelT.InitFromPackedBuf(path.read_bytes(), 0)
+    graph, code = model.subgraphs[0], schema.BuiltinOperator.DEQUANTIZE
+    codes = [one.builtinCode for one in model.operatorCodes]
+    if code not in codes:
+        new = schema.OperatorCodeT()
+        new.builtinCode, new.deprecatedBuiltinCode, new.version = code, code, 2
+        model.operatorCodes.append(new)
+        codes.append(code)
+    moved = dict[int, int]()
+    for index in graph.outputs:
+        tensor = graph.tensors[index]
+        if tensor.type != schema.TensorType.INT8 or index in moved:
+            continue
+        wide = schema.TensorT()
+        wide.name, wide.shape = tensor.name + b".float", tensor.shape
+        wide.type, wide.buffer = schema.TensorType.FLOAT32, 0
+        wide.shapeSignature, wide.hasRank = tensor.shapeSignature, tensor.hasRank
+        graph.tensors.append(wide)
+        moved[int(index)] = len(graph.tensors) - 1
+        operator = schema.OperatorT()
+        operator.opcodeIndex, operator.inputs, operator.outputs = codes.index(code), [index], [moved[int(index)]]
+        graph.operators.append(operator)
+    graph.outputs = [moved.get(int(index), int(index)) for index in graph.outputs]
+    for signature in model.signatureDefs:
+        for output in signature.outputs:
+            output.tensorIndex = moved.get(int(output.tensorIndex), int(output.tensorIndex))
+    builder = flatbuffers.Builder(1024)
+    builder.Finish(model.Pack(builder), b"TFL3")
+    path.write_bytes(bytes(builder.Output()))
+
+
+def _with_delegated_hard_swish(network: ExportedNetwork) -> ExportedNetwork:
+    """A copy with x clamp(x / 6 + 1 / 2, 0, 1) for h-swish: the converter makes it an operator of int8, which XNNPACK
+    has not, and each would end a part of the network that XNNPACK computes."""
+    copied = copy.deepcopy(network)
+    module: Any = copied.int8
+    for node in list(module.graph.nodes):
+        if node.target not in (torch.ops.aten.hardswish.default, torch.ops.aten.hardswish_.default):
+            continue
+        x = node.args[0]
+        with module.graph.inserting_before(node):
+            value = module.graph.call_function(torch.ops.aten.mul.Tensor, (x, 1 / 6))
+            value = module.graph.call_function(torch.ops.aten.add.Tensor, (value, 0.5))
+            value = module.graph.call_function(torch.ops.aten.clamp.default, (value, 0.0, 1.0))
+            value = module.graph.call_function(torch.ops.aten.mul.Tensor, (x, value))
+        node.replace_all_uses_with(value)
+        module.graph.erase_node(node)
+    module.recompile()
+    return copied
 
 
 def run(path: Path, threads: int, names: Sequence[str]) -> Run:
@@ -75,7 +146,8 @@ FORMAT = Format(
     name="litert", title="LiteRT", suffix=".tflite", extra="litert", converter=("litert_torch",),
     runtime=("ai_edge_litert",), packages=("litert-torch", "ai-edge-litert", "ai-edge-quantizer"), write=write, run=run,
     embed=appended.embed, manifest=appended.manifest, content=appended.content, operators=operators,
-    minutes="10 to 30 s", reasons={"dynamic batch": "the converter's programs have one size"},
+    folds_weights=False, minutes="10 to 30 s", precisions=("fp32", "fp16", "int8"),
+    reasons={"dynamic batch": "the converter's programs have one size"},
     phone=PhoneBenchmark(
         "benchmark_model",
         lambda file, threads, runs, _: [f"--graph={file}", f"--num_threads={threads}", f"--num_runs={runs}"],

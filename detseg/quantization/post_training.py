@@ -1,0 +1,262 @@
+"""A trained network in int8 without more training: ranges of calibration images, equalised channels, corrected biases.
+
+What is changed is kept only where it brings the int8 network's raw outputs closer to those of the float network.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor, fx
+
+from detseg.model import Predictor
+from detseg.quantization.equalization import equalize
+from detseg.quantization.recorded import (
+    HARD_SIGMOID,
+    HARD_SWISH,
+    WEIGHTED,
+    Statistics,
+    attribute,
+    bias_name,
+    flat,
+    float_only,
+    is_within,
+    layers,
+    record,
+    statistics,
+)
+from detseg.structures import Size
+
+Ranges: TypeAlias = Literal["minmax", "mse"]
+"""Of activations: all that was seen, or what makes the mean squared error smallest."""
+
+_PIXELS = 8 * 320 ** 2
+"""Of the images that are computed at once."""
+_LEVELS = 255
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How a network becomes int8.
+
+    Args:
+        keep_float: layers that stay in floating point; a name stands for all that it contains.
+        per_channel: whether weights have a scale for each output channel.
+        ranges: how activations get theirs.
+        equalised: whether channels of pairs of layers are brought to one range; None: if that helps.
+        corrected: whether biases make up for the mean error of each channel; None: if that helps.
+    """
+
+    keep_float: tuple[str, ...] = ()
+    per_channel: bool = True
+    ranges: Ranges = "minmax"
+    equalised: bool | None = None
+    corrected: bool | None = None
+
+
+class Int8Network(NamedTuple):
+    """A network with operators that quantise and dequantise."""
+
+    module: fx.GraphModule
+    """float [B, 3, H, W] in 0..255 to the raw outputs."""
+    recipe: Recipe
+    """As it was made."""
+    snr: float
+    """Signal to quantisation noise of the raw output that has the least, in dB, on calibration images."""
+
+
+class PostTraining:
+    """Makes int8 networks of a network.
+
+    Args:
+        predictor: trained; it is copied and folded.
+        images: for calibration, float [1, 3, H, W] in 0..255 each, all of the size that the network will get.
+        fold_weights: whether weights become integers here; else an operator behind the floats makes them.
+        say: hears what is going on.
+
+    ValueError without images.
+    """
+
+    def __init__(
+        self, predictor: Predictor, images: Sequence[Tensor], *, fold_weights: bool = True,
+        say: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        if not images:
+            raise ValueError("there are no images to calibrate with")
+        self.fold_weights = fold_weights
+        self.predictor = predictor.folded().to("cpu").to(memory_format=torch.contiguous_format)
+        self.size: Size = (images[0].shape[2], images[0].shape[3])
+        at_once = max(1, min(16, _PIXELS // (self.size[0] * self.size[1])))
+        self.batches = [torch.cat(list(images[k : k + at_once])) for k in range(0, len(images), at_once)]
+        say(f"calibrating on {len(images)} images")
+        self.float_module = record(self.predictor, self.size)
+        self.statistics = statistics(self.float_module, self.batches)
+        self._equalised: tuple[fx.GraphModule, dict[str, Statistics]] | None = None
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Of the network, those with weights."""
+        return layers(self.float_module.graph)
+
+    @property
+    def float_only(self) -> tuple[str, ...]:
+        """Modules that stay in floating point whatever is asked for."""
+        found = float_only(self.float_module.graph)
+        stage = self.predictor.head.second_stage
+        return found if stage is None else (*found, "head.second_stage")
+
+    def check_layers(self, names: Sequence[str]) -> None:
+        """ValueError for a name that is of no layer."""
+        for name in names:
+            if not any(is_within(layer, [name]) for layer in self.layers):
+                import difflib
+
+                near = difflib.get_close_matches(name, self.layers, n=3, cutoff=0.3)
+                raise ValueError(f"there is no layer {name}; near are {', '.join(near or self.layers[:3])}")
+
+    def quantized(self, recipe: Recipe = Recipe()) -> Int8Network:
+        """An int8 network; what the recipe leaves open is tried, and decided by the signal to quantisation noise."""
+        self.check_layers(recipe.keep_float)
+        found = [self._made(replace(recipe, equalised=equalised, corrected=bool(recipe.corrected)))
+                 for equalised in ((False, True) if recipe.equalised is None else (recipe.equalised,))
+                 if not equalised or self._equalised_network() is not None]
+        best = max(found, key=lambda one: one.snr) if found else self._made(
+            replace(recipe, equalised=False, corrected=bool(recipe.corrected)))
+        if recipe.corrected is None:
+            corrected = self._made(replace(best.recipe, corrected=True))
+            best = max(best, corrected, key=lambda one: one.snr)
+        return best
+
+    def _equalised_network(self) -> tuple[fx.GraphModule, dict[str, Statistics]] | None:
+        """None where there is nothing to equalise."""
+        if self._equalised is None:
+            predictor = copy.deepcopy(self.predictor)
+            if not equalize(predictor, self.float_module.graph, self.statistics):
+                return None
+            module = record(predictor, self.size)
+            self._equalised = module, statistics(module, self.batches)
+        return self._equalised
+
+    def _made(self, recipe: Recipe) -> Int8Network:
+        equalised = self._equalised_network() if recipe.equalised else None
+        float_module, found = equalised or (self.float_module, self.statistics)
+        module = converted(float_module, found, recipe, fold_weights=self.fold_weights)
+        if recipe.corrected:
+            _correct_biases(module, found, self.batches)
+        return Int8Network(module, recipe, self._snr(module))
+
+    @torch.no_grad()
+    def _snr(self, module: fx.GraphModule) -> float:
+        batch = self.batches[len(self.batches) // 2]
+        return min(snr(wanted, found) for wanted, found in zip(
+            flat(self.float_module(batch)), flat(module(batch)), strict=True))
+
+
+def converted(
+    float_module: fx.GraphModule, found: Mapping[str, Statistics], recipe: Recipe, *, fold_weights: bool = True
+) -> fx.GraphModule:
+    """A recorded network with operators that quantise and dequantise; `fold_weights` as of `PostTraining`."""
+    from torchao.quantization.pt2e import allow_exported_model_train_eval
+    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+
+    from detseg.quantization.quantizer import Int8Quantizer
+
+    nodes = {node.name: node for node in float_module.graph.nodes}
+    quantizer = Int8Quantizer(keep_float=recipe.keep_float, per_channel=recipe.per_channel)
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        prepared = prepare_pt2e(copy.deepcopy(float_module), quantizer)
+        for node in prepared.graph.nodes:
+            if node.op != "call_module":
+                continue
+            observer: Any = prepared.get_submodule(str(node.target))
+            source = node.args[0]
+            if source.op == "get_attr":  # a weight
+                observer(attribute(prepared, str(source.target)))
+            else:
+                low, high = activation_range(nodes[source.name], found[source.name], recipe.ranges)
+                observer.min_val, observer.max_val = torch.tensor(low), torch.tensor(high)
+        module: fx.GraphModule = convert_pt2e(prepared, fold_quantize=fold_weights)
+        allow_exported_model_train_eval(module)
+    return module
+
+
+def matters(node: fx.Node) -> tuple[float, float]:
+    """Beyond which numbers it makes no difference what a node gives: h-swish makes 0 of everything below -3, and hard
+    sigmoid knows nothing beyond 3. int8 need not hold them, and has finer steps for the rest."""
+    users = list(node.users)
+    if users and all(user.target in HARD_SWISH for user in users):
+        return -3.0, math.inf
+    if users and all(user.target in HARD_SIGMOID for user in users):
+        return -3.0, 3.0
+    return -math.inf, math.inf
+
+
+def activation_range(node: fx.Node, found: Statistics, ranges: Ranges) -> tuple[float, float]:
+    """The smallest and largest number that int8 shall hold of what a node gives, 0 among them."""
+    least, most = matters(node)
+    low, high = found.range
+    low, high = max(min(low, 0.0), least), min(max(high, 0.0), most)
+    if ranges == "minmax" or high - low < 1e-9:
+        return low, high
+    bins = len(found.histogram)
+    first, last = found.range
+    width = (last - first) / bins
+    if width <= 0:
+        return low, high
+    centres = (first + width * (torch.arange(bins, dtype=torch.float64) + 0.5)).clamp(least, most)
+    weights = found.histogram.double()
+    best, chosen = math.inf, (low, high)
+    for share in torch.linspace(0.3, 1.0, 36).tolist():
+        # Each end is brought in alone and both together: an activation with outliers has them mostly on one side.
+        for one_low, one_high in ((low * share, high), (low, high * share), (low * share, high * share)):
+            step = (one_high - one_low) / _LEVELS
+            if step <= 0:
+                continue
+            outside = (centres - centres.clamp(one_low, one_high)) ** 2
+            inside = (centres >= one_low) & (centres <= one_high)
+            error = float((weights * torch.where(inside, step ** 2 / 12, outside)).sum())
+            if error < best:
+                best, chosen = error, (one_low, one_high)
+    return chosen
+
+
+def snr(wanted: Tensor, found: Tensor) -> float:
+    """The signal to noise ratio of what was found, in dB."""
+    noise = float((wanted.double() - found.double()).square().sum())
+    signal = float(wanted.double().square().sum())
+    if noise == 0:
+        return math.inf
+    return 10 * math.log10(max(signal, 1e-30) / noise)
+
+
+class _BiasCorrection(fx.Interpreter):
+    """Runs an int8 network, and takes the mean error of each channel out of the biases as it comes to them."""
+
+    def __init__(self, module: fx.GraphModule, found: Mapping[str, Statistics]) -> None:
+        super().__init__(module)
+        self.found = found
+
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        if n.target not in WEIGHTED or (name := bias_name(n)) is None or n.name not in self.found:
+            return result
+        dimensions = [0, 2, 3] if result.dim() == 4 else list(range(result.dim() - 1))
+        error = self.found[n.name].mean - result.mean(dimensions)
+        owner, _, last = name.rpartition(".")
+        module: Any = self.module
+        module = module.get_submodule(owner)
+        getattr(module, last).add_(error)
+        return result + error.view(1, -1, 1, 1) if result.dim() == 4 else result + error
+
+
+@torch.no_grad()
+def _correct_biases(module: fx.GraphModule, found: Mapping[str, Statistics], batches: Sequence[Tensor]) -> None:
+    """Means of float come from all images; those of int8 from as many as memory allows at once."""
+    _BiasCorrection(module, found).run(batches[0] if len(batches) == 1 else torch.cat(list(batches[:4])))

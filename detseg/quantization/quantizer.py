@@ -1,0 +1,87 @@
+"""The operators that a network computes in int8, told to torch's export quantisation (pt2e).
+
+Weights are symmetric, with a scale for each output channel; activations have one scale and zero point. A ReLU or ReLU6
+belongs to the operator before it. Raw outputs have a scale each, for each map: boxes and scores never share one.
+h-swish, sigmoids, attention and everything behind the raw outputs stay in floating point.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import fx
+from torchao.quantization.pt2e.observer import MinMaxObserver, PerChannelMinMaxObserver
+from torchao.quantization.pt2e.quantizer import QuantizationAnnotation, QuantizationSpec, Quantizer
+
+from detseg.quantization.recorded import (
+    BINARY,
+    MEANS,
+    WEIGHTED,
+    activation_behind,
+    float_only,
+    is_within,
+    layer_of,
+)
+
+_KEY = "quantization_annotation"
+_SMALLEST_SCALE = 2 ** -12
+
+
+def _activation_spec() -> QuantizationSpec:
+    return QuantizationSpec(
+        dtype=torch.int8, quant_min=-128, quant_max=127, qscheme=torch.per_tensor_affine,
+        observer_or_fake_quant_ctr=MinMaxObserver.with_args(eps=_SMALLEST_SCALE))
+
+
+def _weight_spec(*, per_channel: bool) -> QuantizationSpec:
+    observer = PerChannelMinMaxObserver if per_channel else MinMaxObserver
+    return QuantizationSpec(
+        dtype=torch.int8, quant_min=-127, quant_max=127, ch_axis=0,
+        qscheme=torch.per_channel_symmetric if per_channel else torch.per_tensor_symmetric,
+        observer_or_fake_quant_ctr=observer.with_args(eps=2 ** -20))
+
+
+class Int8Quantizer(Quantizer):  # type: ignore[misc]
+    """Annotates a recorded network.
+
+    Args:
+        keep_float: layers that stay in floating point, by name; a name stands for all that it contains.
+        per_channel: whether weights have a scale for each output channel.
+    """
+
+    def __init__(self, *, keep_float: Sequence[str] = (), per_channel: bool = True) -> None:
+        super().__init__()
+        self.keep_float = tuple(keep_float)
+        self.activation, self.weight = _activation_spec(), _weight_spec(per_channel=per_channel)
+
+    def annotate(self, model: fx.GraphModule) -> fx.GraphModule:
+        """Says of each node what it takes and gives."""
+        kept = (*self.keep_float, *float_only(model.graph))
+        for node in model.graph.nodes:
+            if node.op != "call_function" or not layer_of(node) or is_within(layer_of(node), kept):
+                continue
+            if node.target in WEIGHTED:
+                self._annotate(node, {node.args[0]: self.activation, node.args[1]: self.weight})
+            elif node.target in BINARY and all(_is_map(one) for one in node.args[:2]) and len(node.args) == 2:
+                self._annotate(node, dict.fromkeys(node.args, self.activation))
+            elif node.target in MEANS:
+                self._annotate(node, {node.args[0]: self.activation})
+        return model
+
+    def _annotate(self, node: fx.Node, inputs: dict[Any, QuantizationSpec]) -> None:
+        last = activation_behind(node)
+        node.meta[_KEY] = QuantizationAnnotation(
+            input_qspec_map=inputs, output_qspec=self.activation if last is None else None, _annotated=True)
+        if last is not None:
+            last.meta[_KEY] = QuantizationAnnotation(output_qspec=self.activation, _annotated=True)
+
+    def validate(self, model: fx.GraphModule) -> None:
+        """There is nothing that could be wrong."""
+
+
+def _is_map(argument: Any) -> bool:
+    """Whether it is an activation, and not a number or a constant."""
+    return isinstance(argument, fx.Node) and argument.op == "call_function" and (
+        getattr(argument.meta.get("val"), "dim", lambda: 0)() == 4)

@@ -1,0 +1,190 @@
+"""A network's operators up to its raw outputs, as torch.export records them, and the layers they belong to."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils._pytree import tree_leaves
+
+from detseg.model import Predictor
+from detseg.structures import Size
+
+aten = torch.ops.aten
+WEIGHTED = frozenset({aten.conv2d.default, aten.linear.default})
+"""Operators with weights."""
+ACTIVATIONS = frozenset({
+    aten.relu.default, aten.relu_.default, aten.hardtanh.default, aten.hardtanh_.default})
+"""What an operator with weights does besides, without a pass of its own: ReLU and ReLU6."""
+HARD_SWISH = frozenset({aten.hardswish.default, aten.hardswish_.default})
+HARD_SIGMOID = frozenset({aten.hardsigmoid.default, aten.hardsigmoid_.default})
+BINARY = frozenset({aten.add.Tensor, aten.add_.Tensor, aten.mul.Tensor, aten.mul_.Tensor})
+MEANS = frozenset({aten.mean.dim, aten.adaptive_avg_pool2d.default, aten.avg_pool2d.default})
+_FLOAT_ONLY = frozenset({
+    aten.bmm.default, aten.softmax.int, aten.matmul.default, aten.scaled_dot_product_attention.default,
+    aten.gelu.default})
+_INNER = frozenset({"conv", "norm", "act", "gate"})
+"""Parts of a layer that nobody names."""
+
+
+class Statistics(NamedTuple):
+    """Of what a node gave for the calibration images."""
+
+    low: Tensor
+    high: Tensor
+    """The smallest and the largest number of each channel, [C]; [1] where it has no channels."""
+    mean: Tensor
+    """Of each channel, [C]."""
+    histogram: Tensor
+    """How many numbers lie in each of equal parts between the smallest and the largest of all."""
+
+    @property
+    def range(self) -> tuple[float, float]:
+        """Of all channels."""
+        return float(self.low.min()), float(self.high.max())
+
+
+class Pair(NamedTuple):
+    """Two operators with weights, of which the second alone takes what the first gives."""
+
+    first: fx.Node
+    activation: fx.Node | None
+    second: fx.Node
+
+
+def record(predictor: Predictor, size: Size) -> fx.GraphModule:
+    """Images float [B, 3, H, W] of this size, in 0..255, to a network's raw outputs, for any B.
+
+    predictor: folded, with contiguous weights.
+    """
+    example = torch.zeros(2, 3, *size)
+    batch = torch.export.Dim("batch", min=1, max=4096)
+    with torch.no_grad():
+        program = torch.export.export(predictor, (example,), dynamic_shapes={"images": {0: batch}},
+                                      strict=False)
+    module: fx.GraphModule = program.module(check_guards=False)
+    return module
+
+
+def path_of(node: fx.Node) -> str:
+    """Of the innermost module that a node is from."""
+    stack = list((node.meta.get("nn_module_stack") or {}).values())
+    return re.sub(r"@\d+", "", stack[-1][0]) if stack else ""
+
+
+def layer_of(node: fx.Node) -> str:
+    """The name of the layer that a node belongs to, as `--keep-float` takes it: "backbone.blocks.3.expand"."""
+    *outer, last = path_of(node).split(".")
+    return ".".join(outer if last in _INNER and outer else [*outer, last])
+
+
+def is_within(layer: str, names: Sequence[str]) -> bool:
+    """Whether a layer is one of those named, or a part of one."""
+    return any(layer == name or layer.startswith(f"{name}.") for name in names)
+
+
+def layers(graph: fx.Graph) -> tuple[str, ...]:
+    """All layers with weights, in their order."""
+    return tuple(dict.fromkeys(layer_of(node) for node in graph.nodes if node.target in WEIGHTED))
+
+
+def float_only(graph: fx.Graph) -> tuple[str, ...]:
+    """Modules that stay in floating point because int8 has no operators for what they do: attention."""
+    found = dict.fromkeys(path_of(node) for node in graph.nodes if node.target in _FLOAT_ONLY)
+    return tuple(path for path in found if path and path.rpartition(".")[2] not in _INNER)
+
+
+def activation_behind(node: fx.Node) -> fx.Node | None:
+    """The ReLU or ReLU6 that alone takes what a node gives."""
+    users = list(node.users)
+    return users[0] if len(users) == 1 and users[0].target in ACTIVATIONS else None
+
+
+def pairs(graph: fx.Graph) -> Iterator[Pair]:
+    """All of them."""
+    for node in graph.nodes:
+        if node.target not in WEIGHTED:
+            continue
+        activation = activation_behind(node)
+        last = node if activation is None else activation
+        users = list(last.users)
+        if len(users) == 1 and users[0].target in WEIGHTED and users[0].args[0] is last:
+            yield Pair(node, activation, users[0])
+
+
+def weight_name(node: fx.Node) -> str:
+    """Of an operator with weights: the parameter's name in the network."""
+    weight = node.args[1]
+    assert isinstance(weight, fx.Node), node
+    return str(weight.target)
+
+
+def bias_name(node: fx.Node) -> str | None:
+    """The same of its bias, if it has one."""
+    bias = node.args[2] if len(node.args) > 2 else None
+    return str(bias.target) if isinstance(bias, fx.Node) else None
+
+
+def flat(raw: Any) -> list[Tensor]:
+    """Raw outputs as tensors."""
+    return [leaf for leaf in tree_leaves(raw) if isinstance(leaf, Tensor)]
+
+
+_BINS = 2048
+
+
+class _Collector(fx.Interpreter):
+    """Runs a graph and keeps what its nodes gave, in two passes over the same images."""
+
+    def __init__(self, module: fx.GraphModule, limits: Mapping[str, tuple[float, float]] | None) -> None:
+        super().__init__(module)
+        self.limits = limits
+        self.low: dict[str, Tensor] = {}
+        self.high: dict[str, Tensor] = {}
+        self.total: dict[str, Tensor] = {}
+        self.count: dict[str, int] = {}
+        self.histograms: dict[str, Tensor] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        if n.op != "call_function" or not isinstance(result, Tensor) or not result.is_floating_point():
+            return result
+        name = n.name
+        if self.limits is not None:
+            least, most = self.limits[name]
+            found = torch.histc(result, _BINS, least, max(most, least + 1e-12))
+            self.histograms[name] = found + self.histograms[name] if name in self.histograms else found
+            return result
+        channels = result.transpose(0, 1).flatten(1) if result.dim() == 4 else result.flatten()[None]
+        low, high, total = channels.amin(1), channels.amax(1), channels.sum(1, dtype=torch.float64)
+        if name in self.low:
+            low, high = torch.minimum(low, self.low[name]), torch.maximum(high, self.high[name])
+            total = total + self.total[name]
+        self.low[name], self.high[name], self.total[name] = low, high, total
+        self.count[name] = self.count.get(name, 0) + channels.shape[1]
+        return result
+
+
+@torch.no_grad()
+def statistics(module: fx.GraphModule, batches: Sequence[Tensor]) -> dict[str, Statistics]:
+    """Of every node that gives floats, by its name, over batches of images."""
+    first = _Collector(module, None)
+    for batch in batches:
+        first.run(batch)
+    limits = {name: (float(low.min()), float(first.high[name].max())) for name, low in first.low.items()}
+    second = _Collector(module, limits)
+    for batch in batches:
+        second.run(batch)
+    return {name: Statistics(low, first.high[name], (first.total[name] / first.count[name]).float(),
+                             second.histograms[name]) for name, low in first.low.items()}
+
+
+def attribute(module: nn.Module, name: str) -> Tensor:
+    """A parameter or buffer by its dotted name."""
+    owner, _, last = name.rpartition(".")
+    found = getattr(module.get_submodule(owner), last)
+    assert isinstance(found, Tensor), name
+    return found
