@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import random
 from collections.abc import Callable, Sequence
 from functools import singledispatch
 from pathlib import Path
@@ -16,12 +15,12 @@ from torch import Tensor
 
 from detseg import checkpoint as checkpoints
 from detseg import config as configs
-from detseg.choices import Engine
+from detseg.choices import CALIBRATION_IMAGES, Engine
 from detseg.config import Config, Data
 from detseg.data.box_index import BoxIndex
 from detseg.data.images import read_image, to_rgb
 from detseg.data.label_index import LabelIndex
-from detseg.data.loading import spread
+from detseg.data.loading import drawn, spread
 from detseg.data.location import Location, read_training, read_validation
 from detseg.data.screening import screened
 from detseg.engine import OnnxRuntimePredictor, with_engine
@@ -47,8 +46,6 @@ ImageLike: TypeAlias = str | os.PathLike[str] | Pixels | Image.Image
 """A file, uint8 [H, W, 3], or Pillow's."""
 ChannelOrder: TypeAlias = Literal["rgb", "bgr"]
 
-CALIBRATION_IMAGES = 128
-"""From which int8's ranges are taken, unless another number is asked for."""
 _COMPARED = 16
 """Images that an exported file is compared on, unless they are named."""
 
@@ -133,12 +130,14 @@ class Model:
             self.data.read, location, kept=None if self.run is None else self.run.kept_split, classes=self.classes)
 
     def validation(
-        self, location: Location, *, common: bool = False, skip_broken: bool = False
+        self, location: Location, *, common: bool = False, skip_broken: bool = False, per_class: bool = False,
+        reference: bool = False, what: str | None = None,
     ) -> Validation:
-        """What it is measured on in these data; see `detseg.validation.prepared`."""
+        """What it is measured on in these data; see `detseg.validation.prepared`. what: itself, for messages."""
         index, notes = self.read_validation(location)
-        return prepared(index, location, self.classes, self.data, self.loaded.resize, notes=notes, common=common,
-                        skip_broken=skip_broken, what=self.title)
+        return prepared(
+            index, location, self.classes, self.data, self.loaded.resize, notes=notes, common=common,
+            skip_broken=skip_broken, per_class=per_class, reference=reference, what=what or self.title)
 
     def calibration(self, location: Location, *, number: int = CALIBRATION_IMAGES, seed: int = 0) -> Calibration:
         """A draw of the images that it was trained on, in the order of their numbers. ValueError without images.
@@ -151,7 +150,7 @@ class Model:
         index = read_training(self.data.read, location, kept=None if self.run is None else self.run.kept_split)
         index, _ = screened(index, whole=False)
         dataset = self.data.dataset(index, self.loaded.resize, augment=None, seed=0)
-        items = sorted(random.Random(seed).sample(range(len(dataset)), min(number, len(dataset))))
+        items = drawn(len(dataset), number, seed=seed)
         named = isinstance(index, BoxIndex | LabelIndex)
         names = tuple(index.path(item).name if named else f"{item}" for item in items)
         return Calibration(tuple(dataset.original(item) for item in items), names, f"{location}", seed, number)
@@ -237,11 +236,9 @@ class Model:
         """
         source, target, kind = self._export_target(path, format)
         place = location or self.location
-        drawn = calibration or self.calibration(place)
-        validation = self.validation(place)
-        pictures = [validation.dataset.original(item) for item in spread(len(validation.dataset), _COMPARED)]
-        return export_int8(source, target, kind, options or kind.usual_options(), calibration=drawn,
-                           validation=validation, budget=budget, recipe=recipe, images=pictures, report=report, say=say)
+        return export_int8(
+            source, target, kind, options or kind.usual_options(), calibration=calibration or self.calibration(place),
+            validation=self.validation(place), budget=budget, recipe=recipe, report=report, say=say)
 
     def _export_target(self, path: str | os.PathLike[str], format: str | None) -> tuple[Source, Path, Format]:
         if self.source is None:

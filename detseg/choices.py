@@ -16,5 +16,11 @@ Precision: TypeAlias = Literal["fp32", "fp16", "int8"]
 """What a network's numbers are kept in, where its memory is counted: see `detseg.cost`."""
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
+Ranges: TypeAlias = Literal["minmax", "mse"]
+"""Of int8's activations: all that was seen, or what makes the mean squared error smallest."""
+RANGES: tuple[Ranges, ...] = get_args(Ranges)
+CALIBRATION_IMAGES = 128
+"""From which they are taken, unless another number is asked for."""
+
 SHELLS = ("bash", "zsh", "fish")
 """Those that `detseg --print-completion` knows."""

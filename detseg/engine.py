@@ -29,8 +29,7 @@ from detseg.export.quiet import quiet
 from detseg.fingerprint import fingerprint
 from detseg.interfaces import Task
 from detseg.model import Predictor
-from detseg.resize import Resize
-from detseg.structures import Classes
+from detseg.predict import Recomputed
 
 CACHE = "onnxruntime"
 """Converted networks lie in the cache folder of this name."""
@@ -42,7 +41,7 @@ _TOLERANCE = 1e-3
 """Of the largest raw output: rounding stays far below, another network does not."""
 
 
-class OnnxRuntimePredictor:
+class OnnxRuntimePredictor(Recomputed):
     """Predicts as the `Predictor` it was made of, on the CPU; `with_engine` makes it.
 
     Args:
@@ -52,31 +51,13 @@ class OnnxRuntimePredictor:
     """
 
     def __init__(self, predictor: Predictor, run: Run, structure: TreeSpec) -> None:
-        self.predictor, self._run, self._structure = predictor, run, structure
-
-    @property
-    def classes(self) -> Classes:
-        """What it predicts."""
-        return self.predictor.classes
-
-    @property
-    def resize(self) -> Resize:
-        """How an image becomes its input."""
-        return self.predictor.resize
-
-    @property
-    def device(self) -> torch.device:
-        """Where images are to be brought."""
-        return torch.device("cpu")
+        super().__init__(predictor)
+        self._run, self._structure = run, structure
 
     @property
     def form(self) -> str:
         """What it is, for people."""
         return "ONNX Runtime"
-
-    def ready(self) -> OnnxRuntimePredictor:
-        """It is."""
-        return self
 
     def __call__(self, images: Tensor) -> Any:
         """float [B, 3, H, W] RGB, 0..255, to the head's raw predictions."""
@@ -84,11 +65,6 @@ class OnnxRuntimePredictor:
             return self.predictor(images)
         outputs = self._run(self._padded(images).contiguous().numpy())
         return tree_unflatten([torch.from_numpy(array) for array in outputs.values()], self._structure)
-
-    def finished(self, images: Tensor, task: Task[Any, Any, Any, Any], *, static: bool = False) -> Any:
-        """The same to final predictions of the task; `static` as in `Head.decode`."""
-        dense = self.predictor.head.decode(self(images), (images.shape[2], images.shape[3]), static=static)
-        return task.postprocess(dense, static=static)
 
     def _padded(self, images: Tensor) -> Tensor:
         """`Predictor.features` pads behind the normalisation, which the converted layers begin with."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from torch.utils._pytree import tree_map_only
 from detseg.data.files import is_image, list_files, list_images
 from detseg.data.images import read_image
 from detseg.interfaces import Source, Task
+from detseg.model import Predictor
 from detseg.resize import Resize
 from detseg.structures import Classes, Pixels
 
@@ -47,6 +49,50 @@ class Network(Protocol):
 
     def finished(self, images: Tensor, task: Task[Any, Any, Any, Any], /, *, static: bool = False) -> Any:
         """float [B, 3, H, W] RGB, 0..255, to final predictions in network pixels; `static` as in `Head.decode`."""
+
+
+class Recomputed(ABC):
+    """A network that is ready, whose layers something else computes than torch's own; decoding, a second stage and
+    suppression are those of the predictor it was made of.
+
+    predictor: ready for inference.
+    """
+
+    def __init__(self, predictor: Predictor) -> None:
+        self.predictor = predictor
+
+    @property
+    def classes(self) -> Classes:
+        """What it predicts."""
+        return self.predictor.classes
+
+    @property
+    def resize(self) -> Resize:
+        """How an image becomes its input."""
+        return self.predictor.resize
+
+    @property
+    def device(self) -> torch.device:
+        """Where images are to be brought."""
+        return self.predictor.device
+
+    @property
+    @abstractmethod
+    def form(self) -> str:
+        """What it is, for people."""
+
+    @abstractmethod
+    def __call__(self, images: Tensor) -> Any:
+        """float [B, 3, H, W] RGB, 0..255, to the head's raw predictions."""
+
+    def ready(self) -> Self:
+        """It is."""
+        return self
+
+    def finished(self, images: Tensor, task: Task[Any, Any, Any, Any], *, static: bool = False) -> Any:
+        """The same to final predictions of the task; `static` as in `Head.decode`."""
+        dense = self.predictor.head.decode(self(images), (images.shape[2], images.shape[3]), static=static)
+        return task.postprocess(dense, static=static)
 
 
 class ImagePrediction(NamedTuple):

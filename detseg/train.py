@@ -32,7 +32,7 @@ from detseg.interfaces import Dataset, Metric
 from detseg.launch import launch
 from detseg.model import Predictor
 from detseg.predict import Network
-from detseg.quantization.pt2e import PACKAGES, check_packages
+from detseg.quantization.packages import PACKAGES, check_packages
 from detseg.quantization.training import QuantisationAwareTraining
 from detseg.report.console import Reporter, plain_console, render, shown
 from detseg.report.pictures import contact_sheet, write_picture
@@ -348,7 +348,7 @@ def _check_qat(experiment: Experiment, *, starts_anew: bool) -> None:
     """ValueError where a run with `qat` cannot be one."""
     if experiment.qat is None:
         return
-    check_packages()
+    check_packages(PACKAGES, extra="executorch")
     if starts_anew:
         raise ValueError("qat starts from a trained network; train without it first, and name what came of it with "
                          "--weights RUN/best.pt")

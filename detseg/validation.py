@@ -8,13 +8,14 @@ from typing import Any, NamedTuple
 from detseg.checkpoint import check_classes
 from detseg.config import Data, Index
 from detseg.data.faults import check_faults
+from detseg.data.loading import spread
 from detseg.data.location import Location
 from detseg.data.screening import screened
 from detseg.evaluate import evaluate
 from detseg.interfaces import Dataset, Metric, Task
 from detseg.predict import Network
 from detseg.resize import Resize
-from detseg.structures import Classes
+from detseg.structures import Classes, Pixels
 
 _MOST_NAMED = 12
 
@@ -27,6 +28,10 @@ class Validation(NamedTuple):
     """A new one."""
     notes: tuple[str, ...]
     """What a person should know about where they come from, and what is left out."""
+
+    def images(self, number: int) -> list[Pixels]:
+        """Up to so many, evenly over all."""
+        return [self.dataset.original(item) for item in spread(len(self.dataset), number)]
 
     def score(
         self, network: Network, task: Task[Any, Any, Any, Any], *, batch_size: int = 1,

@@ -31,13 +31,9 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a run that has learnt, another run, and the first one's file."""
     folder = tmp_path_factory.mktemp("export")
-    tiny_segmenter.write_config(folder)
-    tiny_segmenter.generate(folder / "data" / "shades")
+    tiny_segmenter.train_in(folder, ["--out", "runs/one"], ["--out", "runs/two", "--set", "seed=1"])
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()):
         patch.chdir(folder)
-        train = importlib.import_module("detseg.commands.train").main
-        assert train(["shades.py", "--out", "runs/one"]) == 0
-        assert train(["shades.py", "--out", "runs/two", "--set", "seed=1"]) == 0
         assert importlib.import_module("detseg.commands.export").main(["runs/one", "--format", "onnx"]) == 0
     return folder
 

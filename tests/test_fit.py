@@ -42,10 +42,7 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture(autouse=True)
 def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    tiny.generate(tmp_path / "data")
-    tiny.write_config(tmp_path)
-    monkeypatch.setattr(tiny.BrightnessHead, "calls", 0)
+    tiny.begin_in(tmp_path, monkeypatch)
 
 
 def run(*overrides: str, out: str = "run", resume: bool = False, **others: Any) -> Result:

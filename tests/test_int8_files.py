@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import importlib
-import io
 import json
 import shutil
 from dataclasses import replace
@@ -81,11 +78,7 @@ def test_onnx_runtime_computes_all_layers_in_integers(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("int8")
-    tiny_segmenter.write_config(folder)
-    tiny_segmenter.generate(folder / "data" / "shades")
-    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()):
-        patch.chdir(folder)
-        assert importlib.import_module("detseg.commands.train").main(["shades.py", "--out", "runs/one"]) == 0
+    tiny_segmenter.train_in(folder, ["--out", "runs/one"])
     return folder
 
 

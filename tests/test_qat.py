@@ -20,7 +20,7 @@ from detseg.config import load as load_config
 from detseg.layers import ConvNormAct, Norm
 from detseg.model import Predictor
 from detseg.optim import QAT, Cosine, Steps
-from detseg.quantization import pt2e
+from detseg.quantization.packages import check_packages
 from detseg.quantization.pt2e import Simulated, converted
 from detseg.quantization.training import QuantisationAwareTraining
 from detseg.structures import Classes
@@ -36,10 +36,7 @@ OVERRIDES = ("schedule.epochs=4", "optimizer.lr=0.02", "ema.decay=0.9")
 
 @pytest.fixture(autouse=True)
 def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    tiny.generate(tmp_path / "data")
-    tiny.write_config(tmp_path)
-    monkeypatch.setattr(tiny.BrightnessHead, "calls", 0)
+    tiny.begin_in(tmp_path, monkeypatch)
     monkeypatch.setattr(tiny.BrightnessHead, "interrupt_at", None)
 
 
@@ -394,10 +391,9 @@ def torch_mobilenet(predictor: Predictor) -> str:
     return "mobilenet_v2.pth"
 
 
-def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pt2e, "PACKAGES", ("torch", "no_such_package"))
+def test_missing_packages_are_named() -> None:
     with pytest.raises(ValueError, match=r"quantisation needs no_such_package: pip install 'detseg\[executorch\]'"):
-        pt2e.check_packages()
+        check_packages(("torch", "no_such_package"), extra="executorch")
 
 
 def test_what_the_graph_cannot_do_is_said() -> None:

@@ -70,9 +70,10 @@ def test_the_range_of_least_error_leaves_an_outlier_out() -> None:
     values = [*torch.linspace(-1, 1, 5000).tolist(), 300.0]
     low, high = activation_range(node_before(), found(*values), "minmax")
     assert high == 300.0
-    crowd = Statistics(torch.tensor([-1.0]), torch.tensor([300.0]), torch.zeros(1), torch.zeros(2048))
-    crowd.histogram[:14] = 1e7
-    crowd.histogram[-1] = 1.0
+    histogram = torch.zeros(2048)
+    histogram[:14] = 1e7
+    histogram[-1] = 1.0
+    crowd = Statistics(torch.tensor([-1.0]), torch.tensor([300.0]), torch.zeros(1), histogram)
     low, high = activation_range(node_before(), crowd, "mse")
     assert low <= -0.9
     assert high < 150.0

@@ -6,7 +6,7 @@ import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -36,6 +36,9 @@ from detseg.report.pictures import draw
 from detseg.report.results import records, summary
 from detseg.resize import MEAN_COLOUR, Placement, Resize
 from detseg.structures import Classes, MetricTable, Pixels, Size
+
+if TYPE_CHECKING:
+    import pytest
 
 SIZE = (8, 12)
 ORIGINAL_SIZE = (16, 36)
@@ -298,3 +301,11 @@ def write_config(folder: Path, *, text: str = CONFIG) -> Path:
     path = folder / "brightness.py"
     path.write_text(text)
     return path
+
+
+def begin_in(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its data and its config lie in the current folder, and the head has not been called."""
+    monkeypatch.chdir(folder)
+    generate(folder / "data")
+    write_config(folder)
+    monkeypatch.setattr(BrightnessHead, "calls", 0)

@@ -5,6 +5,9 @@ Images of three sizes with masks beside them; a third class is listed and never 
 
 from __future__ import annotations
 
+import contextlib
+import importlib
+import io
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -128,3 +131,13 @@ def untrained() -> Predictor:
     """The network with the same random weights every time."""
     torch.manual_seed(0)
     return model(CLASSES)
+
+
+def train_in(folder: Path, *runs: list[str]) -> None:
+    """Its data, its config, and runs of the command with these arguments."""
+    write_config(folder)
+    generate(folder / "data" / "shades")
+    with contextlib.chdir(folder), contextlib.redirect_stdout(io.StringIO()):
+        train = importlib.import_module("detseg.commands.train").main
+        for arguments in runs:
+            assert train(["shades.py", *arguments]) == 0

@@ -19,7 +19,6 @@ point, as few as will do, or no file is left; FILE.int8.json has what was found.
 from __future__ import annotations
 
 import argparse
-import random
 import sys
 import time
 from pathlib import Path
@@ -27,7 +26,7 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
-from detseg.choices import CONTRACTS
+from detseg.choices import CALIBRATION_IMAGES, CONTRACTS, RANGES
 from detseg.cli import add_model_settings, command_parser, exit_code
 from detseg.config_files import find_config
 from detseg.export.formats import format_named, format_names, formats
@@ -62,14 +61,14 @@ def build_parser() -> argparse.ArgumentParser:
                       help="measure on the classes that the network and the data both have")
     int8.add_argument("--calibrate", metavar="DIR|GLOB|FILE", nargs="+",
                       help="images to take ranges from (training images)")
-    int8.add_argument("--calibration-images", type=int, default=128, metavar="N",
+    int8.add_argument("--calibration-images", type=int, default=CALIBRATION_IMAGES, metavar="N",
                       help="how many of them (%(default)s)")
     int8.add_argument("--calibration-seed", type=int, default=0, metavar="SEED", help="of their draw (%(default)s)")
     int8.add_argument("--max-drop", type=float, metavar="POINTS",
                       help="of AP or mIoU that int8 may cost: 1.0 is from 0.300 to 0.290 (1.0)")
     int8.add_argument("--keep-float", nargs="+", action="extend", default=[], metavar="LAYER",
                       help="layers that stay in floating point, as the report names them")
-    int8.add_argument("--ranges", choices=("minmax", "mse"), default="minmax",
+    int8.add_argument("--ranges", choices=RANGES, default="minmax",
                       help="of activations: all that was seen, or what makes the error smallest (%(default)s)")
     int8.add_argument("--report", action="store_true",
                       help="what every layer costs, and why: a table, FILE.layers.png, and FILE.int8.json")
@@ -186,7 +185,7 @@ def _export_int8(
     options: argparse.Namespace, model: Model, kind: Format, wanted: Options, path: Path, console: Console
 ) -> list[str]:
     from detseg.data.images import read_image
-    from detseg.data.loading import spread
+    from detseg.data.loading import drawn
     from detseg.data.location import Location
     from detseg.export.int8 import Budget, Calibration, export_int8, int8_path
     from detseg.predict import find_images
@@ -206,20 +205,14 @@ def _export_int8(
         validation = None
     if options.calibrate:
         paths = find_images(options.calibrate)
-        chosen = sorted(random.Random(options.calibration_seed).sample(
-            range(len(paths)), min(options.calibration_images, len(paths))))
+        chosen = [paths[k] for k in drawn(len(paths), options.calibration_images, seed=options.calibration_seed)]
         calibration = Calibration(
-            tuple(read_image(paths[k]) for k in chosen), tuple(paths[k].name for k in chosen),
-            " ".join(options.calibrate), options.calibration_seed, options.calibration_images)
+            tuple(read_image(one) for one in chosen), tuple(one.name for one in chosen), " ".join(options.calibrate),
+            options.calibration_seed, options.calibration_images)
     else:
         calibration = model.calibration(
             location, number=options.calibration_images, seed=options.calibration_seed)
-    if options.images:
-        images = [read_image(one) for one in find_images(options.images)]
-    elif validation is not None:
-        images = [validation.dataset.original(item) for item in spread(len(validation.dataset), 16)]
-    else:
-        images = list(calibration.images[:16])
+    images = _images(model, options.images)[0] if options.images else ()
     for note in () if validation is None else validation.notes:
         console.print(note, soft_wrap=True)
     with console.status("") as status:

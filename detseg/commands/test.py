@@ -74,7 +74,6 @@ def _test(options: argparse.Namespace) -> None:
     from detseg.launch import evaluation_device
     from detseg.report.console import Reporter, plain_console, render
     from detseg.report.results import records
-    from detseg.validation import prepared
 
     model = load_model(options.model, options.checkpoint, sample=options.sample, config_changed=options.config_changed,
                        settings=options.settings, classes=options.classes)
@@ -97,11 +96,9 @@ def _test(options: argparse.Namespace) -> None:
         location = Location(data.generate(_SAMPLE) if options.sample else options.data, options.images)
     elif options.images is not None:
         location = replace(location, images=options.images)
-    index, lines = model.read_validation(location)
-    validation = prepared(
-        index, location, classes, data, resize, notes=lines, common=options.common_classes,
-        skip_broken=options.skip_broken, per_class=options.per_class, reference=options.reference,
-        what=str(options.checkpoint or options.model))
+    validation = model.validation(
+        location, common=options.common_classes, skip_broken=options.skip_broken, per_class=options.per_class,
+        reference=options.reference, what=str(options.checkpoint or options.model))
     dataset, metric = validation.dataset, validation.metric()
     chosen, most, workers = None, 1, None
     if experiment is not None:

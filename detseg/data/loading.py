@@ -7,6 +7,7 @@ number of workers gives the same batches, a run may start at any step, and there
 from __future__ import annotations
 
 import pickle
+import random
 import traceback
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -46,6 +47,11 @@ def spread(num_items: int, number: int) -> list[int]:
     """Up to `number` items, evenly over all."""
     items: list[int] = np.linspace(0, num_items - 1, min(number, num_items)).round().astype(int).tolist()
     return items
+
+
+def drawn(num_items: int, number: int, *, seed: int) -> list[int]:
+    """Up to `number` items in their order, by chance: the same for the same seed."""
+    return sorted(random.Random(seed).sample(range(num_items), min(number, num_items)))
 
 
 def steps_per_epoch(num_items: int, *, batch_size: int, world_size: int = 1) -> int:

@@ -19,10 +19,11 @@ from detseg.cost import threads, time_alternating
 from detseg.evaluate import suitable_batch
 from detseg.export.artefact import open_artefact
 from detseg.export.contract import Input
-from detseg.export.convert import Exported, Int8, Source, check_options, export, parity_path
+from detseg.export.convert import Exported, Int8, Source, check_options, export
 from detseg.export.format import Format, Options
 from detseg.export.manifest import fixed_resize
 from detseg.predict import predict_image
+from detseg.quantization.packages import check_packages
 from detseg.quantization.post_training import Int8Network, PostTraining, Recipe
 from detseg.quantization.recorded import statistics
 from detseg.quantization.report import LayerReport, layer_report
@@ -33,7 +34,7 @@ from detseg.validation import Validation
 _OTHER_DOMAIN = 1.5
 """How many times as wide activations of other images may be, at the median of the layers, before a person is told."""
 _COMPARED = 16
-"""Validation images whose ranges are compared with those of the calibration images."""
+"""Images on which outputs are compared, and whose ranges are with those of the calibration images."""
 _TIMED_SECONDS = 2.0
 
 
@@ -47,11 +48,9 @@ class Budget:
 
     Args:
         max_drop: of the metric's main number, in points: 1 is from AP 0.300 to 0.290.
-        search: whether layers are left in floating point where it costs more.
     """
 
     max_drop: float = 1.0
-    search: bool = True
 
     def __post_init__(self) -> None:
         if not 0 <= self.max_drop < math.inf:
@@ -105,7 +104,7 @@ class Int8Exported(NamedTuple):
     """What a person should know."""
     report: LayerReport | None
     cost: Mapping[str, float] | None
-    """Of layers in floating point: "milliseconds" and "megabytes" of the file and of the one without ("all int8")."""
+    """Of layers in floating point: "ms" of a prediction and "mb" of the file, "all_ms" and "all_mb" without them."""
 
     @property
     def kept(self) -> tuple[str, ...]:
@@ -150,7 +149,7 @@ def int8_path(path: Path) -> Path:
 def export_int8(
     source: Source, path: Path, kind: Format, options: Options, *, calibration: Calibration,
     validation: Validation | None, budget: Budget = Budget(), recipe: Recipe = Recipe(),  # noqa: B008 (frozen)
-    images: Sequence[Pixels], report: bool = False, say: Callable[[str], None] = lambda _: None,
+    images: Sequence[Pixels] = (), report: bool = False, say: Callable[[str], None] = lambda _: None,
 ) -> Int8Exported:
     """Writes a network into an int8 file that loses no more than the budget.
 
@@ -163,7 +162,7 @@ def export_int8(
         validation: what the checkpoint and the file are measured on; None measures nothing, and keeps to no budget.
         budget: what it may cost.
         recipe: which layers stay in floating point, and how ranges are found.
-        images: to compare the outputs on.
+        images: to compare the outputs on; none: some that it is measured on, or calibrated with.
         report: make the layer report also where no search needs it.
         say: hears what is going on.
 
@@ -171,16 +170,18 @@ def export_int8(
     """
     options = replace(options, precision="int8")
     check_options(kind, options, source)
-    _check_packages()
+    check_packages(["torchao"], extra="int8")
     kind.check_installed((*kind.converter, *kind.runtime), to="write and measure")
     if not calibration.images:
         raise ValueError(f"there are no images to calibrate with in {calibration.origin}; name some with --calibrate "
                          "DIR")
     _, resize = fixed_resize(source.predictor.resize, options.size)
     given = Input(resize.size, options.pixels, options.layout, options.dynamic_batch)
-    network = PostTraining(source.predictor, calibration.tensors(resize, given),
-                           fold_weights=kind.folds_weights, say=say)
+    network = PostTraining(source.predictor, calibration.tensors(resize, given), fold_weights=kind.folds_weights)
     network.check_layers(recipe.keep_float)
+    if not images:
+        images = calibration.images[:_COMPARED] if validation is None else validation.images(_COMPARED)
+    say(f"calibrating on {len(calibration.images)} images")
     notes = list(_notes(calibration, validation, network, resize, given))
     found: LayerReport | None = None
 
@@ -218,38 +219,28 @@ def export_int8(
                 progress=lambda done: say(f"measuring the checkpoint: {done} of {len(validation.dataset)} images"))
         made = attempt(recipe.keep_float)
         if validation is not None and not attempts[-1].drop <= budget.max_drop:
-            made = _searched(attempt, attempts, budget, recipe, layers, made)
+            made = _searched(attempt, attempts, budget, recipe, layers)
         if report:
             layers()
         cost = _cost(attempts) if len(attempts[-1].keep_float) > len(recipe.keep_float) else None
         last = attempts[-1]
-        measured = validation is not None
         exported = last.exported._replace(path=path)
         result = Int8Exported(
             exported, "" if validation is None else validation.metric().main, checkpoint,
-            tuple(attempts) if measured else (), made, network.float_only, tuple(notes), found, cost)
+            () if validation is None else tuple(attempts), made, network.float_only, tuple(notes), found, cost)
         with atomic_folder(path) as folder:
             for file in last.exported.path.parent.iterdir():
                 shutil.move(str(file), folder / file.name)
             write_text(folder / int8_path(path).name, json.dumps(result.as_json(), indent=1) + "\n")
-    assert parity_path(path).exists() or not images
     return result
 
 
 def _searched(
     attempt: Callable[[Sequence[str]], Int8Network], attempts: list[Attempt], budget: Budget, recipe: Recipe,
-    layers: Callable[[], LayerReport], made: Int8Network,
+    layers: Callable[[], LayerReport],
 ) -> Int8Network:
     """The fewest layers in floating point, those first that cost most, that bring the drop within the budget: twice as
     many each time, then halved back. BudgetError where half of all layers are not enough."""
-    def refuse(why: str) -> BudgetError:
-        worst = "\n  ".join(layers().notes())
-        return BudgetError(
-            f"int8 costs {attempts[-1].drop:.2f} points, allowed are {budget.max_drop:g} (--max-drop){why}; no file is "
-            f"left. The layers that cost most:\n  {worst}")
-
-    if not budget.search:
-        raise refuse("")
     order = [name for name in layers().order if name not in recipe.keep_float]
     networks = dict[int, Int8Network]()
 
@@ -261,7 +252,11 @@ def _searched(
     while not within(most):
         least, most = most, most * 2
         if most > max(1, len(order) // 2):
-            raise refuse(f", even with {least} of {len(order)} layers in floating point")
+            worst = "\n  ".join(layers().notes())
+            raise BudgetError(
+                f"int8 costs {attempts[-1].drop:.2f} points, allowed are {budget.max_drop:g} (--max-drop), even with "
+                f"{least} of {len(order)} layers in floating point; no file is left. The layers that cost most:\n"
+                f"  {worst}")
     while most - least > 1:
         middle = (least + most) // 2
         if within(middle):
@@ -289,13 +284,6 @@ def _cost(attempts: Sequence[Attempt]) -> dict[str, float]:
             "all_mb": attempts[0].exported.megabytes}
 
 
-def _check_packages() -> None:
-    import importlib.util
-
-    if importlib.util.find_spec("torchao") is None:
-        raise ValueError("int8 needs torchao: pip install 'detseg[int8]'")
-
-
 def _notes(
     calibration: Calibration, validation: Validation | None, network: PostTraining, resize: Resize, given: Input
 ) -> list[str]:
@@ -304,9 +292,7 @@ def _notes(
         notes.append(f"calibrated on {len(calibration.images)} images of {calibration.origin}: there are no "
                      f"{calibration.asked}")
     if validation is not None and len(validation.dataset):
-        number = min(_COMPARED, len(validation.dataset))
-        step = len(validation.dataset) / number
-        others = Calibration(tuple(validation.dataset.original(int(k * step)) for k in range(number)), (), "")
+        others = Calibration(tuple(validation.images(_COMPARED)), (), "")
         wider = _widening(network, others.tensors(resize, given))
         if wider > _OTHER_DOMAIN:
             notes.append(f"the validation images drive activations {wider:.1f} times as far as the calibration images "
@@ -318,7 +304,7 @@ def _widening(network: PostTraining, images: Sequence[Tensor]) -> float:
     """How many times as wide the layers' activations are for other images, at the median."""
     others = statistics(network.float_module, [torch.cat(list(images[k : k + 4])) for k in range(0, len(images), 4)])
     ratios = []
-    for name, seen in network.statistics.items():
+    for name, seen in network.statistics().items():
         (low, high), (other_low, other_high) = seen.range, others[name].range
         if high - low > 1e-6:
             ratios.append((max(other_high, 0.0) - min(other_low, 0.0)) / (max(high, 0.0) - min(low, 0.0)))

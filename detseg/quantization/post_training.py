@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import copy
 import math
-import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple, TypeAlias
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx
 
+from detseg.choices import Ranges
 from detseg.model import Predictor
 from detseg.quantization.equalization import equalize
+from detseg.quantization.packages import quiet
 from detseg.quantization.recorded import (
     HARD_SIGMOID,
     HARD_SWISH,
@@ -30,11 +32,9 @@ from detseg.quantization.recorded import (
     layers,
     record,
     statistics,
+    with_histograms,
 )
 from detseg.structures import Size
-
-Ranges: TypeAlias = Literal["minmax", "mse"]
-"""Of activations: all that was seen, or what makes the mean squared error smallest."""
 
 _PIXELS = 8 * 320 ** 2
 """Of the images that are computed at once."""
@@ -71,6 +71,25 @@ class Int8Network(NamedTuple):
     """Signal to quantisation noise of the raw output that has the least, in dB, on calibration images."""
 
 
+class _Calibrated:
+    """A recorded network, and what its operators gave for images."""
+
+    def __init__(self, module: fx.GraphModule, batches: Sequence[Tensor]) -> None:
+        self.module, self._batches = module, batches
+
+    @cached_property
+    def _plain(self) -> dict[str, Statistics]:
+        return statistics(self.module, self._batches)
+
+    @cached_property
+    def _detailed(self) -> dict[str, Statistics]:
+        return with_histograms(self.module, self._batches, self._plain)
+
+    def statistics(self, ranges: Ranges) -> dict[str, Statistics]:
+        """What these ranges are found from; collected when it is first asked for."""
+        return self._plain if ranges == "minmax" else self._detailed
+
+
 class PostTraining:
     """Makes int8 networks of a network.
 
@@ -78,15 +97,11 @@ class PostTraining:
         predictor: trained; it is copied and folded.
         images: for calibration, float [1, 3, H, W] in 0..255 each, all of the size that the network will get.
         fold_weights: whether weights become integers here; else an operator behind the floats makes them.
-        say: hears what is going on.
 
     ValueError without images.
     """
 
-    def __init__(
-        self, predictor: Predictor, images: Sequence[Tensor], *, fold_weights: bool = True,
-        say: Callable[[str], None] = lambda _: None,
-    ) -> None:
+    def __init__(self, predictor: Predictor, images: Sequence[Tensor], *, fold_weights: bool = True) -> None:
         if not images:
             raise ValueError("there are no images to calibrate with")
         self.fold_weights = fold_weights
@@ -94,10 +109,16 @@ class PostTraining:
         self.size: Size = (images[0].shape[2], images[0].shape[3])
         at_once = max(1, min(16, _PIXELS // (self.size[0] * self.size[1])))
         self.batches = [torch.cat(list(images[k : k + at_once])) for k in range(0, len(images), at_once)]
-        say(f"calibrating on {len(images)} images")
-        self.float_module = record(self.predictor, self.size)
-        self.statistics = statistics(self.float_module, self.batches)
-        self._equalised: tuple[fx.GraphModule, dict[str, Statistics]] | None = None
+        self._float = _Calibrated(record(self.predictor, self.size), self.batches)
+
+    @property
+    def float_module(self) -> fx.GraphModule:
+        """The network as it was recorded."""
+        return self._float.module
+
+    def statistics(self, ranges: Ranges = "minmax") -> dict[str, Statistics]:
+        """What its operators gave for the calibration images, by the node's name."""
+        return self._float.statistics(ranges)
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -123,30 +144,29 @@ class PostTraining:
     def quantized(self, recipe: Recipe = Recipe()) -> Int8Network:
         """An int8 network; what the recipe leaves open is tried, and decided by the signal to quantisation noise."""
         self.check_layers(recipe.keep_float)
+        ways = (False, True) if recipe.equalised is None else (recipe.equalised,)
+        if self._equalised is None:
+            ways = (False,)
         found = [self._made(replace(recipe, equalised=equalised, corrected=bool(recipe.corrected)))
-                 for equalised in ((False, True) if recipe.equalised is None else (recipe.equalised,))
-                 if not equalised or self._equalised_network() is not None]
-        best = max(found, key=lambda one: one.snr) if found else self._made(
-            replace(recipe, equalised=False, corrected=bool(recipe.corrected)))
+                 for equalised in ways]
+        best = max(found, key=lambda one: one.snr)
         if recipe.corrected is None:
             corrected = self._made(replace(best.recipe, corrected=True))
             best = max(best, corrected, key=lambda one: one.snr)
         return best
 
-    def _equalised_network(self) -> tuple[fx.GraphModule, dict[str, Statistics]] | None:
+    @cached_property
+    def _equalised(self) -> _Calibrated | None:
         """None where there is nothing to equalise."""
-        if self._equalised is None:
-            predictor = copy.deepcopy(self.predictor)
-            if not equalize(predictor, self.float_module.graph, self.statistics):
-                return None
-            module = record(predictor, self.size)
-            self._equalised = module, statistics(module, self.batches)
-        return self._equalised
+        predictor = copy.deepcopy(self.predictor)
+        if not equalize(predictor, self.float_module.graph, self.statistics()):
+            return None
+        return _Calibrated(record(predictor, self.size), self.batches)
 
     def _made(self, recipe: Recipe) -> Int8Network:
-        equalised = self._equalised_network() if recipe.equalised else None
-        float_module, found = equalised or (self.float_module, self.statistics)
-        module = converted(float_module, found, recipe, fold_weights=self.fold_weights)
+        network = (self._equalised if recipe.equalised else None) or self._float
+        found = network.statistics(recipe.ranges)
+        module = converted(network.module, found, recipe, fold_weights=self.fold_weights)
         if recipe.corrected:
             _correct_biases(module, found, self.batches)
         return Int8Network(module, recipe, self._snr(module))
@@ -169,8 +189,7 @@ def converted(
 
     nodes = {node.name: node for node in float_module.graph.nodes}
     quantizer = Int8Quantizer(keep_float=recipe.keep_float, per_channel=recipe.per_channel)
-    with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")
+    with quiet(), torch.no_grad():
         prepared = prepare_pt2e(copy.deepcopy(float_module), quantizer)
         for node in prepared.graph.nodes:
             if node.op != "call_module":
@@ -205,6 +224,7 @@ def activation_range(node: fx.Node, found: Statistics, ranges: Ranges) -> tuple[
     low, high = max(min(low, 0.0), least), min(max(high, 0.0), most)
     if ranges == "minmax" or high - low < 1e-9:
         return low, high
+    assert found.histogram is not None, "ranges of least error are found from histograms"
     bins = len(found.histogram)
     first, last = found.range
     width = (last - first) / bins

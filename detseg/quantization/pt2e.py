@@ -5,10 +5,6 @@ A network becomes a graph in which every tensor that the file holds in 8 bits pa
 
 from __future__ import annotations
 
-import importlib.util
-import logging
-import re
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -21,10 +17,10 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 from torchvision.ops import StochasticDepth
 
-from detseg.interfaces import Task
 from detseg.model import Predictor
-from detseg.resize import Resize
-from detseg.structures import Classes
+from detseg.predict import Recomputed
+from detseg.quantization.packages import quiet
+from detseg.quantization.recorded import path_of
 
 FORM = "8 bits simulated"
 """What was done to such a network for inference: its `form`."""
@@ -32,17 +28,6 @@ FORM = "8 bits simulated"
 _HELD = "predictor"
 """Under which name a graph holds its network."""
 _aten = torch.ops.aten
-
-
-PACKAGES = ("torchao", "executorch")
-"""On which a result depends."""
-
-
-def check_packages() -> None:
-    """ValueError where what quantises is not installed."""
-    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
-    if missing:
-        raise ValueError(f"quantisation needs {' and '.join(missing)}: pip install 'detseg[executorch]'")
 
 
 class Traced(NamedTuple):
@@ -92,7 +77,7 @@ def trace(predictor: Predictor, images: Tensor, *, any_size: bool = False) -> Tr
     ValueError where the network cannot be recorded.
     """
     _check_norms(predictor)
-    with _quiet():
+    with quiet():
         from torchao.quantization.pt2e.quantize_pt2e import prepare_pt2e
 
         with _marked(predictor, norms=True):
@@ -131,7 +116,7 @@ def converted(predictor: Predictor, ranges: Mapping[str, Tensor], images: Tensor
     """
     # ExecuTorch cannot lower weights that lie channels last.
     folded = predictor.folded().to(memory_format=torch.contiguous_format)
-    with _quiet(), torch.no_grad():
+    with quiet(), torch.no_grad():
         from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
         with _marked(folded, norms=False):
@@ -214,19 +199,6 @@ def _exported(predictor: Predictor, images: Tensor, *, any_size: bool | None) ->
         raise ValueError(
             f"the network cannot be recorded for quantisation: {str(problem).strip().splitlines()[0]}") from problem
     return program.module(check_guards=False), outputs[-1]
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """torchao and executorch warn of themselves."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
 
 
 @contextmanager
@@ -339,9 +311,7 @@ def _unscaled(x: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
 
 def _path(node: fx.Node) -> str:
     """Of the innermost module that a node is from, in the predictor."""
-    stack = list((node.meta.get("nn_module_stack") or {}).values())
-    path = re.sub(r"@\d+", "", stack[-1][0]) if stack else ""
-    return path.removeprefix(_HELD).removeprefix(".")
+    return path_of(node).removeprefix(_HELD).removeprefix(".")
 
 
 def _fake_quantisation(
@@ -416,7 +386,7 @@ def watch_next(module: nn.Module) -> None:
     module.enable_observer()  # type: ignore[operator]
 
 
-class Simulated:
+class Simulated(Recomputed):
     """A network as its 8-bit file computes it: what evaluates and predicts in the place of a `Predictor`.
 
     Decoding and suppression, and the second stage of a detector that has one, stay in floating point.
@@ -426,39 +396,22 @@ class Simulated:
         any_size: for images of any size, which not every network allows; else of `predictor.resize.size`.
     """
 
-    form = FORM
+    @property
+    def form(self) -> str:
+        """What was done to it for inference."""
+        return FORM
 
     def __init__(self, predictor: Predictor, *, any_size: bool = False) -> None:
         folded = predictor.ready()
         example = torch.zeros(2, 3, *folded.resize.size, device=folded.device)
         self.example = example.contiguous(memory_format=torch.channels_last)
         self.traced = trace(folded, self.example, any_size=any_size)
-        self.predictor = folded
+        super().__init__(folded)
         self.set_weights(folded)
 
-    @property
-    def classes(self) -> Classes:
-        """What it predicts."""
-        return self.predictor.classes
-
-    @property
-    def resize(self) -> Resize:
-        """How an image becomes its input."""
-        return self.predictor.resize
-
-    @property
-    def device(self) -> torch.device:
-        """Where it is."""
-        return self.predictor.device
-
-    def ready(self) -> Simulated:
-        """Itself."""
-        return self
-
-    def finished(self, images: Tensor, task: Task[Any, Any, Any, Any], *, static: bool = False) -> Any:
-        """float [B, 3, H, W] RGB, 0..255, to final predictions of the task; `static` as in `Head.decode`."""
-        dense = self.predictor.head.decode(self.traced.raw(images), (images.shape[2], images.shape[3]), static=static)
-        return task.postprocess(dense, static=static)
+    def __call__(self, images: Tensor) -> Any:
+        """float [B, 3, H, W] RGB, 0..255, to the head's raw predictions."""
+        return self.traced.raw(images)
 
     @torch.no_grad()
     def set_weights(self, predictor: Predictor) -> None:

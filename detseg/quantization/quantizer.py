@@ -14,6 +14,7 @@ import torch
 from torch import fx
 from torchao.quantization.pt2e.observer import MinMaxObserver, PerChannelMinMaxObserver
 from torchao.quantization.pt2e.quantizer import QuantizationAnnotation, QuantizationSpec, Quantizer
+from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
 
 from detseg.quantization.recorded import (
     BINARY,
@@ -25,7 +26,6 @@ from detseg.quantization.recorded import (
     layer_of,
 )
 
-_KEY = "quantization_annotation"
 _SMALLEST_SCALE = 2 ** -12
 
 
@@ -72,10 +72,10 @@ class Int8Quantizer(Quantizer):  # type: ignore[misc]
 
     def _annotate(self, node: fx.Node, inputs: dict[Any, QuantizationSpec]) -> None:
         last = activation_behind(node)
-        node.meta[_KEY] = QuantizationAnnotation(
+        node.meta[Q_ANNOTATION_KEY] = QuantizationAnnotation(
             input_qspec_map=inputs, output_qspec=self.activation if last is None else None, _annotated=True)
         if last is not None:
-            last.meta[_KEY] = QuantizationAnnotation(output_qspec=self.activation, _annotated=True)
+            last.meta[Q_ANNOTATION_KEY] = QuantizationAnnotation(output_qspec=self.activation, _annotated=True)
 
     def validate(self, model: fx.GraphModule) -> None:
         """There is nothing that could be wrong."""

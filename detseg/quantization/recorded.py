@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -38,8 +38,9 @@ class Statistics(NamedTuple):
     """The smallest and the largest number of each channel, [C]; [1] where it has no channels."""
     mean: Tensor
     """Of each channel, [C]."""
-    histogram: Tensor
-    """How many numbers lie in each of equal parts between the smallest and the largest of all."""
+    histogram: Tensor | None = None
+    """How many numbers lie in each of equal parts between the smallest and the largest of all; None where nobody asked
+    for it, which takes a second pass over the images."""
 
     @property
     def range(self) -> tuple[float, float]:
@@ -136,50 +137,54 @@ def flat(raw: Any) -> list[Tensor]:
 _BINS = 2048
 
 
-class _Collector(fx.Interpreter):
-    """Runs a graph and keeps what its nodes gave, in two passes over the same images."""
+class _Watched(fx.Interpreter):
+    """Runs a graph and shows every tensor of floats that an operator gives, before others change it in place."""
 
-    def __init__(self, module: fx.GraphModule, limits: Mapping[str, tuple[float, float]] | None) -> None:
+    def __init__(self, module: fx.GraphModule, look: Callable[[str, Tensor], None]) -> None:
         super().__init__(module)
-        self.limits = limits
-        self.low: dict[str, Tensor] = {}
-        self.high: dict[str, Tensor] = {}
-        self.total: dict[str, Tensor] = {}
-        self.count: dict[str, int] = {}
-        self.histograms: dict[str, Tensor] = {}
+        self.look = look
 
     def run_node(self, n: fx.Node) -> Any:
         result = super().run_node(n)
-        if n.op != "call_function" or not isinstance(result, Tensor) or not result.is_floating_point():
-            return result
-        name = n.name
-        if self.limits is not None:
-            least, most = self.limits[name]
-            found = torch.histc(result, _BINS, least, max(most, least + 1e-12))
-            self.histograms[name] = found + self.histograms[name] if name in self.histograms else found
-            return result
-        channels = result.transpose(0, 1).flatten(1) if result.dim() == 4 else result.flatten()[None]
-        low, high, total = channels.amin(1), channels.amax(1), channels.sum(1, dtype=torch.float64)
-        if name in self.low:
-            low, high = torch.minimum(low, self.low[name]), torch.maximum(high, self.high[name])
-            total = total + self.total[name]
-        self.low[name], self.high[name], self.total[name] = low, high, total
-        self.count[name] = self.count.get(name, 0) + channels.shape[1]
+        if n.op == "call_function" and isinstance(result, Tensor) and result.is_floating_point():
+            self.look(n.name, result)
         return result
 
 
 @torch.no_grad()
 def statistics(module: fx.GraphModule, batches: Sequence[Tensor]) -> dict[str, Statistics]:
-    """Of every node that gives floats, by its name, over batches of images."""
-    first = _Collector(module, None)
+    """Of every node that gives floats, by its name, over batches of images; without histograms."""
+    lows, highs, totals, counts = dict[str, Tensor](), dict[str, Tensor](), dict[str, Tensor](), dict[str, int]()
+
+    def look(name: str, x: Tensor) -> None:
+        channels = x.transpose(0, 1).flatten(1) if x.dim() == 4 else x.flatten()[None]
+        low, high, total = channels.amin(1), channels.amax(1), channels.sum(1, dtype=torch.float64)
+        if name in lows:
+            low, high = torch.minimum(low, lows[name]), torch.maximum(high, highs[name])
+            total = total + totals[name]
+        lows[name], highs[name], totals[name] = low, high, total
+        counts[name] = counts.get(name, 0) + channels.shape[1]
+
     for batch in batches:
-        first.run(batch)
-    limits = {name: (float(low.min()), float(first.high[name].max())) for name, low in first.low.items()}
-    second = _Collector(module, limits)
+        _Watched(module, look).run(batch)
+    return {name: Statistics(low, highs[name], (totals[name] / counts[name]).float()) for name, low in lows.items()}
+
+
+@torch.no_grad()
+def with_histograms(
+    module: fx.GraphModule, batches: Sequence[Tensor], found: Mapping[str, Statistics]
+) -> dict[str, Statistics]:
+    """What `statistics` found over the same images, and how it is spread within its range."""
+    histograms = dict[str, Tensor]()
+
+    def look(name: str, x: Tensor) -> None:
+        least, most = found[name].range
+        seen = torch.histc(x, _BINS, least, max(most, least + 1e-12))
+        histograms[name] = seen + histograms[name] if name in histograms else seen
+
     for batch in batches:
-        second.run(batch)
-    return {name: Statistics(low, first.high[name], (first.total[name] / first.count[name]).float(),
-                             second.histograms[name]) for name, low in first.low.items()}
+        _Watched(module, look).run(batch)
+    return {name: one._replace(histogram=histograms[name]) for name, one in found.items()}
 
 
 def attribute(module: nn.Module, name: str) -> Tensor:

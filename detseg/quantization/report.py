@@ -21,6 +21,7 @@ from detseg.quantization.recorded import (
     aten,
     attribute,
     flat,
+    is_within,
     layer_of,
     weight_name,
 )
@@ -99,27 +100,16 @@ class LayerReport:
         return [f"{layer.name} ({layer.alone:.1f} dB): {layer.cause}; {layer.remedy}" for layer in self.worst]
 
 
-class _Float(fx.Interpreter):
-    """Keeps what the layers gave."""
+class _Kept(fx.Interpreter):
+    """Keeps what some operators gave; in an int8 network, only the layers of `active` quantise what they give and their
+    weights, or all where that is None."""
 
-    def __init__(self, module: fx.GraphModule, wanted: Collection[str]) -> None:
+    def __init__(
+        self, module: fx.GraphModule, wanted: Collection[str], *, active: Collection[str] | None = None,
+        weights: Mapping[str, Tensor] | None = None,
+    ) -> None:
         super().__init__(module)
-        self.wanted, self.kept = wanted, dict[str, Tensor]()
-
-    def run_node(self, n: fx.Node) -> Any:
-        result = super().run_node(n)
-        if n.name in self.wanted:
-            self.kept[n.name] = result.clone()  # activations behind it work in place
-        return result
-
-
-class _Partly(fx.Interpreter):
-    """An int8 network of which only some layers quantise what they give and their weights."""
-
-    def __init__(self, module: fx.GraphModule, weights: Mapping[str, Tensor], active: Collection[str] | None,
-                 wanted: Collection[str] = ()) -> None:
-        super().__init__(module)
-        self.weights, self.active, self.wanted = weights, active, wanted
+        self.wanted, self.active, self.weights = wanted, active, weights or {}
         self.kept = dict[str, Tensor]()
 
     def run_node(self, n: fx.Node) -> Any:
@@ -131,7 +121,7 @@ class _Partly(fx.Interpreter):
             return value
         result = super().run_node(n)
         if n.name in self.wanted:
-            self.kept[n.name] = result.clone()
+            self.kept[n.name] = result.clone()  # activations behind it work in place
         return result
 
     def _owner(self, n: fx.Node) -> str:
@@ -169,25 +159,26 @@ def layer_report(
     """
     graph = network.float_module.graph
     images = network.batches[0][:_IMAGES]
-    module = converted(network.float_module, network.statistics, recipe)
+    seen = network.statistics(recipe.ranges)
+    module = converted(network.float_module, seen, recipe)
     ends = {layer_of(node): node for node in graph.nodes if node.target in WEIGHTED}
     outputs = {name: (activation_behind(node) or node).name for name, node in ends.items()}
     names = set(outputs.values())
     nodes = {node.name: node for node in graph.nodes}
-    reference = _Float(network.float_module, names)
+    reference = _Kept(network.float_module, names)
     wanted = flat(reference.run(images))
     weights = {node.name: attribute(network.float_module, weight_name(node)) for node in graph.nodes
                if node.target in WEIGHTED}
-    whole = _Partly(module, weights, None, names)
+    whole = _Kept(module, names)
     whole.run(images)
     kept = tuple(recipe.keep_float) + network.float_only
     found = []
-    measured = [name for name in ends if not any(name == one or name.startswith(f"{one}.") for one in kept)]
+    measured = [name for name in ends if not is_within(name, kept)]
     for number, name in enumerate(measured):
         progress(number, len(measured))
-        partly = _Partly(module, weights, {name}, {outputs[name]})
+        partly = _Kept(module, {outputs[name]}, active={name}, weights=weights)
         raw = flat(partly.run(images))
-        node, statistics = ends[name], network.statistics[outputs[name]]
+        node, statistics = ends[name], seen[outputs[name]]
         # What is kept is the layer's output before it is quantised itself.
         int8_low, int8_high = activation_range(nodes[outputs[name]], statistics, recipe.ranges)
         least, most = matters(nodes[outputs[name]])
@@ -203,7 +194,7 @@ def layer_report(
     progress(len(measured), len(measured))
     worst = {layer.name for layer in LayerReport(tuple(found)).worst}
     return LayerReport(tuple(
-        _explained(layer, ends[layer.name], network.statistics) if layer.name in worst else layer for layer in found))
+        _explained(layer, ends[layer.name], seen) if layer.name in worst else layer for layer in found))
 
 
 def _rounded(x: Tensor, low: float, high: float) -> Tensor:

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from detseg.export import appended
 from detseg.export.contract import ExportedNetwork
 from detseg.export.format import Arrays, Format, Job, Operators, PhoneBenchmark, Run
+from detseg.quantization.recorded import HARD_SWISH, aten
 
 _DELEGATE = "DELEGATE"
 
@@ -80,14 +80,14 @@ def _with_delegated_hard_swish(network: ExportedNetwork) -> ExportedNetwork:
     copied = copy.deepcopy(network)
     module: Any = copied.int8
     for node in list(module.graph.nodes):
-        if node.target not in (torch.ops.aten.hardswish.default, torch.ops.aten.hardswish_.default):
+        if node.target not in HARD_SWISH:
             continue
         x = node.args[0]
         with module.graph.inserting_before(node):
-            value = module.graph.call_function(torch.ops.aten.mul.Tensor, (x, 1 / 6))
-            value = module.graph.call_function(torch.ops.aten.add.Tensor, (value, 0.5))
-            value = module.graph.call_function(torch.ops.aten.clamp.default, (value, 0.0, 1.0))
-            value = module.graph.call_function(torch.ops.aten.mul.Tensor, (x, value))
+            value = module.graph.call_function(aten.mul.Tensor, (x, 1 / 6))
+            value = module.graph.call_function(aten.add.Tensor, (value, 0.5))
+            value = module.graph.call_function(aten.clamp.default, (value, 0.0, 1.0))
+            value = module.graph.call_function(aten.mul.Tensor, (x, value))
         node.replace_all_uses_with(value)
         module.graph.erase_node(node)
     module.recompile()

@@ -208,7 +208,6 @@ def integer_biases(model: Any) -> None:
                 "DequantizeLinear", [name, f"{name}.scale", f"{name}.zero"], [f"{name}.float"], axis=0))
             node.input[2] = f"{name}.float"
         nodes.append(node)
-    nodes = [type(node).FromString(node.SerializeToString()) for node in nodes]
     del model.graph.node[:]
     model.graph.node.extend(nodes)
 
@@ -217,7 +216,6 @@ def _drop_unused(model: Any) -> None:
     """Constants that no operator takes any more."""
     used = {name for node in model.graph.node for name in node.input} | {output.name for output in model.graph.output}
     kept = [tensor for tensor in model.graph.initializer if tensor.name in used]
-    kept = [type(tensor).FromString(tensor.SerializeToString()) for tensor in kept]
     del model.graph.initializer[:]
     model.graph.initializer.extend(kept)
 
