@@ -199,8 +199,10 @@ class Experiment(Settings):
                              "images")
 
 
-_QAT_DIVISOR = 10
-"""What `--qat` divides epochs, warm-up steps and learning rate by."""
+_QAT_FEWER_EPOCHS = 10
+"""What `--qat` divides epochs and warm-up steps by."""
+_QAT_SMALLER_LR = 100
+"""What `--qat` divides the learning rate by."""
 _NOT_SETTINGS = frozenset({"task", "data", "model", "classes", "augment", "sample", "objective", "prepare"})
 """Fields of an experiment that are things, not values; `--show` names them, `--set` does not reach them."""
 
@@ -230,16 +232,16 @@ class Config:
         return {name: entry.value for name, entry in self.entries().items()}
 
     def for_qat(self) -> Config:
-        """As `--qat` changes it: quantisation-aware training in a tenth of the epochs at a tenth of the learning rate,
-        for it starts from trained weights. What is such an experiment already stays as it is."""
+        """As `--qat` changes it: quantisation-aware training in a tenth of the epochs at a hundredth of the learning
+        rate, for it starts from trained weights. What is such an experiment already stays as it is."""
         experiment = self.experiment
         if experiment.qat is not None:
             return self
-        optimizer = experiment.optimizer.changed("lr", experiment.optimizer.lr / _QAT_DIVISOR, origin=QAT_OPTION)
+        optimizer = experiment.optimizer.changed("lr", experiment.optimizer.lr / _QAT_SMALLER_LR, origin=QAT_OPTION)
         experiment = experiment.changed("optimizer", optimizer)
         for name, value in (
-            ("schedule", experiment.schedule.shortened(_QAT_DIVISOR)), ("qat", QAT()),
-            ("validate_every", max(1, experiment.validate_every // _QAT_DIVISOR)),
+            ("schedule", experiment.schedule.shortened(_QAT_FEWER_EPOCHS)), ("qat", QAT()),
+            ("validate_every", max(1, experiment.validate_every // _QAT_FEWER_EPOCHS)),
         ):
             experiment = experiment.changed(name, value, origin=QAT_OPTION)
         return replace(self, experiment=experiment)

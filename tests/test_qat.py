@@ -306,10 +306,10 @@ def test_ranges_are_means_of_batches_and_then_follow_slowly() -> None:
         assert training.ranges()["to"].tolist() == [expected, expected]
 
 
-def test_qat_takes_a_tenth_unless_it_is_told_otherwise() -> None:
+def test_qat_takes_less_unless_it_is_told_otherwise() -> None:
     config = load_config(Path("brightness.py"), ["schedule.epochs=40"], qat=True)
     entries = config.entries()
-    assert entries["optimizer.lr"][:2] == (0.01, "--qat")
+    assert entries["optimizer.lr"][:2] == (0.001, "--qat")
     assert entries["schedule.epochs"][:2] == (40, "command line")
     assert entries["qat.freeze_batch_norm"][:2] == (0.7, "default")
     assert "qat.calibration_batches" in config.describe()

@@ -45,8 +45,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--weights", help="published weights to start from: a file, or a name to download")
     parser.add_argument("--qat", action="store_true",
                         help="quantisation-aware training: goes on from --weights, a run or a checkpoint of the same "
-                             "config, in a tenth of the epochs at a tenth of the learning rate unless --set says "
-                             "otherwise (qat.* are its settings)")
+                             "config, in a tenth of the epochs at a hundredth of the learning rate unless --set "
+                             "says otherwise (qat.* are its settings)")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out, or with the newest")
     parser.add_argument("--config-changed", action="store_true",
                         help="resume although the config is not the one that the run was started with")
