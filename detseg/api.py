@@ -15,7 +15,7 @@ from torch import Tensor
 
 from detseg import checkpoint as checkpoints
 from detseg import config as configs
-from detseg.choices import CALIBRATION_IMAGES, Engine
+from detseg.choices import CALIBRATION_IMAGES, PARTS, Engine, Execution
 from detseg.config import Config, Data
 from detseg.data.box_index import BoxIndex
 from detseg.data.images import read_image, to_rgb
@@ -92,6 +92,7 @@ class Model:
         self.loaded, self.task, self.title, self.notes = loaded, task, title, tuple(notes)
         self.config, self.run, self.source = config, run, source
         self._engine: Engine = "torch"
+        self._parts: int | None = None
         self._ready: Predictor | OnnxRuntimePredictor | Artefact | None = None
 
     @property
@@ -183,18 +184,32 @@ class Model:
         """Chooses what runs the network's layers, and gives the model back; see `detseg.engine.with_engine`. ValueError
         for an exported file, which has a runtime of its own."""
         if not isinstance(self.loaded, Artefact):
-            self._ready = with_engine(self.loaded, self.task, engine, say=say)
+            self._ready = with_engine(self._executed(self.loaded), self.task, engine, say=say)
             self._engine = engine
         elif engine != "torch":
             raise ValueError(f"{self.loaded.path} is an exported file with a runtime of its own; leave the engine out")
         return self
+
+    def run_in_parts(self, parts: int) -> Self:
+        """Computes inverted bottlenecks in parts, and gives the model back; see `Predictor.split`. ValueError without
+        any, and for an exported file."""
+        if isinstance(self.loaded, Artefact):
+            raise ValueError(  # noqa: TRY004
+                f"{self.loaded.path} is an exported file, which computes what was written into it; export the "
+                'checkpoint with execution="split"')
+        self._parts = parts
+        self._ready = with_engine(self._executed(self.loaded), self.task, self._engine)
+        return self
+
+    def _executed(self, predictor: Predictor) -> Predictor:
+        return predictor if self._parts is None else predictor.split(self._parts)
 
     @property
     def network(self) -> Predictor | OnnxRuntimePredictor | Artefact:
         """The network ready for inference on its device, made at the first use; see `detseg.engine.with_engine`."""
         if self._ready is None:
             self._ready = self.loaded if isinstance(self.loaded, Artefact) else with_engine(
-                self.loaded, self.task, self._engine)
+                self._executed(self.loaded), self.task, self._engine)
         return self._ready
 
     def export(
@@ -297,7 +312,8 @@ class Model:
 
 def load(
     source: str | os.PathLike[str], weights: str | os.PathLike[str] | None = None, *, config_changed: bool = False,
-    engine: Engine = "torch", settings: Sequence[str] = (), classes: Sequence[str] = (),
+    engine: Engine = "torch", execution: Execution = "whole", parts: int = PARTS, settings: Sequence[str] = (),
+    classes: Sequence[str] = (),
 ) -> Model:
     """A trained network.
 
@@ -307,6 +323,9 @@ def load(
         config_changed: take a checkpoint although it was trained with another config.
         engine: what runs its layers. "onnxruntime" gives the same predictions up to rounding, on a CPU in less time;
             the network is converted for it once, which takes seconds, and kept in the user's cache folder.
+        execution: "split" computes inverted bottlenecks in `parts` of their channels: the same predictions up to
+            rounding with less memory, see `detseg.split_execution`.
+        parts: of each bottleneck.
         settings: of the config's model, for published weights that need others: "model.output_stride=8".
         classes: the names of what published weights predict, in their order, where it is not the config's classes.
 
@@ -315,6 +334,10 @@ def load(
     """
     model = load_model(Path(source), None if weights is None else Path(weights), config_changed=config_changed,
                        settings=settings, classes=classes)
+    if execution == "split":
+        model.run_in_parts(parts)
+    elif execution != "whole":
+        raise ValueError(f'execution is "whole" or "split", got {execution!r}')
     return model if engine == "torch" else model.run_with(engine)
 
 

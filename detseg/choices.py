@@ -16,6 +16,12 @@ Precision: TypeAlias = Literal["fp32", "fp16", "int8"]
 """What a network's numbers are kept in, where its memory is counted: see `detseg.cost`."""
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
+Execution: TypeAlias = Literal["whole", "split"]
+"""How inverted bottlenecks are computed: see `detseg.split_execution`."""
+EXECUTIONS: tuple[Execution, ...] = get_args(Execution)
+PARTS = 4
+"""Of a bottleneck that is split, unless another number is asked for."""
+
 Ranges: TypeAlias = Literal["minmax", "mse"]
 """Of int8's activations: all that was seen, or what makes the mean squared error smallest."""
 RANGES: tuple[Ranges, ...] = get_args(Ranges)

@@ -227,8 +227,12 @@ class SqueezeExcite(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] to the same."""
-        gate: Tensor = self.gate(self.expand(F.relu(self.reduce(x.mean((2, 3), keepdim=True)))))
-        return x * gate
+        return x * self.gates(x.mean((2, 3), keepdim=True))
+
+    def gates(self, means: Tensor) -> Tensor:
+        """[B, C, 1, 1] to the factor of each channel."""
+        gates: Tensor = self.gate(self.expand(F.relu(self.reduce(means))))
+        return gates
 
 
 class Parts(NamedTuple):
@@ -264,12 +268,12 @@ class InvertedResidual(nn.Module):
         padding: Padding = "symmetric",
     ) -> None:
         super().__init__()
-        self.expand: nn.Module | None = None
+        self.expand: ConvNormAct | None = None
         if expanded != in_channels:
             self.expand = ConvNormAct(in_channels, expanded, kernel=1, norm=norm, activation=activation)
-        self.depthwise: nn.Module | None = None
-        self.squeeze: nn.Module | None = None
-        self.project: nn.Module | None = None
+        self.depthwise: ConvNormAct | None = None
+        self.squeeze: SqueezeExcite | None = None
+        self.project: ConvNormAct | None = None
         if place.until != "expansion":
             self.depthwise = ConvNormAct(
                 expanded, expanded, kernel=kernel, norm=norm, activation=activation, stride=place.stride,
@@ -364,15 +368,15 @@ class UniversalBottleneck(nn.Module):
         activation: Activation, layer_scale: bool = False, padding: Padding = "symmetric",
     ) -> None:
         super().__init__()
-        self.start: nn.Module | None = None
+        self.start: ConvNormAct | None = None
         if start:
             self.start = ConvNormAct(
                 in_channels, in_channels, kernel=start, norm=norm, activation="none", groups=in_channels,
                 stride=1 if middle else place.stride, dilation=place.dilation, padding=padding,
             )
-        self.expand: nn.Module | None = None
-        self.middle: nn.Module | None = None
-        self.project: nn.Module | None = None
+        self.expand: ConvNormAct | None = None
+        self.middle: ConvNormAct | None = None
+        self.project: ConvNormAct | None = None
         if place.until != "depthwise" or middle:
             self.expand = ConvNormAct(in_channels, expanded, kernel=1, norm=norm, activation=activation)
         if middle and place.until != "expansion":

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from detseg.inference import fold
 from detseg.interfaces import Backbone, Features, Head, Neck, Task
 from detseg.resize import Resize
+from detseg.split_execution import split
 from detseg.structures import Classes
 
 _AS_TRAINED, _FOLDED = "as trained", "BatchNorm folded"
@@ -110,6 +111,14 @@ class Predictor(nn.Module):
         model.form = _FOLDED
         return model
 
+    def split(self, parts: int) -> Predictor:
+        """`folded`, with inverted bottlenecks computed in so many parts of their expanded channels, which takes less
+        memory; see `detseg.split_execution`. ValueError without any."""
+        model = self.folded()
+        split(model, parts)
+        model.form = f"{_FOLDED}, bottlenecks in parts: {parts}"
+        return model.to(memory_format=torch.channels_last)
+
     def ready(self) -> Predictor:
         """A copy to predict with on the device it is on: `folded`. A network that is ready is given back."""
-        return self if self.form == _FOLDED else self.folded()
+        return self.folded() if self.form == _AS_TRAINED else self

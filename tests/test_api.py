@@ -57,6 +57,19 @@ def _there(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
 
 
+def test_bottlenecks_in_parts_give_the_same() -> None:
+    whole, parts = detseg.load("runs/boxes"), detseg.load("runs/boxes", execution="split", parts=3)
+    assert "bottlenecks in parts: 3" in parts.network.form
+    assert "parts" not in whole.network.form
+    torch.testing.assert_close(parts("photo.png").boxes, whole("photo.png").boxes, rtol=1e-4, atol=1e-3)
+    assert "in parts" in parts.to("cpu").network.form
+    assert "in parts" in parts.run_with("torch").network.form
+    with pytest.raises(ValueError, match="no inverted bottlenecks"):
+        detseg.load("runs/labels", execution="split")
+    with pytest.raises(ValueError, match='execution is "whole" or "split", got \'both\''):
+        detseg.load("runs/boxes", execution="both")  # type: ignore[arg-type]
+
+
 def bgr_pixels() -> Any:
     return cv2.imread("photo.png")
 

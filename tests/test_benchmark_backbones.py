@@ -14,8 +14,9 @@ from torch import nn
 
 from detseg.backbones import builders
 from detseg.benchmark import backbones as backbone_benchmark
-from detseg.benchmark.backbones import RATIOS, REFERENCES, Figures, Setup, as_json, means, peak_memory
+from detseg.benchmark.backbones import RATIOS, REFERENCES, Figures, Setup, as_json, means
 from detseg.benchmark.synthetic import calibrate
+from detseg.benchmark.tensor_memory import peak_memory
 from detseg.commands.benchmark_backbones import main
 
 LARGEST = ("mobilenet_v4_conv_large", "mobilenet_v4_hybrid_large")

@@ -161,7 +161,7 @@ def measure_artefacts(
             if (file := opened.get(name)) is not None:
                 row = row._replace(
                     runtime=alone_times[name], megabytes=file.format.megabytes(file.path),
-                    peak_megabytes=_peak(file.path, setup.latency_threads),
+                    peak_megabytes=added_megabytes(file.path, setup.latency_threads),
                     operators=_profiled(file, alone[name].args[0]),
                     phone=None if phone is None else phone.milliseconds(file, setup.latency_threads))
             rows.append(row)
@@ -210,8 +210,9 @@ def _profiled(file: Artefact, images: Tensor) -> Operators | None:
         return file.format.operators(file.path, file.manifest.input.pack(images).numpy())
 
 
-def _peak(path: Path, number: int) -> float | None:
-    """In a process of its own: what it holds at most, less what it held before."""
+def added_megabytes(path: Path, number: int) -> float | None:
+    """What opening a file and predicting with it add to the largest memory of a process of its own; None where the
+    system is not Linux."""
     if not sys.platform.startswith("linux"):
         return None
     code = ("import sys; from pathlib import Path; from detseg.benchmark.file_memory import added_megabytes\n"

@@ -11,7 +11,6 @@ from __future__ import annotations
 import importlib.util
 import statistics
 import warnings
-import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -20,8 +19,6 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torchvision.models import get_model
 from torchvision.models.feature_extraction import create_feature_extractor
 
@@ -29,6 +26,7 @@ from detseg.backbones import Builder, chosen
 from detseg.backbones.trunk import Trunk
 from detseg.benchmark.synthetic import calibrate
 from detseg.benchmark.table import ready
+from detseg.benchmark.tensor_memory import peak_memory
 from detseg.cost import threads, time_alternating
 from detseg.interfaces import Backbone
 from detseg.weights import timm as timm_weights
@@ -220,50 +218,6 @@ def as_json(figures: Sequence[Figures], setup: Setup) -> dict[str, Any]:
         "size": setup.size, "batch_size": setup.batch_size, "threads": setup.threads or 1,
         "step_threads": setup.step_threads, "reference_channels_last": setup.channels_last, "torch": torch.__version__,
         "means": means(figures), "backbones": [each._asdict() for each in figures]}
-
-
-def peak_memory(call: Callable[[], object]) -> int:
-    """The most bytes that tensors made during a call hold at one moment of it.
-
-    Counted at every operator from what it gives, so the same on every machine; the resident memory of a process also
-    has what its allocator keeps, which depends on what ran before. What a kernel takes and gives back inside is not
-    counted, nor what was there before.
-    """
-    living = _Living()
-    with living:
-        call()
-    return living.peak
-
-
-class _Living(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Follows every storage from the operator that gives it to its end."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.bytes: dict[int, int] = {}
-        self.now = self.peak = 0
-
-    def __torch_dispatch__(
-        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        given = tree_leaves((args, kwargs))
-        before = {leaf.untyped_storage()._cdata for leaf in given if isinstance(leaf, Tensor)}
-        result = function(*args, **(kwargs or {}))
-        for leaf in tree_leaves(result):
-            if isinstance(leaf, Tensor) and leaf.untyped_storage()._cdata not in before:
-                self._note(leaf.untyped_storage())
-        return result
-
-    def _note(self, storage: torch.UntypedStorage) -> None:
-        key = storage._cdata
-        if key not in self.bytes:
-            self.bytes[key] = storage.nbytes()
-            self.now += storage.nbytes()
-            self.peak = max(self.peak, self.now)
-            weakref.finalize(storage, self._forget, key)
-
-    def _forget(self, key: int) -> None:
-        self.now -= self.bytes.pop(key)
 
 
 def _pair(build: Builder, reference: Reference) -> tuple[Backbone, nn.Module]:

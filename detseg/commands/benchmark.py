@@ -4,11 +4,13 @@
         [--set a.b=c ...]
     detseg benchmark CONFIG --artefact FILE|FORMAT ... [--candidates N ...] [--against torchvision]
         [--adb DIR] ...
+    detseg benchmark CONFIG --parts T ... [--artefact FORMAT ...] [--size HEIGHT WIDTH] ...
     detseg benchmark CONFIG|BACKBONE ... --roofline [--precision fp32 fp16 int8] [--ridge X] [--picture FILE] ...
 
 Parameters, multiply-adds, the latency of the network and of a whole prediction, and the time of a training step: see
 detseg/benchmark/predictor.py for what each is. Takes half a minute to a minute a model; nothing else should run
-meanwhile. With --roofline nothing is measured: latency is predicted for hardware that one does not have, from each
+meanwhile. With --parts, inverted bottlenecks are computed in parts of their channels too, and memory is told beside
+the time. With --roofline nothing is measured: latency is predicted for hardware that one does not have, from each
 layer's multiply-adds and memory traffic, as detseg/benchmark/roofline.py explains it.
 """
 
@@ -27,6 +29,7 @@ from detseg.config_files import CONFIG_HELP, find_config
 
 if TYPE_CHECKING:
     from detseg.benchmark.artefacts import ArtefactFigures
+    from detseg.benchmark.parts import PartsFigures
     from detseg.benchmark.predictor import Figures
 
 
@@ -43,6 +46,9 @@ def build_parser() -> argparse.ArgumentParser:
                              "config's network")
     parser.add_argument("--candidates", type=int, nargs="+", metavar="N", default=[],
                         help="of the files that are made: boxes that enter suppression, one file for each number")
+    parser.add_argument("--parts", type=int, nargs="+", metavar="T", default=[],
+                        help="compare the network with inverted bottlenecks whole and in T parts, in eager code and in "
+                             "the formats of --artefact")
     parser.add_argument("--adb", type=Path, metavar="DIR", dest="programs",
                         help="time the files on the phone that adb reaches too, with the runtimes' own benchmark "
                              "programs in DIR: benchmark_model (LiteRT), executor_runner (ExecuTorch), "
@@ -91,15 +97,19 @@ def _benchmark(options: argparse.Namespace) -> None:
 def _measure(options: argparse.Namespace) -> None:
     config = find_config(options.configs[0])
     from detseg.benchmark.artefacts import measure_artefacts
+    from detseg.benchmark.parts import measure_parts
     from detseg.benchmark.predictor import Setup, measure
     from detseg.report.console import plain_console
 
     setup = Setup(seconds=15.0 if options.seconds is None else options.seconds, threads=options.threads,
                   batch_size=options.batch_size, engine=options.engine, size=_size(options))
     console = plain_console(file=sys.stdout)  # and not whatever it is while converters are kept quiet
-    figures: Figures | ArtefactFigures
+    figures: Figures | ArtefactFigures | PartsFigures
     with console.status("") as status:
-        if options.artefact:
+        if options.parts:
+            figures = measure_parts(config, options.parts, options.artefact, options.overrides, setup=setup,
+                                    say=status.update)
+        elif options.artefact:
             figures = measure_artefacts(
                 config, options.artefact, options.overrides, candidates=options.candidates,
                 against_torchvision=options.against is not None, programs=options.programs, setup=setup,
@@ -142,9 +152,10 @@ def _compare(options: argparse.Namespace) -> None:
 
 def _check(options: argparse.Namespace) -> None:
     """ValueError for options that make no sense together."""
-    measuring = {"--against": options.against, "--artefact": options.artefact, "--candidates": options.candidates,
-                 "--adb": options.programs, "--threads": options.threads, "--batch-size": options.batch_size,
-                 "--seconds": options.seconds, "--engine": options.engine != "torch"}
+    measuring = {"--against": options.against, "--artefact": options.artefact, "--parts": options.parts,
+                 "--candidates": options.candidates, "--adb": options.programs, "--threads": options.threads,
+                 "--batch-size": options.batch_size, "--seconds": options.seconds,
+                 "--engine": options.engine != "torch"}
     predicting = {"--precision": options.precision, "--ridge": options.ridge, "--layers": options.layers,
                   "--unfused": options.unfused, "--regions": options.regions, "--picture": options.picture}
     wrong = [name for name, value in (measuring if options.roofline else predicting).items()
@@ -157,6 +168,9 @@ def _check(options: argparse.Namespace) -> None:
         raise ValueError("--layers lists layers at a ridge point; name one with --ridge, as in --ridge 30")
     if not options.roofline and len(options.configs) > 1:
         raise ValueError(f"one config is measured at a time, got {len(options.configs)}; --roofline compares several")
+    other = {"--against": options.against, "--candidates": options.candidates, "--adb": options.programs}
+    if options.parts and (wrong := [name for name, value in other.items() if value not in (None, [])]):
+        raise ValueError(f"{wrong[0]} is not for --parts, which compares the network with itself; leave one out")
     if not options.artefact and (options.candidates or options.programs is not None):
         option = "--candidates" if options.candidates else "--adb"
         raise ValueError(f"{option} is for files; name some, or formats, with --artefact")

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
-from detseg.choices import CALIBRATION_IMAGES, CONTRACTS, RANGES
+from detseg.choices import CALIBRATION_IMAGES, CONTRACTS, EXECUTIONS, PARTS, RANGES
 from detseg.cli import add_model_settings, command_parser, exit_code
 from detseg.config_files import find_config
 from detseg.export.formats import format_named, format_names, formats
@@ -80,6 +80,10 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--dynamic-batch", action="store_true", help="batches of any size")
     parser.add_argument("--candidates", type=int, metavar="N",
                         help="boxes that enter suppression, the surest (the config's); fewer are faster")
+    parser.add_argument("--execution", choices=EXECUTIONS, default="whole",
+                        help="split: compute inverted bottlenecks in parts of their channels, with less memory where "
+                             "the runtime keeps to it (%(default)s)")
+    parser.add_argument("--parts", type=int, metavar="T", help=f"of a bottleneck that is split ({PARTS})")
     parser.add_argument("--images", metavar="DIR|GLOB|FILE", nargs="+", help="images to compare on")
     parser.add_argument("--out", type=Path, metavar="FILE",
                         help="the file to write (exports/NAME with the format's ending)")
@@ -134,11 +138,14 @@ def _export(options: argparse.Namespace) -> None:
         raise ValueError("a file has weights of one kind: take --fp16 or --int8")
     if not options.int8 and (named := _int8_named(options)):
         raise ValueError(f"{named} is for int8 files; add --int8")
+    if options.parts is not None and options.execution == "whole":
+        raise ValueError("--parts is for bottlenecks that are split; add --execution split")
     wanted = Options(
         contract=options.contract, precision="fp16" if options.fp16 else "int8" if options.int8 else "fp32",
         pixels=options.input or usual.pixels, layout=options.layout or usual.layout,
         size=tuple(options.size) if options.size else None, dynamic_batch=options.dynamic_batch,
-        candidates=options.candidates)
+        candidates=options.candidates, execution=options.execution,
+        parts=PARTS if options.parts is None else options.parts)
     # Export asks the same; but reading a data set's index for the images takes its time.
     check_options(kind, wanted, model.source)
     kind.check_installed(kind.converter, to="write")

@@ -31,6 +31,7 @@ from detseg.export.quiet import quiet
 from detseg.fingerprint import differences, fingerprint
 from detseg.interfaces import Task
 from detseg.model import Predictor
+from detseg.split_execution import check_splittable
 from detseg.structures import Pixels
 from detseg.tasks.detection import Detection
 
@@ -112,6 +113,8 @@ def check_options(kind: Format, options: Options, source: Source) -> None:
                f"--layout {kind.layouts[0]}")
     if options.dynamic_batch and not kind.dynamic_batch:
         refuse("take batches of one size", "dynamic batch", lambda one: one.dynamic_batch, "no --dynamic-batch")
+    if options.execution == "split":
+        check_splittable(source.predictor, options.parts)
     if options.candidates is not None and not isinstance(source.task, Detection):
         raise ValueError("--candidates is for detectors; leave it out")
     if options.candidates is not None and options.candidates < 1:
@@ -155,7 +158,7 @@ def export(
         unfinished = folder / path.name
         with _timed(seconds, "convert", say, f"converting to {kind.title} ({kind.minutes} usually)"):
             given = Input(resize.size, options.pixels, options.layout, options.dynamic_batch)
-            network = ExportedNetwork(source.predictor, task, contract=options.contract, given=given,
+            network = ExportedNetwork(executed(source.predictor, options), task, contract=options.contract, given=given,
                                       int8=None if int8 is None else int8.module).eval()
             specs = output_specs(network)
             kind.write(Job(network, options.precision, tuple(output.name for output in specs)), unfinished)
@@ -168,7 +171,8 @@ def export(
                 checkpoint={"name": source.name, "sha256": weights_digest(source.predictor), "step": source.step},
                 licence=source.licence, created=date.today().isoformat(), tools=kind.versions(),
                 decoding=_decoding(network) if options.contract == "raw" else None, content=kind.digest(unfinished),
-                quantization=None if int8 is None else int8.facts)
+                quantization=None if int8 is None else int8.facts,
+                parts=options.parts if options.execution == "split" else None)
             kind.embed(unfinished, manifest.to_json())
         if images and not kind.missing(kind.runtime):
             with _timed(seconds, "compare", say, f"comparing on {len(images)} images"):
@@ -179,6 +183,11 @@ def export(
                 raise ParityError("\n  ".join([f"{path.name} was not written: it does not give what the network gives",
                                                *parity.problems(), *parity.causes]), parity)
     return Exported(path, manifest, parity, seconds, kind.megabytes(path))
+
+
+def executed(predictor: Predictor, options: Options) -> Predictor:
+    """The network as a file computes it. ValueError where it cannot be split."""
+    return predictor if options.execution == "whole" else predictor.split(options.parts)
 
 
 def check(path: Path, source: Source, images: Sequence[Pixels]) -> Parity:

@@ -13,7 +13,7 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from detseg.choices import CONTRACTS, Contract, Precision
+from detseg.choices import CONTRACTS, PARTS, Contract, Execution, Precision
 from detseg.export.contract import ExportedNetwork, Input, PixelLayout, PixelType
 from detseg.structures import Size
 
@@ -42,6 +42,7 @@ class Options:
         size: (height, width) of its input; None is that of the network's resize.
         dynamic_batch: whether its batch may have any size.
         candidates: boxes that enter its suppression; None is the config's number.
+        execution: "split" computes inverted bottlenecks in `parts` of their channels, with less memory.
     """
 
     contract: Contract = "final"
@@ -51,6 +52,8 @@ class Options:
     size: Size | None = None
     dynamic_batch: bool = False
     candidates: int | None = None
+    execution: Execution = "whole"
+    parts: int = PARTS
 
 
 class PhoneBenchmark(NamedTuple):

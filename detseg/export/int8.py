@@ -19,7 +19,7 @@ from detseg.cost import threads, time_alternating
 from detseg.evaluate import suitable_batch
 from detseg.export.artefact import open_artefact
 from detseg.export.contract import Input
-from detseg.export.convert import Exported, Int8, Source, check_options, export
+from detseg.export.convert import Exported, Int8, Source, check_options, executed, export
 from detseg.export.format import Format, Options
 from detseg.export.manifest import fixed_resize
 from detseg.predict import predict_image
@@ -177,7 +177,8 @@ def export_int8(
                          "DIR")
     _, resize = fixed_resize(source.predictor.resize, options.size)
     given = Input(resize.size, options.pixels, options.layout, options.dynamic_batch)
-    network = PostTraining(source.predictor, calibration.tensors(resize, given), fold_weights=kind.folds_weights)
+    network = PostTraining(executed(source.predictor, options), calibration.tensors(resize, given),
+                           fold_weights=kind.folds_weights)
     network.check_layers(recipe.keep_float)
     if not images:
         images = calibration.images[:_COMPARED] if validation is None else validation.images(_COMPARED)

@@ -70,6 +70,8 @@ class Manifest:
     """Of a file that ends with "raw": the head's decoding as a program of torch.export, base64."""
     quantization: Mapping[str, Any] | None = None
     """Of an int8 file: the images it was calibrated on, and the layers that stayed in floating point."""
+    parts: int | None = None
+    """In which inverted bottlenecks are computed; None: they are whole."""
     content: str = ""
     """SHA-256 of the file without its manifest."""
 
