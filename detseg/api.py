@@ -240,7 +240,8 @@ class Model:
 
         Args:
             path, options, format: as of `export`.
-            calibration: images from which ranges are taken; None draws of those that it was trained on.
+            calibration: images from which ranges are taken; None draws of those that it was trained on, and takes the
+                ranges of training where that was with `qat`.
             location: of the data that it and the file are measured on; None takes those it was trained on.
             budget: what it may lose.
             recipe: which layers stay in floating point, and how ranges are found.
@@ -251,6 +252,8 @@ class Model:
         """
         source, target, kind = self._export_target(path, format)
         place = location or self.location
+        if calibration is not None:
+            source = source._replace(ranges=None)
         return export_int8(
             source, target, kind, options or kind.usual_options(), calibration=calibration or self.calibration(place),
             validation=self.validation(place), budget=budget, recipe=recipe, report=report, say=say)
@@ -382,7 +385,7 @@ def load_model(
     task = config.experiment.task
     return Model(
         predictor.eval(), task, title=f"{weights}, after {read.step} steps", notes=notes, config=config, run=run,
-        source=Source(predictor, task, str(weights), step=read.step))
+        source=Source(predictor, task, str(weights), step=read.step, ranges=read.ranges))
 
 
 def _exported(path: Path) -> Model:

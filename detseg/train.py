@@ -348,7 +348,7 @@ def _check_qat(experiment: Experiment, *, starts_anew: bool) -> None:
     """ValueError where a run with `qat` cannot be one."""
     if experiment.qat is None:
         return
-    check_packages(PACKAGES, extra="executorch")
+    check_packages(PACKAGES, extra="int8")
     if starts_anew:
         raise ValueError("qat starts from a trained network; train without it first, and name what came of it with "
                          "--weights RUN/best.pt")

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from detseg.quantization.equalization import equalize
-from detseg.quantization.post_training import PostTraining, Recipe, activation_range, matters, snr
-from detseg.quantization.recorded import Statistics, attribute, layer_of, record, statistics, weight_name
+from detseg.quantization.post_training import PostTraining, Recipe, activation_range, snr
+from detseg.quantization.recorded import Statistics, attribute, layer_of, limits, record, statistics, weight_name
 from detseg.quantization.report import layer_report
 
 from . import micro
@@ -60,7 +60,7 @@ def test_what_h_swish_makes_nothing_of_is_not_held() -> None:
     aten = torch.ops.aten
     assert activation_range(node_before(aten.hardswish_.default), found(-12.0, 9.0), "minmax") == (-3.0, 9.0)
     assert activation_range(node_before(aten.hardsigmoid.default), found(-12.0, 9.0), "minmax") == (-3.0, 3.0)
-    assert matters(node_before(aten.hardswish.default, aten.relu.default)) == (-math.inf, math.inf), "another sees it"
+    assert limits(node_before(aten.hardswish.default, aten.relu.default)) == (-math.inf, math.inf), "another sees it"
     x = torch.linspace(-12, 9, 50)
     assert torch.equal(nn.functional.hardswish(x.clamp(min=-3)), nn.functional.hardswish(x))
     assert torch.equal(nn.functional.hardsigmoid(x.clamp(-3, 3)), nn.functional.hardsigmoid(x))

@@ -60,7 +60,7 @@ def build_parser() -> argparse.ArgumentParser:
     int8.add_argument("--common-classes", action="store_true",
                       help="measure on the classes that the network and the data both have")
     int8.add_argument("--calibrate", metavar="DIR|GLOB|FILE", nargs="+",
-                      help="images to take ranges from (training images)")
+                      help="images to take ranges from (training images; after --qat the ranges of training)")
     int8.add_argument("--calibration-images", type=int, default=CALIBRATION_IMAGES, metavar="N",
                       help="how many of them (%(default)s)")
     int8.add_argument("--calibration-seed", type=int, default=0, metavar="SEED", help="of their draw (%(default)s)")
@@ -219,12 +219,15 @@ def _export_int8(
     else:
         calibration = model.calibration(
             location, number=options.calibration_images, seed=options.calibration_seed)
+    source = model.source
+    if options.calibrate or options.ranges != "minmax":
+        source = source._replace(ranges=None)
     images = _images(model, options.images)[0] if options.images else ()
     for note in () if validation is None else validation.notes:
         console.print(note, soft_wrap=True)
     with console.status("") as status:
         made = export_int8(
-            model.source, path, kind, wanted, calibration=calibration, validation=validation, budget=budget,
+            source, path, kind, wanted, calibration=calibration, validation=validation, budget=budget,
             recipe=Recipe(keep_float=tuple(options.keep_float), ranges=options.ranges), images=images,
             report=options.report, say=lambda what: status.update(f"{what} ..."))
     lines = [*_written(made.exported, kind), *made.lines(), f"see {int8_path(path)}"]

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from detseg.atomic import atomic_folder, write_text
 from detseg.choices import Contract
@@ -53,6 +53,8 @@ class Source(NamedTuple):
     """Of the checkpoint."""
     step: int | None = None
     licence: str | None = None
+    ranges: Mapping[str, Tensor] | None = None
+    """Of activations, [low, high] by name, where the network was trained with `qat`."""
 
 
 class Int8(NamedTuple):

@@ -154,7 +154,7 @@ def export_int8(
     """Writes a network into an int8 file that loses no more than the budget.
 
     Args:
-        source: the network.
+        source: the network; where it was trained with `qat`, its ranges are those of training, unless it is split.
         path: where the file goes.
         kind: the format.
         options: how it is to be; its precision is taken for int8.
@@ -177,13 +177,19 @@ def export_int8(
                          "DIR")
     _, resize = fixed_resize(source.predictor.resize, options.size)
     given = Input(resize.size, options.pixels, options.layout, options.dynamic_batch)
+    trained = source.ranges if options.execution == "whole" else None
     network = PostTraining(executed(source.predictor, options), calibration.tensors(resize, given),
-                           fold_weights=kind.folds_weights)
+                           fold_weights=kind.folds_weights, trained=trained)
     network.check_layers(recipe.keep_float)
     if not images:
         images = calibration.images[:_COMPARED] if validation is None else validation.images(_COMPARED)
     say(f"calibrating on {len(calibration.images)} images")
     notes = list(_notes(calibration, validation, network, resize, given))
+    if trained is not None:
+        notes.append("activations have the ranges of quantisation-aware training; --calibrate takes images' instead")
+    elif source.ranges is not None:
+        notes.append("activations have the ranges of calibration images: those of training are of the network that is "
+                     "not split")
     found: LayerReport | None = None
 
     def layers() -> LayerReport:
@@ -199,7 +205,7 @@ def export_int8(
             say(f"quantising, {len(keep)} layers in floating point" if keep else "quantising")
             made = network.quantized(replace(recipe, keep_float=tuple(keep)))
             folder = Path(place) / f"{len(attempts)}"
-            facts = _facts(calibration, made, network.float_only)
+            facts = _facts(calibration, made, network)
             written = export(source, folder / path.name, kind, options, images=images, int8=Int8(made.module, facts),
                              say=say)
             if validation is not None:
@@ -312,10 +318,11 @@ def _widening(network: PostTraining, images: Sequence[Tensor]) -> float:
     return sorted(ratios)[len(ratios) // 2] if ratios else 1.0
 
 
-def _facts(calibration: Calibration, made: Int8Network, float_only: Sequence[str]) -> dict[str, Any]:
-    return {"calibration": {"origin": calibration.origin, "seed": calibration.seed, "images": list(calibration.names)},
+def _facts(calibration: Calibration, made: Int8Network, network: PostTraining) -> dict[str, Any]:
+    return {"ranges": "training" if network.trained is not None else "calibration",
+            "calibration": {"origin": calibration.origin, "seed": calibration.seed, "images": list(calibration.names)},
             "recipe": asdict(made.recipe) | {"keep_float": list(made.recipe.keep_float)},
-            "float_only": list(float_only), "activations": "per tensor", "weights": (
+            "float_only": list(network.float_only), "activations": "per tensor", "weights": (
                 "per channel" if made.recipe.per_channel else "per tensor")}
 
 

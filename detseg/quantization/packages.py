@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-PACKAGES = ("torchao", "executorch")
+PACKAGES = ("torchao",)
 """On which the result of quantisation-aware training depends."""
 
 

@@ -20,8 +20,6 @@ from detseg.model import Predictor
 from detseg.quantization.equalization import equalize
 from detseg.quantization.packages import quiet
 from detseg.quantization.recorded import (
-    HARD_SIGMOID,
-    HARD_SWISH,
     WEIGHTED,
     Statistics,
     attribute,
@@ -30,6 +28,9 @@ from detseg.quantization.recorded import (
     float_only,
     is_within,
     layers,
+    limits,
+    no_range,
+    points,
     record,
     statistics,
     with_histograms,
@@ -97,14 +98,19 @@ class PostTraining:
         predictor: trained; it is copied and folded.
         images: for calibration, float [1, 3, H, W] in 0..255 each, all of the size that the network will get.
         fold_weights: whether weights become integers here; else an operator behind the floats makes them.
+        trained: ranges of quantisation-aware training, [low, high] by the activation's name, which are taken in place
+            of the images'; then nothing is equalised or corrected, for the weights were trained to these.
 
     ValueError without images.
     """
 
-    def __init__(self, predictor: Predictor, images: Sequence[Tensor], *, fold_weights: bool = True) -> None:
+    def __init__(
+        self, predictor: Predictor, images: Sequence[Tensor], *, fold_weights: bool = True,
+        trained: Mapping[str, Tensor] | None = None,
+    ) -> None:
         if not images:
             raise ValueError("there are no images to calibrate with")
-        self.fold_weights = fold_weights
+        self.fold_weights, self.trained = fold_weights, trained
         self.predictor = predictor.folded().to("cpu").to(memory_format=torch.contiguous_format)
         self.size: Size = (images[0].shape[2], images[0].shape[3])
         at_once = max(1, min(16, _PIXELS // (self.size[0] * self.size[1])))
@@ -142,8 +148,11 @@ class PostTraining:
                 raise ValueError(f"there is no layer {name}; near are {', '.join(near or self.layers[:3])}")
 
     def quantized(self, recipe: Recipe = Recipe()) -> Int8Network:
-        """An int8 network; what the recipe leaves open is tried, and decided by the signal to quantisation noise."""
+        """An int8 network; what the recipe leaves open is tried, and decided by the signal to quantisation noise.
+        ValueError where trained ranges are not those of this network."""
         self.check_layers(recipe.keep_float)
+        if self.trained is not None:
+            return self._made(replace(recipe, equalised=False, corrected=False))
         ways = (False, True) if recipe.equalised is None else (recipe.equalised,)
         if self._equalised is None:
             ways = (False,)
@@ -166,10 +175,47 @@ class PostTraining:
     def _made(self, recipe: Recipe) -> Int8Network:
         network = (self._equalised if recipe.equalised else None) or self._float
         found = network.statistics(recipe.ranges)
-        module = converted(network.module, found, recipe, fold_weights=self.fold_weights)
+        module, _ = self.converted(network.module, found, recipe, fold_weights=self.fold_weights)
         if recipe.corrected:
             _correct_biases(module, found, self.batches)
         return Int8Network(module, recipe, self._snr(module))
+
+    def converted(
+        self, float_module: fx.GraphModule, found: Mapping[str, Statistics], recipe: Recipe, *,
+        fold_weights: bool = True,
+    ) -> tuple[fx.GraphModule, dict[str, tuple[float, float]]]:
+        """A recorded network with operators that quantise and dequantise, and the ranges of activations by the node
+        that gives them; what was found are the network's statistics."""
+        from torchao.quantization.pt2e import allow_exported_model_train_eval
+        from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+
+        from detseg.quantization.quantizer import Int8Quantizer
+
+        nodes = {node.name: node for node in float_module.graph.nodes}
+        quantizer = Int8Quantizer(keep_float=recipe.keep_float, per_channel=recipe.per_channel)
+        with quiet(), torch.no_grad():
+            prepared = prepare_pt2e(copy.deepcopy(float_module), quantizer)
+            names = {point.module: name for name, point in points(prepared, self.predictor).items()}
+            taken = dict[str, tuple[float, float]]()
+            for node in prepared.graph.nodes:
+                if node.op != "call_module":
+                    continue
+                observer: Any = prepared.get_submodule(str(node.target))
+                source = node.args[0]
+                if source.op == "get_attr":  # a weight
+                    observer(attribute(prepared, str(source.target)))
+                    continue
+                if self.trained is None:
+                    low, high = activation_range(nodes[source.name], found[source.name], recipe.ranges)
+                elif names[observer] in self.trained:
+                    low, high = self.trained[names[observer]].tolist()
+                else:
+                    raise no_range(names[observer])
+                observer.min_val, observer.max_val = torch.tensor(low), torch.tensor(high)
+                taken[source.name] = (low, high)
+            module: fx.GraphModule = convert_pt2e(prepared, fold_quantize=fold_weights)
+            allow_exported_model_train_eval(module)
+        return module, taken
 
     @torch.no_grad()
     def _snr(self, module: fx.GraphModule) -> float:
@@ -178,48 +224,9 @@ class PostTraining:
             flat(self.float_module(batch)), flat(module(batch)), strict=True))
 
 
-def converted(
-    float_module: fx.GraphModule, found: Mapping[str, Statistics], recipe: Recipe, *, fold_weights: bool = True
-) -> fx.GraphModule:
-    """A recorded network with operators that quantise and dequantise; `fold_weights` as of `PostTraining`."""
-    from torchao.quantization.pt2e import allow_exported_model_train_eval
-    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
-
-    from detseg.quantization.quantizer import Int8Quantizer
-
-    nodes = {node.name: node for node in float_module.graph.nodes}
-    quantizer = Int8Quantizer(keep_float=recipe.keep_float, per_channel=recipe.per_channel)
-    with quiet(), torch.no_grad():
-        prepared = prepare_pt2e(copy.deepcopy(float_module), quantizer)
-        for node in prepared.graph.nodes:
-            if node.op != "call_module":
-                continue
-            observer: Any = prepared.get_submodule(str(node.target))
-            source = node.args[0]
-            if source.op == "get_attr":  # a weight
-                observer(attribute(prepared, str(source.target)))
-            else:
-                low, high = activation_range(nodes[source.name], found[source.name], recipe.ranges)
-                observer.min_val, observer.max_val = torch.tensor(low), torch.tensor(high)
-        module: fx.GraphModule = convert_pt2e(prepared, fold_quantize=fold_weights)
-        allow_exported_model_train_eval(module)
-    return module
-
-
-def matters(node: fx.Node) -> tuple[float, float]:
-    """Beyond which numbers it makes no difference what a node gives: h-swish makes 0 of everything below -3, and hard
-    sigmoid knows nothing beyond 3. int8 need not hold them, and has finer steps for the rest."""
-    users = list(node.users)
-    if users and all(user.target in HARD_SWISH for user in users):
-        return -3.0, math.inf
-    if users and all(user.target in HARD_SIGMOID for user in users):
-        return -3.0, 3.0
-    return -math.inf, math.inf
-
-
 def activation_range(node: fx.Node, found: Statistics, ranges: Ranges) -> tuple[float, float]:
     """The smallest and largest number that int8 shall hold of what a node gives, 0 among them."""
-    least, most = matters(node)
+    least, most = limits(node)
     low, high = found.range
     low, high = max(min(low, 0.0), least), min(max(high, 0.0), most)
     if ranges == "minmax" or high - low < 1e-9:

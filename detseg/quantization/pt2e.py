@@ -1,4 +1,4 @@
-"""Fake quantisation by PyTorch 2 Export (pt2e), with the quantiser that ExecuTorch's XNNPACK files are made with.
+"""Fake quantisation by PyTorch 2 Export (pt2e), of the tensors that int8 files hold (`detseg.quantization.quantizer`).
 
 A network becomes a graph in which every tensor that the file holds in 8 bits passes a module that rounds it so.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -20,13 +19,11 @@ from torchvision.ops import StochasticDepth
 from detseg.model import Predictor
 from detseg.predict import Recomputed
 from detseg.quantization.packages import quiet
-from detseg.quantization.recorded import path_of
+from detseg.quantization.recorded import HELD, Point, no_range, path_of, points
 
 FORM = "8 bits simulated"
 """What was done to such a network for inference: its `form`."""
 
-_HELD = "predictor"
-"""Under which name a graph holds its network."""
 _aten = torch.ops.aten
 
 
@@ -38,9 +35,8 @@ class Traced(NamedTuple):
     whose BatchNorm, dropout and stochastic depth are called, so that these train, freeze and evaluate as ever."""
     outputs: TreeSpec
     """How the flat tensors become the head's raw outputs."""
-    points: dict[str, nn.Module]
-    """The fake quantisation of activations by where it stands: the name of the module whose output it is, and behind a
-    dot the operator where a module of several computes it. One may stand at several places that share a range."""
+    points: dict[str, Point]
+    """The fake quantisation of activations by where it stands, see `detseg.quantization.recorded.points`."""
     weights: dict[str, nn.Module]
     """The fake quantisation of weights by the name of the weight."""
 
@@ -80,16 +76,15 @@ def trace(predictor: Predictor, images: Tensor, *, any_size: bool = False) -> Tr
     with quiet():
         from torchao.quantization.pt2e.quantize_pt2e import prepare_pt2e
 
+        from detseg.quantization.quantizer import Int8Quantizer
+
         with _marked(predictor, norms=True):
             module, outputs = _exported(predictor, images, any_size=any_size)
         _hold(module, predictor)
         marks, norms = _cut_marks(module.graph, predictor)
-        prepared = prepare_pt2e(module, _quantizer())
-    points, weights = _fake_quantisation(prepared, predictor)
+        prepared = prepare_pt2e(module, Int8Quantizer(fake=True))
+    found, weights = points(prepared, predictor), _weights(prepared)
     graph = prepared.graph
-    for node in _before_clamps(prepared):  # rounded behind them by the same range, which is equal
-        node.replace_all_uses_with(node.args[0])  # type: ignore[arg-type]
-        graph.erase_node(node)
     _hold(prepared, predictor)  # it was copied in parts, here and below
     nodes = {node.name: node for node in graph.nodes}
     for conv, path in norms.items():
@@ -101,49 +96,12 @@ def trace(predictor: Predictor, images: Tensor, *, any_size: bool = False) -> Tr
     graph.lint()
     whole = fx.GraphModule(prepared, graph)
     _hold(whole, predictor)
-    return Traced(whole, outputs, points, weights)
-
-
-def converted(predictor: Predictor, ranges: Mapping[str, Tensor], images: Tensor) -> fx.GraphModule:
-    """Images to the flat raw outputs by 8-bit integers: what ExecuTorch lowers for XNNPACK.
-
-    Args:
-        predictor: the network, which is left as it is.
-        ranges: [low, high] of its activations by name, as a checkpoint of a run with `qat` has them.
-        images: an example; the graph takes so many, of this size.
-
-    ValueError where the network cannot be recorded, or an activation has no range.
-    """
-    # ExecuTorch cannot lower weights that lie channels last.
-    folded = predictor.folded().to(memory_format=torch.contiguous_format)
-    with quiet(), torch.no_grad():
-        from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
-
-        with _marked(folded, norms=False):
-            module, _ = _exported(folded, images, any_size=None)
-        _part_shared_convolutions(module.graph)
-        prepared = prepare_pt2e(module, _quantizer())
-        points, _ = _fake_quantisation(prepared, folded)
-        for name, fake in points.items():
-            if name not in ranges:
-                raise _no_range(name)
-            set_range(fake, *ranges[name].to(images.device))
-        prepared(images)  # shows the weights to their observers
-        graph: fx.GraphModule = convert_pt2e(prepared)
-    return graph
-
-
-def _part_shared_convolutions(graph: fx.Graph) -> None:
-    """torchao folds a BatchNorm into a convolution whose output others take as well; not with a copy in between."""
-    for node in list(graph.nodes):
-        if node.target is _aten.batch_norm.default and len(node.args[0].users) > 1:
-            with graph.inserting_before(node):
-                node.update_arg(0, graph.call_function(_aten.clone.default, (node.args[0],)))
+    return Traced(whole, outputs, found, weights)
 
 
 def _hold(graph: fx.GraphModule, predictor: Predictor) -> None:
-    del graph._modules[_HELD]
-    graph.add_module(_HELD, predictor)
+    del graph._modules[HELD]
+    graph.add_module(HELD, predictor)
 
 
 def _check_norms(predictor: Predictor) -> None:
@@ -151,40 +109,6 @@ def _check_norms(predictor: Predictor) -> None:
     for path, module in predictor.named_modules():
         if isinstance(module, _BatchNorm) and type(module) is not nn.BatchNorm2d:
             raise ValueError(f"{path} is a {type(module).__name__}; qat knows nn.BatchNorm2d alone")
-
-
-def _no_range(name: str) -> ValueError:
-    return ValueError(f"the activation {name} has no trained range: the ranges are those of another network, or of "
-                      "other versions of torchao and executorch")
-
-
-_EPS = 2.0**-24
-"""The smallest scale of 8-bit integers."""
-
-
-def _quantizer() -> Any:
-    """That of ExecuTorch's XNNPACK: weights by channel and symmetric, activations by tensor.
-
-    Its own settings allow no scale below 2^-12, by which a channel whose weights are all below 0.008 has five bits left
-    of eight; and its fused fake quantisation does not keep to that limit, so that files differ from training. Here
-    scales may be small, in training and in files alike.
-    """
-    from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import (
-        XNNPACKQuantizer,
-        get_symmetric_quantization_config,
-    )
-    from torchao.quantization.pt2e import FakeQuantize, MinMaxObserver, PerChannelMinMaxObserver
-
-    usual = get_symmetric_quantization_config(is_per_channel=True)
-    activations = replace(usual.input_activation, observer_or_fake_quant_ctr=FakeQuantize.with_args(
-        observer=MinMaxObserver, eps=_EPS))
-    weights = replace(usual.weight, observer_or_fake_quant_ctr=FakeQuantize.with_args(
-        observer=PerChannelMinMaxObserver, eps=_EPS))
-    quantizer = XNNPACKQuantizer()
-    # There is none left, and it takes half a minute to be told so.
-    quantizer.SUPPORTED_PATTERNS = [pattern for pattern in quantizer.SUPPORTED_PATTERNS if "bn" not in pattern.name]
-    return quantizer.set_global(
-        replace(usual, input_activation=activations, output_activation=activations, weight=weights))
 
 
 def _exported(predictor: Predictor, images: Tensor, *, any_size: bool | None) -> tuple[fx.GraphModule, TreeSpec]:
@@ -248,17 +172,17 @@ def _cut_marks(graph: fx.Graph, predictor: Predictor) -> tuple[list[_Mark], dict
     for node in list(graph.nodes):
         if node.target is not _aten.dropout.default:
             continue
-        path, before = _path(node), node.args[0]
+        path, before = path_of(node).removeprefix(f"{HELD}."), node.args[0]
         module = predictor.get_submodule(path)
         if isinstance(module, _BatchNorm):
             if before.target is _aten.conv2d.default and len(before.users) == 1:
                 norms[before.name] = path
             else:
                 with graph.inserting_before(node):
-                    before = graph.call_module(f"{_HELD}.{path}", (before,))
+                    before = graph.call_module(f"{HELD}.{path}", (before,))
                 before.meta = dict(node.meta)  # the quantiser asks for shapes
         elif _is_training_only(module):
-            training_only += [_Mark(f"{_HELD}.{path}", user.name, number)
+            training_only += [_Mark(f"{HELD}.{path}", user.name, number)
                               for user in node.users for number, argument in enumerate(user.args) if argument is node]
         else:
             continue
@@ -276,7 +200,7 @@ def _normalise(conv: fx.Node, predictor: Predictor, path: str) -> None:
     place = rounded if rounded.op == "call_module" else conv  # a repeated use of weights is not rounded
     with graph.inserting_before(place):
         scale = graph.call_function(_folded_scale, (
-            *(graph.get_attr(f"{_HELD}.{path}.{name}") for name in ("weight", "running_var")), norm.eps))
+            *(graph.get_attr(f"{HELD}.{path}.{name}") for name in ("weight", "running_var")), norm.eps))
         weight = place.args[0] if place is rounded else rounded
         scaled = graph.call_function(_scaled, (weight, scale))
     place.update_arg(0 if place is rounded else 1, scaled)
@@ -286,7 +210,7 @@ def _normalise(conv: fx.Node, predictor: Predictor, path: str) -> None:
     with graph.inserting_after(conv):
         unscaled = graph.call_function(_unscaled, (conv, scale, bias))
     with graph.inserting_after(unscaled):
-        normalised = graph.call_module(f"{_HELD}.{path}", (unscaled,))
+        normalised = graph.call_module(f"{HELD}.{path}", (unscaled,))
     for user in users:
         user.replace_input_with(conv, normalised)
 
@@ -309,66 +233,13 @@ def _unscaled(x: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
     return x if bias is None else x + bias.view(1, -1, 1, 1)
 
 
-def _path(node: fx.Node) -> str:
-    """Of the innermost module that a node is from, in the predictor."""
-    return path_of(node).removeprefix(_HELD).removeprefix(".")
-
-
-def _fake_quantisation(
-    prepared: fx.GraphModule, predictor: Predictor
-) -> tuple[dict[str, nn.Module], dict[str, nn.Module]]:
-    """Of activations and of weights, by name; of what several share the first name."""
-    points, weights, seen = dict[str, nn.Module](), dict[str, nn.Module](), set[nn.Module]()
-    left_out = _before_clamps(prepared)
+def _weights(prepared: fx.GraphModule) -> dict[str, nn.Module]:
+    """The fake quantisation of weights by name."""
+    found = dict[str, nn.Module]()
     for node in prepared.graph.nodes:
-        if node.op != "call_module" or node in left_out:
-            continue
-        module = prepared.get_submodule(node.target)
-        if module in seen or isinstance(module, _BatchNorm):
-            continue
-        seen.add(module)
-        source = node.args[0]
-        if module.is_per_channel:
-            while source.op != "get_attr":
-                source = source.args[0]
-            weights[source.target.removeprefix(f"{_HELD}.")] = module
-        else:
-            wanted = name = _name(source, predictor)
-            number = 1
-            while name in points:
-                number += 1
-                name = f"{wanted}:{number}"
-            points[name] = module
-    return points, weights
-
-
-def _before_clamps(prepared: fx.GraphModule) -> list[fx.Node]:
-    """The fake quantisation between a convolution and its ReLU6, which shares that behind it.
-
-    Its range is that of what comes out of the ReLU6: what lies beyond is cut off by either. A range that also held what
-    goes in would leave half of the 256 steps unused.
-    """
-    modules = {node: prepared.get_submodule(node.target) for node in prepared.graph.nodes if node.op == "call_module"}
-    return [node for node, module in modules.items() if node.users and all(
-        user.target in _CLAMPS and any(modules.get(after) is module for after in user.users) for user in node.users)]
-
-
-_CLAMPS = {_aten.hardtanh.default, _aten.hardtanh_.default, _aten.relu.default, _aten.relu_.default}
-
-
-def _name(node: fx.Node, predictor: Predictor) -> str:
-    """What a tensor is called."""
-    if node.op == "placeholder":
-        return "images"
-    if node.op == "get_attr":
-        if str(node.target).startswith(f"{_HELD}."):
-            return str(node.target).removeprefix(f"{_HELD}.")
-        return f"{_name(next(iter(next(iter(node.users)).users)), predictor)}.constant"  # of an operator behind
-    if node.op == "call_module":
-        return _name(node.args[0], predictor)  # type: ignore[arg-type]
-    path, operator = _path(node), str(node.target).split(".")[1].rstrip("_")
-    is_leaf = next(predictor.get_submodule(path).children(), None) is None
-    return path if path and is_leaf else f"{path}.{operator}".removeprefix(".")
+        if node.op == "call_module" and node.args[0].op == "get_attr":
+            found.setdefault(node.args[0].target.removeprefix(f"{HELD}."), prepared.get_submodule(node.target))
+    return found
 
 
 def set_range(module: nn.Module, low: Tensor, high: Tensor) -> None:
@@ -426,7 +297,7 @@ class Simulated(Recomputed):
     @torch.no_grad()
     def set_ranges(self, ranges: Mapping[str, Tensor]) -> None:
         """Takes the ranges of activations, [low, high] by name. ValueError where one has none."""
-        for name, module in self.traced.points.items():
+        for name, point in self.traced.points.items():
             if name not in ranges:
-                raise _no_range(name)
-            set_range(module, *ranges[name].to(self.device))
+                raise no_range(name)
+            set_range(point.module, *ranges[name].to(self.device))

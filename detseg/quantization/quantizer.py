@@ -1,4 +1,4 @@
-"""The operators that a network computes in int8, told to torch's export quantisation (pt2e).
+"""The operators that a network computes in int8, told to torch's export quantisation (pt2e), in training and in files.
 
 Weights are symmetric, with a scale for each output channel; activations have one scale and zero point. A ReLU or ReLU6
 belongs to the operator before it. Raw outputs have a scale each, for each map: boxes and scores never share one.
@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import fx
+from torchao.quantization.pt2e import FakeQuantize
 from torchao.quantization.pt2e.observer import MinMaxObserver, PerChannelMinMaxObserver
 from torchao.quantization.pt2e.quantizer import QuantizationAnnotation, QuantizationSpec, Quantizer
 from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
@@ -26,21 +27,27 @@ from detseg.quantization.recorded import (
     layer_of,
 )
 
-_SMALLEST_SCALE = 2 ** -12
+_SMALLEST_SCALE = 2 ** -24
+"""That of PyTorch's quantisers, 2^-12, leaves a channel whose weights are all below 0.008 five bits of eight."""
 
 
-def _activation_spec() -> QuantizationSpec:
+def _activation_spec(*, fake: bool) -> QuantizationSpec:
     return QuantizationSpec(
         dtype=torch.int8, quant_min=-128, quant_max=127, qscheme=torch.per_tensor_affine,
-        observer_or_fake_quant_ctr=MinMaxObserver.with_args(eps=_SMALLEST_SCALE))
+        observer_or_fake_quant_ctr=_observed(MinMaxObserver, fake=fake))
 
 
-def _weight_spec(*, per_channel: bool) -> QuantizationSpec:
-    observer = PerChannelMinMaxObserver if per_channel else MinMaxObserver
+def _weight_spec(*, per_channel: bool, fake: bool) -> QuantizationSpec:
     return QuantizationSpec(
         dtype=torch.int8, quant_min=-127, quant_max=127, ch_axis=0,
         qscheme=torch.per_channel_symmetric if per_channel else torch.per_tensor_symmetric,
-        observer_or_fake_quant_ctr=observer.with_args(eps=2 ** -20))
+        observer_or_fake_quant_ctr=_observed(PerChannelMinMaxObserver if per_channel else MinMaxObserver, fake=fake))
+
+
+def _observed(observer: Any, *, fake: bool) -> Any:
+    if fake:
+        return FakeQuantize.with_args(observer=observer, eps=_SMALLEST_SCALE)
+    return observer.with_args(eps=_SMALLEST_SCALE)
 
 
 class Int8Quantizer(Quantizer):  # type: ignore[misc]
@@ -49,12 +56,14 @@ class Int8Quantizer(Quantizer):  # type: ignore[misc]
     Args:
         keep_float: layers that stay in floating point, by name; a name stands for all that it contains.
         per_channel: whether weights have a scale for each output channel.
+        fake: for modules that round as int8 does, for training; else for observers.
     """
 
-    def __init__(self, *, keep_float: Sequence[str] = (), per_channel: bool = True) -> None:
+    def __init__(self, *, keep_float: Sequence[str] = (), per_channel: bool = True, fake: bool = False) -> None:
         super().__init__()
         self.keep_float = tuple(keep_float)
-        self.activation, self.weight = _activation_spec(), _weight_spec(per_channel=per_channel)
+        self.activation = _activation_spec(fake=fake)
+        self.weight = _weight_spec(per_channel=per_channel, fake=fake)
 
     def annotate(self, model: fx.GraphModule) -> fx.GraphModule:
         """Says of each node what it takes and gives."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -26,6 +27,9 @@ MEANS = frozenset({aten.mean.dim, aten.adaptive_avg_pool2d.default, aten.avg_poo
 _FLOAT_ONLY = frozenset({
     aten.bmm.default, aten.softmax.int, aten.matmul.default, aten.scaled_dot_product_attention.default,
     aten.gelu.default})
+_DROPOUT = frozenset({aten.dropout.default, aten.feature_dropout.default})
+HELD = "predictor"
+"""Under which name a graph holds its network, where it does."""
 _INNER = frozenset({"conv", "norm", "act", "gate"})
 """Parts of a layer that nobody names."""
 
@@ -48,6 +52,15 @@ class Statistics(NamedTuple):
         return float(self.low.min()), float(self.high.max())
 
 
+class Point(NamedTuple):
+    """An activation that int8 holds."""
+
+    module: nn.Module
+    """What observes it or rounds it; one may stand at several places, which share a range."""
+    limits: tuple[float, float]
+    """Beyond which numbers it makes no difference what it is."""
+
+
 class Pair(NamedTuple):
     """Two operators with weights, of which the second alone takes what the first gives."""
 
@@ -67,6 +80,11 @@ def record(predictor: Predictor, size: Size) -> fx.GraphModule:
         program = torch.export.export(predictor, (example,), dynamic_shapes={"images": {0: batch}},
                                       strict=False)
     module: fx.GraphModule = program.module(check_guards=False)
+    for node in list(module.graph.nodes):
+        if node.target in _DROPOUT:  # it does nothing here, and would be taken for a layer
+            node.replace_all_uses_with(node.args[0])
+            module.graph.erase_node(node)
+    module.recompile()
     return module
 
 
@@ -185,6 +203,59 @@ def with_histograms(
     for batch in batches:
         _Watched(module, look).run(batch)
     return {name: one._replace(histogram=histograms[name]) for name, one in found.items()}
+
+
+def limits(node: fx.Node) -> tuple[float, float]:
+    """Beyond which numbers it makes no difference what a node gives: h-swish makes 0 of everything below -3, and hard
+    sigmoid knows nothing beyond 3. int8 need not hold them, and has finer steps for the rest."""
+    users = list(node.users)
+    if users and all(user.target in HARD_SWISH for user in users):
+        return -3.0, math.inf
+    if users and all(user.target in HARD_SIGMOID for user in users):
+        return -3.0, 3.0
+    return -math.inf, math.inf
+
+
+def points(prepared: fx.GraphModule, predictor: nn.Module) -> dict[str, Point]:
+    """The activations of a network that pt2e has prepared, by name, which is the same in training and in files: that of
+    the module whose output it is, and behind a dot the operator where a module of several computes it. `:2` is the
+    second of a name.
+
+    Args:
+        prepared: what `prepare_pt2e` gives.
+        predictor: whose graph it is, or that it holds as `HELD`.
+    """
+    found, seen = dict[str, Point](), set[nn.Module]()
+    for node in prepared.graph.nodes:
+        if node.op != "call_module" or not isinstance(node.target, str) or node.args[0].op == "get_attr":
+            continue
+        module = prepared.get_submodule(node.target)
+        if module in seen or not hasattr(module, "calculate_qparams"):
+            continue
+        seen.add(module)
+        wanted = name = _activation_name(node.args[0], predictor)
+        number = 1
+        while name in found:
+            number += 1
+            name = f"{wanted}:{number}"
+        found[name] = Point(module, limits(node))
+    return found
+
+
+def no_range(name: str) -> ValueError:
+    """What is wrong with trained ranges that lack one."""
+    return ValueError(f"the activation {name} has no trained range: the ranges are those of another network, or of "
+                      "another version of detseg or torchao")
+
+
+def _activation_name(node: fx.Node, predictor: nn.Module) -> str:
+    if node.op == "placeholder":
+        return "images"
+    if node.op == "call_module":
+        return _activation_name(node.args[0], predictor)  # type: ignore[arg-type]
+    path, operator = path_of(node).removeprefix(HELD).removeprefix("."), str(node.target).split(".")[1].rstrip("_")
+    is_leaf = next(predictor.get_submodule(path).children(), None) is None
+    return path if path and is_leaf else f"{path}.{operator}".removeprefix(".")
 
 
 def attribute(module: nn.Module, name: str) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from rich.table import Table
 from torch import Tensor, fx
 
-from detseg.quantization.post_training import PostTraining, Recipe, activation_range, converted, matters, snr
+from detseg.quantization.post_training import PostTraining, Recipe, snr
 from detseg.quantization.recorded import (
     BINARY,
     HARD_SWISH,
@@ -23,6 +23,7 @@ from detseg.quantization.recorded import (
     flat,
     is_within,
     layer_of,
+    limits,
     weight_name,
 )
 
@@ -160,11 +161,10 @@ def layer_report(
     graph = network.float_module.graph
     images = network.batches[0][:_IMAGES]
     seen = network.statistics(recipe.ranges)
-    module = converted(network.float_module, seen, recipe)
+    module, ranges = network.converted(network.float_module, seen, recipe)
     ends = {layer_of(node): node for node in graph.nodes if node.target in WEIGHTED}
     outputs = {name: (activation_behind(node) or node).name for name, node in ends.items()}
     names = set(outputs.values())
-    nodes = {node.name: node for node in graph.nodes}
     reference = _Kept(network.float_module, names)
     wanted = flat(reference.run(images))
     weights = {node.name: attribute(network.float_module, weight_name(node)) for node in graph.nodes
@@ -180,16 +180,16 @@ def layer_report(
         raw = flat(partly.run(images))
         node, statistics = ends[name], seen[outputs[name]]
         # What is kept is the layer's output before it is quantised itself.
-        int8_low, int8_high = activation_range(nodes[outputs[name]], statistics, recipe.ranges)
-        least, most = matters(nodes[outputs[name]])
+        int8_low, int8_high = ranges[outputs[name]]
+        least, most = limits(activation_behind(node) or node)
         truth = reference.kept[outputs[name]].clamp(least, most)
         own = snr(truth, _rounded(partly.kept[outputs[name]], int8_low, int8_high))
         accumulated = snr(truth, _rounded(whole.kept[outputs[name]], int8_low, int8_high))
         low, high = statistics.range
-        ranges = torch.maximum(statistics.high.abs(), statistics.low.abs())
+        channels = torch.maximum(statistics.high.abs(), statistics.low.abs())
         found.append(LayerFigures(
             name, _kind(node), own, min(snr(a, b) for a, b in zip(wanted, raw, strict=True)), accumulated, low, high,
-            int8_low, int8_high, _spread(weights[node.name].abs().flatten(1).amax(1)), _spread(ranges),
+            int8_low, int8_high, _spread(weights[node.name].abs().flatten(1).amax(1)), _spread(channels),
             int((statistics.high - statistics.low < 1e-6).sum())))
     progress(len(measured), len(measured))
     worst = {layer.name for layer in LayerReport(tuple(found)).worst}

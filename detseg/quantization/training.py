@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_unflatten
 from detseg.model import Predictor
 from detseg.optim import QAT
 from detseg.quantization.pt2e import Simulated, Traced, set_range, trace, watch_next
+from detseg.quantization.recorded import Point
 from detseg.structures import Size
 
 _MOMENTUM = 0.01
@@ -45,9 +46,9 @@ class FakeQuantised(nn.Module):
         self.watches = False
         for name in ("low", "high", "seen_low", "seen_high"):
             self.register_buffer(name, torch.zeros(len(self.points), device=model.device))
-        for place, module in enumerate(self.points):
-            module.disable_observer()  # type: ignore[operator]
-            module.register_forward_pre_hook(self._watch(place))
+        for place, point in enumerate(self.points):
+            point.module.disable_observer()  # type: ignore[operator]
+            point.module.register_forward_pre_hook(self._watch(place, point))
 
     def forward(self, images: Tensor, *, with_features: bool = False) -> Any:
         """uint8 [B, 3, H, W] RGB, 0..255, to the head's raw predictions. ValueError for what cannot be had of it."""
@@ -78,20 +79,22 @@ class FakeQuantised(nn.Module):
     @torch.no_grad()
     def use(self) -> None:
         """Rounds by `low` and `high`."""
-        for module, low, high in zip(self.points, self.low, self.high, strict=True):
-            set_range(module, low, high)
+        for point, low, high in zip(self.points, self.low, self.high, strict=True):
+            set_range(point.module, low, high)
 
     def fake_quantise(self, on: bool) -> None:
         """Whether anything is rounded."""
-        for module in (*self.points, *self.weights):
+        for module in (*(point.module for point in self.points), *self.weights):
             module.enable_fake_quant(on)  # type: ignore[operator]
 
-    def _watch(self, place: int) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        """Keeps the ends of what passes. One fake quantisation may stand at several places, which share a range."""
+    def _watch(self, place: int, point: Point) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        """Keeps the ends of what passes, as far as they matter. One fake quantisation may stand at several places,
+        which share a range."""
+        least, most = point.limits
 
         def watch(_: nn.Module, arguments: tuple[Tensor, ...]) -> None:
             if self.watches:
-                low, high = arguments[0].detach().aminmax()
+                low, high = (end.clamp(least, most) for end in arguments[0].detach().aminmax())
                 self.seen_low[place] = torch.minimum(self.seen_low[place], low)
                 self.seen_high[place] = torch.maximum(self.seen_high[place], high)
 
@@ -171,7 +174,7 @@ class QuantisationAwareTraining:
         if ranges.keys() != set(self.names):
             other = sorted(ranges.keys() ^ set(self.names))
             raise ValueError(f"the run has ranges of other activations than this network: {', '.join(other[:5])}; "
-                             "resume with the versions of torchao and executorch that it was started with")
+                             "resume with the versions of detseg and torchao that it was started with")
         for place, name in enumerate(self.names):
             self.network.low[place], self.network.high[place] = ranges[name]
         self.network.use()

@@ -16,6 +16,8 @@ from detseg.export.format import Arrays, Format, Job, Operators, PhoneBenchmark,
 from detseg.quantization.recorded import HARD_SWISH, aten
 
 _DELEGATE = "DELEGATE"
+_NOTHING = 1e-30
+"""Which a float of the size of a raw output does not feel."""
 
 
 def write(job: Job, path: Path) -> None:
@@ -24,7 +26,7 @@ def write(job: Job, path: Path) -> None:
 
     int8 = None
     if job.network.int8 is not None:
-        job = job._replace(network=_with_delegated_hard_swish(job.network))
+        job = job._replace(network=_convertible(job.network))
         from litert_torch.quantize import pt2e_quantizer, quant_config
 
         # Nothing is quantised by it, but the converter is told to make integers of what is.
@@ -32,51 +34,17 @@ def write(job: Job, path: Path) -> None:
         int8 = quant_config.QuantConfig(pt2e_quantizer=told)
     litert_torch.convert(job.network, sample_kwargs={"images": job.network.given.example()},
                          quant_config=int8).export(str(path))
-    if int8 is not None:
-        _float_outputs(path)
     if job.precision == "fp16":
         _halve(path)
 
 
-def _float_outputs(path: Path) -> None:
-    """Puts a DEQUANTIZE behind each output of int8: the converter takes the last one away, and with it the scale."""
-    import flatbuffers
-    from ai_edge_litert import schema_py_generated as schema
-
-    model = schema.ModelT.InitFromPackedBuf(path.read_bytes(), 0)
-    graph, code = model.subgraphs[0], schema.BuiltinOperator.DEQUANTIZE
-    codes = [one.builtinCode for one in model.operatorCodes]
-    if code not in codes:
-        new = schema.OperatorCodeT()
-        new.builtinCode, new.deprecatedBuiltinCode, new.version = code, code, 2
-        model.operatorCodes.append(new)
-        codes.append(code)
-    moved = dict[int, int]()
-    for index in graph.outputs:
-        tensor = graph.tensors[index]
-        if tensor.type != schema.TensorType.INT8 or index in moved:
-            continue
-        wide = schema.TensorT()
-        wide.name, wide.shape = tensor.name + b".float", tensor.shape
-        wide.type, wide.buffer = schema.TensorType.FLOAT32, 0
-        wide.shapeSignature, wide.hasRank = tensor.shapeSignature, tensor.hasRank
-        graph.tensors.append(wide)
-        moved[int(index)] = len(graph.tensors) - 1
-        operator = schema.OperatorT()
-        operator.opcodeIndex, operator.inputs, operator.outputs = codes.index(code), [index], [moved[int(index)]]
-        graph.operators.append(operator)
-    graph.outputs = [moved.get(int(index), int(index)) for index in graph.outputs]
-    for signature in model.signatureDefs:
-        for output in signature.outputs:
-            output.tensorIndex = moved.get(int(output.tensorIndex), int(output.tensorIndex))
-    builder = flatbuffers.Builder(1024)
-    builder.Finish(model.Pack(builder), b"TFL3")
-    path.write_bytes(bytes(builder.Output()))
-
-
-def _with_delegated_hard_swish(network: ExportedNetwork) -> ExportedNetwork:
+def _convertible(network: ExportedNetwork) -> ExportedNetwork:
     """A copy with x clamp(x / 6 + 1 / 2, 0, 1) for h-swish: the converter makes it an operator of int8, which XNNPACK
-    has not, and each would end a part of the network that XNNPACK computes."""
+    has not, and each would end a part of the network that XNNPACK computes.
+
+    And with a sum of floats, which changes nothing, behind each raw output. The converter computes what only moves
+    numbers, such as what makes one tensor of all maps' boxes, in int8 of one scale, which is too small for some of them.
+    """
     copied = copy.deepcopy(network)
     module: Any = copied.int8
     for node in list(module.graph.nodes):
@@ -90,6 +58,10 @@ def _with_delegated_hard_swish(network: ExportedNetwork) -> ExportedNetwork:
             value = module.graph.call_function(aten.mul.Tensor, (x, value))
         node.replace_all_uses_with(value)
         module.graph.erase_node(node)
+    (output,) = (node for node in module.graph.nodes if node.op == "output")
+    with module.graph.inserting_before(output):
+        for raw in list(output.all_input_nodes):
+            output.replace_input_with(raw, module.graph.call_function(aten.add.Tensor, (raw, _NOTHING)))
     module.recompile()
     return copied
 
