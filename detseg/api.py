@@ -381,6 +381,9 @@ def load_model(
     notes = [checkpoints.not_compared(weights)] if read.fingerprint is None else []
     if changes:
         notes.append(f"note: {weights} was trained with another config than {source}, which was insisted on")
+    if read.ranges is not None:
+        notes.append(f"note: {weights} was trained with qat, and its network is computed in floating point here; an "
+                     "int8 file of it (detseg export --int8) has the score that training told")
     checkpoints.restore_model(predictor, read.weights, what=str(weights))
     task = config.experiment.task
     return Model(

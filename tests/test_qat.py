@@ -85,6 +85,8 @@ def test_a_run_leaves_an_ordinary_checkpoint_and_the_ranges(capsys: pytest.Captu
     assert result.numbers["accuracy"] == 1.0
     model = load_model(result.run.path)  # the float network
     assert isinstance(model.network, Predictor)
+    assert "was trained with qat, and its network is computed in floating point here" in model.notes[0]
+    assert not load_model(Path(weights).parent).notes
 
 
 def test_validation_tells_the_score_of_integers() -> None:

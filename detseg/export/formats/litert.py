@@ -43,7 +43,7 @@ def _convertible(network: ExportedNetwork) -> ExportedNetwork:
     has not, and each would end a part of the network that XNNPACK computes.
 
     And with a sum of floats, which changes nothing, behind each raw output. The converter computes what only moves
-    numbers, such as what makes one tensor of all maps' boxes, in int8 of one scale, which is too small for some of them.
+    numbers, such as what makes one tensor of all maps' boxes, in int8 of one scale, which does not hold all of them.
     """
     copied = copy.deepcopy(network)
     module: Any = copied.int8
