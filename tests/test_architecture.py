@@ -25,7 +25,7 @@ FLOORS = (
     ("checkpoint", "config", "predict"),
     ("fingerprint", "metrics", "report"),
     ("model", "optim", "tasks"),
-    ("backbones", "data", "inference", "necks"),
+    ("backbones", "data", "inference", "necks", "split_execution"),
     ("layers",),
     ("ops",),
     ("interfaces",),

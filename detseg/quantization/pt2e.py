@@ -78,7 +78,7 @@ def trace(predictor: Predictor, images: Tensor, *, any_size: bool = False) -> Tr
 
         from detseg.quantization.quantizer import Int8Quantizer
 
-        with _marked(predictor, norms=True):
+        with _marked(predictor):
             module, outputs = _exported(predictor, images, any_size=any_size)
         _hold(module, predictor)
         marks, norms = _cut_marks(module.graph, predictor)
@@ -111,12 +111,12 @@ def _check_norms(predictor: Predictor) -> None:
             raise ValueError(f"{path} is a {type(module).__name__}; qat knows nn.BatchNorm2d alone")
 
 
-def _exported(predictor: Predictor, images: Tensor, *, any_size: bool | None) -> tuple[fx.GraphModule, TreeSpec]:
-    """As a graph of PyTorch's operators, and how its outputs are bundled; any_size: None, for so many images too."""
+def _exported(predictor: Predictor, images: Tensor, *, any_size: bool) -> tuple[fx.GraphModule, TreeSpec]:
+    """As a graph of PyTorch's operators, for any number of images, and how its outputs are bundled."""
     outputs: list[TreeSpec] = []
     flat = _Flat(predictor, outputs.append)  # what it would keep itself is reset behind the recording
     free: Any = torch.export.Dim.DYNAMIC
-    dimensions = {None: {}, False: {0: free}, True: {0: free, 2: free, 3: free}}[any_size]
+    dimensions = {0: free, 2: free, 3: free} if any_size else {0: free}
     try:
         program = torch.export.export(flat, (images,), dynamic_shapes={"images": dimensions}, strict=False)
     except Exception as problem:
@@ -126,11 +126,11 @@ def _exported(predictor: Predictor, images: Tensor, *, any_size: bool | None) ->
 
 
 @contextmanager
-def _marked(predictor: Predictor, *, norms: bool) -> Iterator[None]:
+def _marked(predictor: Predictor) -> Iterator[None]:
     """Inside, dropout and stochastic depth leave one and the same operator behind in training, and else none; and so
-    does BatchNorm where `norms`, in both."""
+    does BatchNorm in both."""
     modules = [module for module in predictor.modules()
-               if _is_training_only(module) or (norms and isinstance(module, _BatchNorm))]
+               if _is_training_only(module) or isinstance(module, _BatchNorm)]
     for module in modules:
         module.forward = _mark if module.training or isinstance(module, _BatchNorm) else _nothing
     try:
