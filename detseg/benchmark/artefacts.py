@@ -1,7 +1,8 @@
 """Exported files against eager code: latency from a decoded image to the prediction, memory, size.
 
 All take turns in one run on the same image. Files are given, or made here of the config's network with synthetic
-weights, which has as many scores above the threshold as `detseg.benchmark.predictor` gives it.
+weights, which has as many scores above the threshold as `detseg.benchmark.predictor` gives it; in int8 too, with ranges
+of synthetic images, which is for time alone.
 """
 
 from __future__ import annotations
@@ -30,14 +31,18 @@ from detseg.export.artefact import Artefact, open_artefact
 from detseg.export.convert import Source, export
 from detseg.export.format import Operators
 from detseg.export.formats import format_named, format_of, formats
+from detseg.export.int8 import Calibration, export_int8
 from detseg.export.quiet import quiet
 from detseg.model import Predictor
 from detseg.predict import predict_image
+from detseg.quantization.post_training import Recipe
 from detseg.structures import Pixels
 from detseg.tasks.detection import Detection
 
 _NAMED = 4
 """Kinds of operators."""
+_CALIBRATION = 8
+"""Synthetic images for int8's ranges."""
 
 
 class Row(NamedTuple):
@@ -110,7 +115,8 @@ class ArtefactFigures(NamedTuple):
 
 def measure_artefacts(
     path: Path, artefacts: Sequence[str], overrides: Sequence[str] = (), *, candidates: Sequence[int] = (),
-    against_torchvision: bool = False, programs: Path | None = None, setup: Setup, say: Callable[[str], None],
+    int8: bool = False, scores_above: float | None = None, against_torchvision: bool = False,
+    programs: Path | None = None, setup: Setup, say: Callable[[str], None],
 ) -> ArtefactFigures:
     """Times exported files and the eager network of a config against each other.
 
@@ -119,6 +125,8 @@ def measure_artefacts(
         artefacts: files, or names of formats that are made here.
         overrides: of the config, as `--set` takes them.
         candidates: numbers of boxes that enter suppression in the files that are made; none: the config's.
+        scores_above: the share of scores above the task's threshold; None is `SURE`.
+        int8: whether a file is made in int8 too, of formats that have it.
         against_torchvision: whether torchvision's model comes first.
         programs: times the files on the phone that adb reaches too, with the benchmark programs of this folder.
         setup: seconds of each measurement, and threads.
@@ -133,12 +141,12 @@ def measure_artefacts(
     synthetic.enliven(model, setup.image_size)
     task = config.experiment.task
     if task.scored:
-        synthetic.lower_scores(model, image, SURE, threshold=task.score_threshold)
+        synthetic.lower_scores(model, image, scores_above or SURE, threshold=task.score_threshold)
     whole: dict[str, Callable[[], object]] = {}
     kinds = [kind for one in artefacts if (kind := formats().get(one) or format_of(Path(one))) is not None]
     with (threads(setup.latency_threads), tempfile.TemporaryDirectory() as folder,
           nullcontext() if programs is None else connected(programs, kinds) as phone):
-        opened = dict(_opened(artefacts, model, task, candidates, image, Path(folder), setup, say))
+        opened = dict(_opened(artefacts, model, task, candidates, image, Path(folder), setup, say, int8=int8))
         if against_torchvision:
             _, reference = reference_for(model, config, setup)
             reference.take_weights(model)
@@ -186,8 +194,9 @@ def _slowest(operators: Operators) -> str:
 
 def _opened(
     artefacts: Sequence[str], model: Predictor, task: Any, candidates: Sequence[int], image: Pixels, folder: Path,
-    setup: Setup, say: Callable[[str], None],
+    setup: Setup, say: Callable[[str], None], *, int8: bool,
 ) -> Iterator[tuple[str, Artefact]]:
+    source = Source(model, task, "synthetic weights")
     for one in artefacts:
         if one not in formats():
             same_name = [Path(other).name for other in artefacts].count(Path(one).name) > 1
@@ -199,8 +208,15 @@ def _opened(
             name = kind.title if number is None else f"{kind.title} {number}"
             path = folder / f"{one}-{number}{kind.suffix}"
             say(f"converting to {name} (usually {kind.minutes})")
-            export(Source(model, task, "synthetic weights"), path, kind, options, images=[image])
+            export(source, path, kind, options, images=[image])
             yield name, open_artefact(path, threads=setup.latency_threads)
+            if int8 and "int8" in kind.precisions:
+                path = path.with_name(f"int8-{path.name}")
+                say(f"converting to {name} in int8")
+                images = tuple(synthetic.textures(_CALIBRATION, setup.image_size, seed=2))
+                export_int8(source, path, kind, options, calibration=Calibration(images, (), "synthetic images"),
+                            validation=None, images=[image], recipe=Recipe(equalised=False, corrected=False))
+                yield f"{name} int8", open_artefact(path, threads=setup.latency_threads)
 
 
 def _profiled(file: Artefact, images: Tensor) -> Operators | None:

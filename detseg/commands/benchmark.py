@@ -2,7 +2,7 @@
 
     detseg benchmark CONFIG [--against torchvision] [--size HEIGHT WIDTH] [--threads N] [--json FILE]
         [--set a.b=c ...]
-    detseg benchmark CONFIG --artefact FILE|FORMAT ... [--candidates N ...] [--against torchvision]
+    detseg benchmark CONFIG --artefact FILE|FORMAT ... [--int8] [--candidates N ...] [--against torchvision]
         [--adb DIR] ...
     detseg benchmark CONFIG --parts T ... [--artefact FORMAT ...] [--size HEIGHT WIDTH] ...
     detseg benchmark CONFIG|BACKBONE ... --roofline [--precision fp32 fp16 int8] [--ridge X] [--picture FILE] ...
@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -46,6 +47,12 @@ def build_parser() -> argparse.ArgumentParser:
                              "config's network")
     parser.add_argument("--candidates", type=int, nargs="+", metavar="N", default=[],
                         help="of the files that are made: boxes that enter suppression, one file for each number")
+    parser.add_argument("--int8", action="store_true",
+                        help="make each of these files in int8 too, for time alone: its ranges are those of synthetic "
+                             "images")
+    parser.add_argument("--scores-above", type=float, metavar="SHARE",
+                        help="of all scores, how many are above the threshold in the files that are made, on which the "
+                             "time of suppression depends (0.01)")
     parser.add_argument("--parts", type=int, nargs="+", metavar="T", default=[],
                         help="compare the network with inverted bottlenecks whole and in T parts, in eager code and in "
                              "the formats of --artefact")
@@ -111,8 +118,9 @@ def _measure(options: argparse.Namespace) -> None:
                                     say=status.update)
         elif options.artefact:
             figures = measure_artefacts(
-                config, options.artefact, options.overrides, candidates=options.candidates,
-                against_torchvision=options.against is not None, programs=options.programs, setup=setup,
+                config, options.artefact, options.overrides, candidates=options.candidates, int8=options.int8,
+                scores_above=options.scores_above, against_torchvision=options.against is not None,
+                programs=options.programs, setup=setup,
                 say=status.update)
         else:
             figures = measure(config, options.overrides, against_torchvision=options.against is not None,
@@ -152,28 +160,32 @@ def _compare(options: argparse.Namespace) -> None:
 
 def _check(options: argparse.Namespace) -> None:
     """ValueError for options that make no sense together."""
-    measuring = {"--against": options.against, "--artefact": options.artefact, "--parts": options.parts,
-                 "--candidates": options.candidates, "--adb": options.programs, "--threads": options.threads,
-                 "--batch-size": options.batch_size, "--seconds": options.seconds,
+    of_files = {"--candidates": options.candidates, "--int8": options.int8, "--scores-above": options.scores_above,
+                "--adb": options.programs}
+    measuring = {"--against": options.against, "--artefact": options.artefact, "--parts": options.parts, **of_files,
+                 "--threads": options.threads, "--batch-size": options.batch_size, "--seconds": options.seconds,
                  "--engine": options.engine != "torch"}
     predicting = {"--precision": options.precision, "--ridge": options.ridge, "--layers": options.layers,
                   "--unfused": options.unfused, "--regions": options.regions, "--picture": options.picture}
-    wrong = [name for name, value in (measuring if options.roofline else predicting).items()
-             if value not in (None, False, [])]
-    if wrong and options.roofline:
-        raise ValueError(f"{wrong[0]} is for measuring, and --roofline predicts from counts alone; leave one out")
-    if wrong:
-        raise ValueError(f"{wrong[0]} is for predictions; add --roofline")
+    if options.roofline and (name := _given(measuring)):
+        raise ValueError(f"{name} is for measuring, and --roofline predicts from counts alone; leave one out")
+    if not options.roofline and (name := _given(predicting)):
+        raise ValueError(f"{name} is for predictions; add --roofline")
     if options.layers is not None and options.ridge is None:
         raise ValueError("--layers lists layers at a ridge point; name one with --ridge, as in --ridge 30")
     if not options.roofline and len(options.configs) > 1:
         raise ValueError(f"one config is measured at a time, got {len(options.configs)}; --roofline compares several")
-    other = {"--against": options.against, "--candidates": options.candidates, "--adb": options.programs}
-    if options.parts and (wrong := [name for name, value in other.items() if value not in (None, [])]):
-        raise ValueError(f"{wrong[0]} is not for --parts, which compares the network with itself; leave one out")
-    if not options.artefact and (options.candidates or options.programs is not None):
-        option = "--candidates" if options.candidates else "--adb"
-        raise ValueError(f"{option} is for files; name some, or formats, with --artefact")
+    if options.parts and (name := _given({"--against": options.against, **of_files})):
+        raise ValueError(f"{name} is not for --parts, which compares the network with itself; leave one out")
+    if not options.artefact and (name := _given(of_files)):
+        raise ValueError(f"{name} is for files; name some, or formats, with --artefact")
+    if options.scores_above is not None and not 0 < options.scores_above < 1:
+        raise ValueError(f"--scores-above is a share between 0 and 1, got {options.scores_above}")
+
+
+def _given(options: Mapping[str, object]) -> str | None:
+    """The first of these options that has a value."""
+    return next((name for name, value in options.items() if value not in (None, False, [])), None)
 
 
 def _size(options: argparse.Namespace) -> tuple[int, int] | None:
