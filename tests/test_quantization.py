@@ -249,3 +249,22 @@ def test_boxes_and_scores_have_scales_of_their_own() -> None:
 def test_a_weight_is_found_by_its_name(lraspp: PostTraining) -> None:
     node = next(node for node in lraspp.float_module.graph.nodes if str(node.target) == WEIGHTED)
     assert attribute(lraspp.float_module, weight_name(node)).dim() == 4
+
+
+def test_weights_whose_products_add_up_in_sixteen_bits() -> None:
+    predictor, _ = micro.network("ssdlite")
+    with torch.no_grad():
+        for module in predictor.modules():
+            if isinstance(module, nn.Conv2d):
+                module.weight.abs_()
+    for narrow in (False, True):
+        made = PostTraining(predictor, images(2), sums_in_16_bits=narrow).quantized(
+            Recipe(equalised=False, corrected=False))
+        whole = {name: tensor for name, tensor in made.module.named_buffers() if tensor.dtype == torch.int8}
+        dense = [tensor for tensor in whole.values() if tensor.dim() == 4 and tensor.shape[1] > 1]
+        depthwise = [tensor for tensor in whole.values() if tensor.dim() == 4 and tensor.shape[1] == 1]
+        assert dense
+        assert all(int(tensor.abs().max()) == 127 for tensor in depthwise)
+        most = max(255 * int((tensor[:, 0::2].int()[:, : tensor.shape[1] // 2] + tensor[:, 1::2].int()).max())
+                   for tensor in dense)
+        assert (most < 2 ** 15) == narrow

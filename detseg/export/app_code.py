@@ -91,8 +91,7 @@ def _values(manifest: Manifest, file: str) -> dict[str, Any]:
     pixels = "bytes, rounded" if given.pixels == "uint8" else "floats of 0 to 255, not rounded"
     return {
         "file": _one_line(file), "file_name": file, "stem": _one_line(Path(file).stem), "detector": detector,
-        "int8": manifest.precision == "int8", "kind": "Detector" if detector else "Segmenter",
-        "stretch": manifest.resize != "letterbox",
+        "kind": "Detector" if detector else "Segmenter", "stretch": manifest.resize != "letterbox",
         "points": isinstance(manifest.resize_rule, TensorFlowStretch),
         "fill": manifest.fill, "uint8": given.pixels == "uint8", "nhwc": given.layout == "nhwc", "height": height,
         "width": width, "shape": given.shape, "outputs": {name: k for k, name in enumerate(outputs)},

@@ -132,6 +132,9 @@ class Format:
     dynamic_batch: bool = False
     folds_weights: bool = True
     """Whether its converter takes int8 weights as integers; else it takes floats, and an operator that rounds them."""
+    sums_in_16_bits: bool = False
+    """Whether its runtime adds two products of int8 in 16 bits, on processors for which no option says otherwise; then
+    weights are as small as needed for that."""
     minutes: str = "seconds"
     """How long converting usually takes, for the progress display."""
     reasons: Mapping[str, str] = field(default_factory=dict)

@@ -179,7 +179,7 @@ def export_int8(
     given = Input(resize.size, options.pixels, options.layout, options.dynamic_batch)
     trained = source.ranges if options.execution == "whole" else None
     network = PostTraining(executed(source.predictor, options), calibration.tensors(resize, given),
-                           fold_weights=kind.folds_weights, trained=trained)
+                           fold_weights=kind.folds_weights, sums_in_16_bits=kind.sums_in_16_bits, trained=trained)
     network.check_layers(recipe.keep_float)
     if not images:
         images = calibration.images[:_COMPARED] if validation is None else validation.images(_COMPARED)

@@ -98,6 +98,8 @@ class PostTraining:
         predictor: trained; it is copied and folded.
         images: for calibration, float [1, 3, H, W] in 0..255 each, all of the size that the network will get.
         fold_weights: whether weights become integers here; else an operator behind the floats makes them.
+        sums_in_16_bits: whether weights are made as small as needed for the sum of two products with u8 activations to
+            fit into 16 bits, for processors and runtimes that add so.
         trained: ranges of quantisation-aware training, [low, high] by the activation's name, which are taken in place
             of the images'; then nothing is equalised or corrected, for the weights were trained to these.
 
@@ -106,11 +108,11 @@ class PostTraining:
 
     def __init__(
         self, predictor: Predictor, images: Sequence[Tensor], *, fold_weights: bool = True,
-        trained: Mapping[str, Tensor] | None = None,
+        sums_in_16_bits: bool = False, trained: Mapping[str, Tensor] | None = None,
     ) -> None:
         if not images:
             raise ValueError("there are no images to calibrate with")
-        self.fold_weights, self.trained = fold_weights, trained
+        self.fold_weights, self.sums_in_16_bits, self.trained = fold_weights, sums_in_16_bits, trained
         self.predictor = predictor.folded().to("cpu").to(memory_format=torch.contiguous_format)
         self.size: Size = (images[0].shape[2], images[0].shape[3])
         at_once = max(1, min(16, _PIXELS // (self.size[0] * self.size[1])))
@@ -203,7 +205,11 @@ class PostTraining:
                 observer: Any = prepared.get_submodule(str(node.target))
                 source = node.args[0]
                 if source.op == "get_attr":  # a weight
-                    observer(attribute(prepared, str(source.target)))
+                    weight = attribute(prepared, str(source.target))
+                    observer(weight)
+                    if self.sums_in_16_bits:
+                        factor = _of_sums(weight, observer)
+                        observer.min_val, observer.max_val = observer.min_val * factor, observer.max_val * factor
                     continue
                 if self.trained is None:
                     low, high = activation_range(nodes[source.name], found[source.name], recipe.ranges)
@@ -222,6 +228,27 @@ class PostTraining:
         batch = self.batches[len(self.batches) // 2]
         return min(snr(wanted, found) for wanted, found in zip(
             flat(self.float_module(batch)), flat(module(batch)), strict=True))
+
+
+def _of_sums(weight: Tensor, observer: Any) -> Tensor:
+    """[out], or a number for a weight with one scale: by what a scale is to be multiplied for no two products of
+    neighbouring channels to add up to more than 16 bits hold. x86 without VNNI adds so (vpmaddubsw), and cuts off; not
+    in depthwise convolutions."""
+    scale, _ = observer.calculate_qparams()
+    if weight.shape[1] == 1:
+        return torch.ones_like(scale)
+    whole = weight / scale.view(-1, *(1,) * (weight.dim() - 1))
+    halves = torch.stack([whole.clamp(min=0), (-whole).clamp(min=0)])  # [2, out, in, ...]
+    if weight.shape[1] % 2:  # then neighbours can be any two
+        sums = halves.flatten(2).topk(2, dim=2).values.sum(2).amax(0)
+    else:
+        sums = (halves[:, :, 0::2] + halves[:, :, 1::2]).flatten(2).amax((0, 2))
+    factor = (sums / _MOST_OF_PAIRS).clamp(min=1.0)
+    return factor if scale.numel() > 1 else factor.max()
+
+
+_MOST_OF_PAIRS = 2 ** 15 / 255 - 1
+"""Of two weights of one sign: with activations of 255, and both rounded up."""
 
 
 def activation_range(node: fx.Node, found: Statistics, ranges: Ranges) -> tuple[float, float]:

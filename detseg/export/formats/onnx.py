@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
@@ -43,7 +42,6 @@ def converted(job: Job) -> Any:
     if job.precision == "int8":
         unsigned_activations(model)
         integer_biases(model)
-        guarded_weights(model)
         _drop_unused(model)
     return model
 
@@ -87,8 +85,6 @@ def _session(path: Path, threads: int, *, profile: str | None = None) -> Any:
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    # Without, int8 sums overflow on x86 processors that have no VNNI. Others do not look at it.
-    options.add_session_config_entry("session.x64quantprecision", "1")
     if profile is not None:
         options.enable_profiling, options.profile_file_prefix = True, profile
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
@@ -216,33 +212,6 @@ def integer_biases(model: Any) -> None:
     model.graph.node.extend(nodes)
 
 
-def guarded_weights(model: Any) -> None:
-    """Makes session.x64quantprecision possible: where sums of u8 by s8 products overflow, ONNX Runtime then makes u8 of
-    each weight and of its zero point, and does not open a file in which two layers share one. So a weight gets a zero
-    point of its own, and one of several layers is u8 from the start."""
-    from onnx import TensorProto, numpy_helper
-
-    constants = {tensor.name: tensor for tensor in model.graph.initializer}
-    users = Counter(name for node in model.graph.node for name in node.input)
-    weights: dict[str, list[Any]] = {}
-    for node in model.graph.node:
-        if node.op_type == "DequantizeLinear" and node.input[0] in constants:
-            weights.setdefault(node.input[0], []).append(node)
-    for name, nodes in weights.items():
-        weight = constants[name]
-        if weight.data_type != TensorProto.INT8:
-            continue
-        shared = sum(users[node.output[0]] for node in nodes) > 1
-        zero = numpy_helper.to_array(constants[nodes[0].input[2]])
-        if shared:
-            values = numpy_helper.to_array(weight)
-            weight.CopyFrom(numpy_helper.from_array((values.astype(np.int16) + 128).astype(np.uint8), name))
-            zero = (zero.astype(np.int16) + 128).astype(np.uint8)
-        model.graph.initializer.append(numpy_helper.from_array(zero, f"{name}.zero"))
-        for node in nodes:
-            node.input[2] = f"{name}.zero"
-
-
 def _drop_unused(model: Any) -> None:
     """Constants that no operator takes any more."""
     used = {name for node in model.graph.node for name in node.input} | {output.name for output in model.graph.output}
@@ -254,7 +223,8 @@ def _drop_unused(model: Any) -> None:
 FORMAT = Format(
     name="onnx", title="ONNX", suffix=".onnx", extra="onnx", converter=("onnx", "onnxscript"), runtime=("onnxruntime",),
     packages=("onnx", "onnxscript", "onnxruntime"), write=write, run=run, embed=embed, manifest=manifest,
-    content=content, operators=operators, dynamic_batch=True, precisions=("fp32", "fp16", "int8"), phone=PhoneBenchmark(
+    content=content, operators=operators, dynamic_batch=True, precisions=("fp32", "fp16", "int8"),
+    sums_in_16_bits=True, phone=PhoneBenchmark(
         "onnxruntime_perf_test",
         lambda file, threads, runs, _: ["-e", "cpu", "-I", "-m", "times", "-r", f"{runs}", "-x", f"{threads}", file],
         r"Average inference time cost(?: total)?: (?P<time>[\d.]+) ms"))

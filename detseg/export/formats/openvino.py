@@ -102,5 +102,5 @@ FORMAT = Format(
     name="openvino", title="OpenVINO", suffix=".xml", extra="openvino", converter=("openvino", "onnx", "onnxscript"),
     runtime=("openvino",), packages=("openvino", "onnx", "onnxscript"), write=write, run=run, embed=embed,
     manifest=manifest, content=content, operators=operators, files=files, dynamic_batch=True,
-    precisions=("fp32", "fp16", "int8"))
+    precisions=("fp32", "fp16", "int8"), sums_in_16_bits=True)
 

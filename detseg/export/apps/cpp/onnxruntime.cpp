@@ -32,9 +32,6 @@ int main(int argc, char** argv) try {
 
   Ort::Env env(ORT_LOGGING_LEVEL_WARNING, "predict");  // these three once in an app
   Ort::SessionOptions options;
-%% if int8
-  options.AddConfigEntry("session.x64quantprecision", "1");  // or sums overflow on x86 processors without VNNI
-%% endif
   Ort::Session session(env, std::filesystem::path(argv[1]).c_str(), options);
   const auto memory = Ort::MemoryInfo::CreateCpu(OrtArenaAllocator, OrtMemTypeDefault);
   const int64_t shape[4] = {@{ shape|join(", ") }@};

@@ -21,14 +21,7 @@ class Segmenter(path: String, threads: Int = 4) : AutoCloseable {
 %% endif
     private val environment = OrtEnvironment.getEnvironment()
     private val session = environment.createSession(
-%% if int8
-        path, OrtSession.SessionOptions().apply {
-            setIntraOpNumThreads(threads)
-            addConfigEntry("session.x64quantprecision", "1") // or sums overflow on an x86 emulator without VNNI
-        },
-%% else
         path, OrtSession.SessionOptions().apply { setIntraOpNumThreads(threads) },
-%% endif
     )
 
 %% if detector
