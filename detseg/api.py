@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import singledispatch
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self, TypeAlias, overload
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from detseg import checkpoint as checkpoints
 from detseg import config as configs
-from detseg.choices import CALIBRATION_IMAGES, PARTS, Engine, Execution
+from detseg.choices import CALIBRATION_IMAGES, EXECUTIONS, PARTS, Engine, Execution
 from detseg.config import Config, Data
 from detseg.data.box_index import BoxIndex
 from detseg.data.images import read_image, to_rgb
@@ -196,9 +197,9 @@ class Model:
         if isinstance(self.loaded, Artefact):
             raise ValueError(  # noqa: TRY004
                 f"{self.loaded.path} is an exported file, which computes what was written into it; export the "
-                'checkpoint with execution="split"')
+                'checkpoint with Options(execution="split")')
+        self._ready = with_engine(self.loaded.split(parts), self.task, self._engine)
         self._parts = parts
-        self._ready = with_engine(self._executed(self.loaded), self.task, self._engine)
         return self
 
     def _executed(self, predictor: Predictor) -> Predictor:
@@ -229,7 +230,7 @@ class Model:
         """
         source, target, kind = self._export_target(path, format)
         pictures = [_pixels(image, "rgb") for image in images] or self.comparison_images()[0]
-        return export(source, target, kind, options or kind.usual_options(), images=pictures, unchecked=unchecked)
+        return export(source, target, kind, options or self._usual_options(kind), images=pictures, unchecked=unchecked)
 
     def export_int8(
         self, path: str | os.PathLike[str], *, options: Options | None = None, format: str | None = None,
@@ -255,8 +256,14 @@ class Model:
         if calibration is not None:
             source = source._replace(ranges=None)
         return export_int8(
-            source, target, kind, options or kind.usual_options(), calibration=calibration or self.calibration(place),
-            validation=self.validation(place), budget=budget, recipe=recipe, report=report, say=say)
+            source, target, kind, options or self._usual_options(kind),
+            calibration=calibration or self.calibration(place), validation=self.validation(place), budget=budget,
+            recipe=recipe, report=report, say=say)
+
+    def _usual_options(self, kind: Format) -> Options:
+        """A network that runs in parts is exported in parts."""
+        usual = kind.usual_options()
+        return usual if self._parts is None else replace(usual, execution="split", parts=self._parts)
 
     def _export_target(self, path: str | os.PathLike[str], format: str | None) -> tuple[Source, Path, Format]:
         if self.source is None:
@@ -315,7 +322,7 @@ class Model:
 
 def load(
     source: str | os.PathLike[str], weights: str | os.PathLike[str] | None = None, *, config_changed: bool = False,
-    engine: Engine = "torch", execution: Execution = "whole", parts: int = PARTS, settings: Sequence[str] = (),
+    engine: Engine = "torch", execution: Execution = "whole", parts: int | None = None, settings: Sequence[str] = (),
     classes: Sequence[str] = (),
 ) -> Model:
     """A trained network.
@@ -328,7 +335,7 @@ def load(
             the network is converted for it once, which takes seconds, and kept in the user's cache folder.
         execution: "split" computes inverted bottlenecks in `parts` of their channels: the same predictions up to
             rounding with less memory, see `detseg.split_execution`.
-        parts: of each bottleneck.
+        parts: of each bottleneck; None is 4.
         settings: of the config's model, for published weights that need others: "model.output_stride=8".
         classes: the names of what published weights predict, in their order, where it is not the config's classes.
 
@@ -337,10 +344,12 @@ def load(
     """
     model = load_model(Path(source), None if weights is None else Path(weights), config_changed=config_changed,
                        settings=settings, classes=classes)
-    if execution == "split":
-        model.run_in_parts(parts)
-    elif execution != "whole":
+    if execution not in EXECUTIONS:
         raise ValueError(f'execution is "whole" or "split", got {execution!r}')
+    if execution == "split":
+        model.run_in_parts(PARTS if parts is None else parts)
+    elif parts is not None:
+        raise ValueError('parts are of bottlenecks that are split; add execution="split"')
     return model if engine == "torch" else model.run_with(engine)
 
 
@@ -382,8 +391,8 @@ def load_model(
     if changes:
         notes.append(f"note: {weights} was trained with another config than {source}, which was insisted on")
     if read.ranges is not None:
-        notes.append(f"note: {weights} was trained with qat, and its network is computed in floating point here; an "
-                     "int8 file of it (detseg export --int8) has the score that training told")
+        notes.append(f"note: {weights} was trained with qat; its network is computed in floating point here, and an "
+                     "int8 file of it (detseg export --int8) has about the score that training told")
     checkpoints.restore_model(predictor, read.weights, what=str(weights))
     task = config.experiment.task
     return Model(

@@ -7,6 +7,7 @@ from torch import nn
 
 from detseg.backbones.taps import TappedTrunk
 from detseg.layers import ConvNormAct, SharedConv
+from detseg.necks import SeparableFPN
 
 
 def fold(network: nn.Module) -> None:
@@ -14,6 +15,6 @@ def fold(network: nn.Module) -> None:
     without gradients, and channels last."""
     network.eval().requires_grad_(requires_grad=False)
     for module in list(network.modules()):  # folding replaces modules
-        if isinstance(module, ConvNormAct | SharedConv | TappedTrunk):
+        if isinstance(module, ConvNormAct | SharedConv | SeparableFPN | TappedTrunk):
             module.fold()
     network.to(memory_format=torch.channels_last)

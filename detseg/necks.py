@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal, TypeAlias
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torchvision.ops import FeaturePyramidNetwork
 
 from detseg.interfaces import Features, FeatureSpec, Neck
@@ -101,3 +103,31 @@ class SeparableFPN(Neck):
         for number, coarser in enumerate(self.coarser):
             maps.append(coarser(maps[-1] if number == 0 else self.act(maps[-1])))
         return {name: norm(x) for name, norm, x in zip(self.specs, self.norms, maps, strict=True)}
+
+    def fold(self) -> None:
+        """Moves each BatchNorm into the convolution before it, for inference; one whose convolution makes a coarser map
+        too becomes a depthwise convolution of 1 x 1."""
+        layers = [*self.smooth, *self.coarser]
+        also_coarser = range(len(self.smooth) - 1, len(layers) - 1)
+        for k, (layer, norm) in enumerate(zip(layers, self.norms, strict=True)):
+            if not isinstance(norm, nn.BatchNorm2d):
+                continue
+            assert isinstance(layer, nn.Sequential)
+            if k in also_coarser:
+                self.norms[k] = _as_convolution(norm)
+            else:
+                conv = layer[-1]
+                assert isinstance(conv, nn.Conv2d)
+                layer[-1] = fuse_conv_bn_eval(conv, norm)
+                self.norms[k] = nn.Identity()
+
+
+def _as_convolution(norm: nn.BatchNorm2d) -> nn.Conv2d:
+    """What a BatchNorm does in evaluation."""
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    scale = (norm.weight * torch.rsqrt(norm.running_var + norm.eps)).detach()
+    conv = nn.Conv2d(norm.num_features, norm.num_features, 1, groups=norm.num_features, device="meta")
+    conv.weight = nn.Parameter(scale.view(-1, 1, 1, 1), requires_grad=False)
+    conv.bias = nn.Parameter((norm.bias - norm.running_mean * scale).detach(), requires_grad=False)
+    return conv

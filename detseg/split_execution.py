@@ -108,7 +108,7 @@ def check_splittable(network: nn.Module, parts: int) -> None:
     if parts < 1:
         raise ValueError(f"a bottleneck is computed in 1 part or more, got {parts}")
     if next(_blocks(network), None) is None:
-        raise ValueError("the network has no inverted bottlenecks that could be computed in parts")
+        raise ValueError("the network has no inverted bottlenecks of detseg's own, which could be computed in parts")
 
 
 def _blocks(network: nn.Module) -> Iterator[tuple[Trunk, int, Bottleneck]]:

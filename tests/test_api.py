@@ -66,6 +66,10 @@ def test_bottlenecks_in_parts_give_the_same() -> None:
     assert "in parts" in parts.run_with("torch").network.form
     with pytest.raises(ValueError, match="no inverted bottlenecks"):
         detseg.load("runs/labels", execution="split")
+    with pytest.raises(ValueError, match="parts are of bottlenecks that are split"):
+        detseg.load("runs/boxes", parts=3)
+    exported = parts.export("parts.onnx", images=[pixels()])
+    assert exported.manifest.parts == 3
     with pytest.raises(ValueError, match='execution is "whole" or "split", got \'both\''):
         detseg.load("runs/boxes", execution="both")  # type: ignore[arg-type]
 

@@ -46,6 +46,8 @@ def test_formats_are_made_and_timed(
     (["--artefact", "nowhere.onnx"], 2, "there is no file nowhere.onnx"),
     (["--artefact", "onyx"], 2, "onyx is no exported file; those end in"),
     (["--artefact", "onnx", "--scores-above", "10"], 2, "--scores-above is a share between 0 and 1, got 10.0"),
+    (["--artefact", "pt2", "--int8"], 2, "--int8 is for files that are made here; name executorch, litert, onnx"),
+    (["--artefact", "x.onnx", "--scores-above", "0.1"], 2, "--scores-above is for files that are made here"),
     (["--int8"], 2, "--int8 is for files; name some, or formats, with --artefact"),
 ])
 def test_what_a_user_does_wrong(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from detseg.quantization.equalization import equalize
-from detseg.quantization.post_training import PostTraining, Recipe, activation_range, snr
+from detseg.quantization.post_training import PostTraining, Recipe, activation_range, snr, sums_factor
 from detseg.quantization.recorded import Statistics, attribute, layer_of, limits, record, statistics, weight_name
 from detseg.quantization.report import layer_report
 
@@ -249,6 +249,23 @@ def test_boxes_and_scores_have_scales_of_their_own() -> None:
 def test_a_weight_is_found_by_its_name(lraspp: PostTraining) -> None:
     node = next(node for node in lraspp.float_module.graph.nodes if str(node.target) == WEIGHTED)
     assert attribute(lraspp.float_module, weight_name(node)).dim() == 4
+
+
+@pytest.mark.parametrize("channels", [4, 5])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_by_what_scales_grow_for_sums(channels: int, sign: int) -> None:
+    """Neighbours are 127 and 100 of 127 in the first output, of other signs in the second; of an odd number any two."""
+    from torchao.quantization.pt2e.observer import PerChannelMinMaxObserver
+
+    weight = torch.zeros(2, channels, 1, 1)
+    weight[0, 2:4, 0, 0] = torch.tensor([127.0, 100.0])
+    weight[1, 2:4, 0, 0] = torch.tensor([127.0, -100.0])
+    observer = PerChannelMinMaxObserver(dtype=torch.int8, quant_min=-127, quant_max=127,
+                                        qscheme=torch.per_channel_symmetric)
+    observer(sign * weight)
+    factor = sums_factor(sign * weight, observer)
+    assert factor[0] == pytest.approx(227 / (2 ** 15 / 255 - 1))
+    assert factor[1] == (1 if channels == 4 else pytest.approx(1.0))
 
 
 def test_weights_whose_products_add_up_in_sixteen_bits() -> None:

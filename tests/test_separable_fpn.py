@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from detseg.backbones.mobilenet_v2 import mobilenet_v2
+from detseg.inference import fold
 from detseg.interfaces import FeatureSpec
 from detseg.layers import Norm, separable_conv
 from detseg.necks import SeparableFPN
@@ -109,3 +110,22 @@ def test_as_many_maps_as_taps() -> None:
     neck = SeparableFPN(SPECS, channels=8, norm=NORM, num_maps=3)
     found = neck({name: torch.randn(2, SPECS[name].channels, *size) for name, size in SIZES.items()})
     assert list(found) == ["p3", "p4", "p5"]
+
+
+def test_folded_it_gives_the_same() -> None:
+    neck = _neck()
+    torch.manual_seed(1)
+    for norm in neck.norms:
+        assert isinstance(norm, nn.BatchNorm2d)
+        nn.init.uniform_(norm.weight, 0.5, 2.0)
+        nn.init.normal_(norm.bias)
+        assert norm.running_mean is not None
+        norm.running_mean.normal_()
+    features = {name: torch.randn(2, spec.channels, *SIZES[name]) for name, spec in SPECS.items()}
+    with torch.no_grad():
+        expected = neck(features)
+        fold(neck)
+        found = neck(features)
+    assert not [module for module in neck.modules() if isinstance(module, nn.BatchNorm2d)]
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, rtol=1e-4, atol=1e-4)

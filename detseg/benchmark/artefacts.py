@@ -135,6 +135,12 @@ def measure_artefacts(
     ValueError, FileNotFoundError and DamagedFileError as `open_artefact` and `export` raise them; ValueError and
     OSError as `connected` raises them.
     """
+    made = [formats()[one] for one in artefacts if one in formats()]
+    if scores_above is not None and not made:
+        raise ValueError("--scores-above is for files that are made here; name a format with --artefact")
+    if int8 and not any("int8" in kind.precisions for kind in made):
+        names = [kind.name for kind in formats().values() if "int8" in kind.precisions]
+        raise ValueError(f"--int8 is for files that are made here; name {', '.join(names)} with --artefact")
     config = configs.load(path, overrides)
     model = built(config, setup)
     image = synthetic.textures(1, setup.image_size, seed=1)[0]

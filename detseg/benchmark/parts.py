@@ -20,7 +20,7 @@ from rich.table import Table
 from detseg import config as configs
 from detseg.benchmark import synthetic
 from detseg.benchmark.artefacts import added_megabytes
-from detseg.benchmark.predictor import Setup, built, num_threads
+from detseg.benchmark.predictor import SURE, Setup, built, num_threads
 from detseg.benchmark.tensor_memory import peak_memory
 from detseg.cost import Timing, threads, time_alternating
 from detseg.export.artefact import open_artefact
@@ -41,7 +41,7 @@ class Row(NamedTuple):
     megabytes: float | None
     """In eager code what activations hold at most; of a file what opening it and predicting add to a process."""
     time: Timing
-    """From the resized image to the raw outputs, or to the file's; its ratio is to the whole network's there."""
+    """From the resized image to the raw outputs; its ratio is to the whole network's there."""
 
 
 class PartsFigures(NamedTuple):
@@ -99,6 +99,8 @@ def measure_parts(
     kinds = [format_named(name) for name in formats]
     image = synthetic.textures(1, setup.image_size, seed=1)[0]
     synthetic.enliven(model, setup.image_size)
+    if task.scored:
+        synthetic.lower_scores(model, image, SURE, threshold=task.score_threshold)
     networks = {None: model.ready()} | {number: model.split(number) for number in dict.fromkeys(parts)}
     pixels = torch.from_numpy(model.resize.apply(image)).permute(2, 0, 1)[None].float()
     rows = []
@@ -118,7 +120,9 @@ def _file_rows(
     kind: Format, parts: Sequence[int | None], source: Source, image: Pixels, folder: Path, setup: Setup,
     say: Callable[[str], None],
 ) -> list[Row]:
-    usual = kind.usual_options()
+    two_stages = source.predictor.head.second_stage is not None
+    # Without suppression, where that can be: it is the same for all.
+    usual = replace(kind.usual_options(), contract=kind.two_stage_contracts[-1] if two_stages else "raw")
     files = dict[int | None, Path]()
     calls = dict[int | None, Callable[[], object]]()
     for number in parts:

@@ -175,7 +175,9 @@ def _check(options: argparse.Namespace) -> None:
         raise ValueError("--layers lists layers at a ridge point; name one with --ridge, as in --ridge 30")
     if not options.roofline and len(options.configs) > 1:
         raise ValueError(f"one config is measured at a time, got {len(options.configs)}; --roofline compares several")
-    if options.parts and (name := _given({"--against": options.against, **of_files})):
+    not_of_parts = {"--against": options.against, "--batch-size": options.batch_size,
+                    "--engine": options.engine != "torch", **of_files}
+    if options.parts and (name := _given(not_of_parts)):
         raise ValueError(f"{name} is not for --parts, which compares the network with itself; leave one out")
     if not options.artefact and (name := _given(of_files)):
         raise ValueError(f"{name} is for files; name some, or formats, with --artefact")

@@ -138,14 +138,12 @@ def _export(options: argparse.Namespace) -> None:
         raise ValueError("a file has weights of one kind: take --fp16 or --int8")
     if not options.int8 and (named := _int8_named(options)):
         raise ValueError(f"{named} is for int8 files; add --int8")
-    if options.parts is not None and options.execution == "whole":
-        raise ValueError("--parts is for bottlenecks that are split; add --execution split")
     wanted = Options(
         contract=options.contract, precision="fp16" if options.fp16 else "int8" if options.int8 else "fp32",
         pixels=options.input or usual.pixels, layout=options.layout or usual.layout,
         size=tuple(options.size) if options.size else None, dynamic_batch=options.dynamic_batch,
         candidates=options.candidates, execution=options.execution,
-        parts=PARTS if options.parts is None else options.parts)
+        parts=options.parts)
     # Export asks the same; but reading a data set's index for the images takes its time.
     check_options(kind, wanted, model.source)
     kind.check_installed(kind.converter, to="write")
@@ -220,7 +218,7 @@ def _export_int8(
         calibration = model.calibration(
             location, number=options.calibration_images, seed=options.calibration_seed)
     source = model.source
-    if options.calibrate or options.ranges != "minmax":
+    if options.calibrate:
         source = source._replace(ranges=None)
     images = _images(model, options.images)[0] if options.images else ()
     for note in () if validation is None else validation.notes:

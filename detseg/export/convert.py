@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from detseg.atomic import atomic_folder, write_text
-from detseg.choices import Contract
+from detseg.choices import PARTS, Contract
 from detseg.export.artefact import Artefact, open_artefact, opened
 from detseg.export.contract import DecodedRaw, ExportedNetwork, Input, output_specs, task_values
 from detseg.export.format import Format, Job, Options
@@ -116,7 +116,9 @@ def check_options(kind: Format, options: Options, source: Source) -> None:
     if options.dynamic_batch and not kind.dynamic_batch:
         refuse("take batches of one size", "dynamic batch", lambda one: one.dynamic_batch, "no --dynamic-batch")
     if options.execution == "split":
-        check_splittable(source.predictor, options.parts)
+        check_splittable(source.predictor, _parts(options))
+    elif options.parts is not None:
+        raise ValueError('parts are of bottlenecks that are split; add --execution split (execution="split")')
     if options.candidates is not None and not isinstance(source.task, Detection):
         raise ValueError("--candidates is for detectors; leave it out")
     if options.candidates is not None and options.candidates < 1:
@@ -174,7 +176,7 @@ def export(
                 licence=source.licence, created=date.today().isoformat(), tools=kind.versions(),
                 decoding=_decoding(network) if options.contract == "raw" else None, content=kind.digest(unfinished),
                 quantization=None if int8 is None else int8.facts,
-                parts=options.parts if options.execution == "split" else None)
+                parts=_parts(options) if options.execution == "split" else None)
             kind.embed(unfinished, manifest.to_json())
         if images and not kind.missing(kind.runtime):
             with _timed(seconds, "compare", say, f"comparing on {len(images)} images"):
@@ -189,7 +191,11 @@ def export(
 
 def executed(predictor: Predictor, options: Options) -> Predictor:
     """The network as a file computes it. ValueError where it cannot be split."""
-    return predictor if options.execution == "whole" else predictor.split(options.parts)
+    return predictor if options.execution == "whole" else predictor.split(_parts(options))
+
+
+def _parts(options: Options) -> int:
+    return PARTS if options.parts is None else options.parts
 
 
 def check(path: Path, source: Source, images: Sequence[Pixels]) -> Parity:

@@ -13,7 +13,7 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from detseg.choices import CONTRACTS, PARTS, Contract, Execution, Precision
+from detseg.choices import CONTRACTS, Contract, Execution, Precision
 from detseg.export.contract import ExportedNetwork, Input, PixelLayout, PixelType
 from detseg.structures import Size
 
@@ -43,6 +43,7 @@ class Options:
         dynamic_batch: whether its batch may have any size.
         candidates: boxes that enter its suppression; None is the config's number.
         execution: "split" computes inverted bottlenecks in `parts` of their channels, with less memory.
+        parts: of each; None is `PARTS`.
     """
 
     contract: Contract = "final"
@@ -53,7 +54,7 @@ class Options:
     dynamic_batch: bool = False
     candidates: int | None = None
     execution: Execution = "whole"
-    parts: int = PARTS
+    parts: int | None = None
 
 
 class PhoneBenchmark(NamedTuple):
@@ -133,8 +134,8 @@ class Format:
     folds_weights: bool = True
     """Whether its converter takes int8 weights as integers; else it takes floats, and an operator that rounds them."""
     sums_in_16_bits: bool = False
-    """Whether its runtime adds two products of int8 in 16 bits, on processors for which no option says otherwise; then
-    weights are as small as needed for that."""
+    """Whether its runtime adds two products of int8 in 16 bits on some processors; then weights are as small as needed
+    for that."""
     minutes: str = "seconds"
     """How long converting usually takes, for the progress display."""
     reasons: Mapping[str, str] = field(default_factory=dict)

@@ -177,19 +177,19 @@ def export_int8(
                          "DIR")
     _, resize = fixed_resize(source.predictor.resize, options.size)
     given = Input(resize.size, options.pixels, options.layout, options.dynamic_batch)
-    trained = source.ranges if options.execution == "whole" else None
+    trained = source.ranges if options.execution == "whole" and recipe.takes_trained_ranges else None
     network = PostTraining(executed(source.predictor, options), calibration.tensors(resize, given),
                            fold_weights=kind.folds_weights, sums_in_16_bits=kind.sums_in_16_bits, trained=trained)
     network.check_layers(recipe.keep_float)
     if not images:
         images = calibration.images[:_COMPARED] if validation is None else validation.images(_COMPARED)
-    say(f"calibrating on {len(calibration.images)} images")
-    notes = list(_notes(calibration, validation, network, resize, given))
-    if trained is not None:
-        notes.append("activations have the ranges of quantisation-aware training; --calibrate takes images' instead")
-    elif source.ranges is not None:
-        notes.append("activations have the ranges of calibration images: those of training are of the network that is "
-                     "not split")
+    if trained is None:
+        say(f"calibrating on {len(calibration.images)} images")
+        notes = list(_notes(calibration, validation, network, resize, given))
+    else:
+        notes = ["activations have the ranges of quantisation-aware training; --calibrate takes images' instead"]
+    if trained is None and source.ranges is not None:
+        notes.append("activations have the ranges of calibration images, and not of training")
     found: LayerReport | None = None
 
     def layers() -> LayerReport:
@@ -320,7 +320,8 @@ def _widening(network: PostTraining, images: Sequence[Tensor]) -> float:
 
 def _facts(calibration: Calibration, made: Int8Network, network: PostTraining) -> dict[str, Any]:
     return {"ranges": "training" if network.trained is not None else "calibration",
-            "calibration": {"origin": calibration.origin, "seed": calibration.seed, "images": list(calibration.names)},
+            "calibration": None if network.trained is not None else {
+                "origin": calibration.origin, "seed": calibration.seed, "images": list(calibration.names)},
             "recipe": asdict(made.recipe) | {"keep_float": list(made.recipe.keep_float)},
             "float_only": list(network.float_only), "activations": "per tensor", "weights": (
                 "per channel" if made.recipe.per_channel else "per tensor")}

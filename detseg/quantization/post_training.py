@@ -22,6 +22,7 @@ from detseg.quantization.packages import quiet
 from detseg.quantization.recorded import (
     WEIGHTED,
     Statistics,
+    aten,
     attribute,
     bias_name,
     flat,
@@ -59,6 +60,11 @@ class Recipe:
     ranges: Ranges = "minmax"
     equalised: bool | None = None
     corrected: bool | None = None
+
+    @property
+    def takes_trained_ranges(self) -> bool:
+        """Whether nothing is asked for that goes against the ranges of quantisation-aware training."""
+        return self.ranges == "minmax" and not self.equalised and not self.corrected
 
 
 class Int8Network(NamedTuple):
@@ -197,7 +203,6 @@ class PostTraining:
         quantizer = Int8Quantizer(keep_float=recipe.keep_float, per_channel=recipe.per_channel)
         with quiet(), torch.no_grad():
             prepared = prepare_pt2e(copy.deepcopy(float_module), quantizer)
-            names = {point.module: name for name, point in points(prepared, self.predictor).items()}
             taken = dict[str, tuple[float, float]]()
             for node in prepared.graph.nodes:
                 if node.op != "call_module":
@@ -208,20 +213,37 @@ class PostTraining:
                     weight = attribute(prepared, str(source.target))
                     observer(weight)
                     if self.sums_in_16_bits:
-                        factor = _of_sums(weight, observer)
+                        factor = sums_factor(weight, observer)
                         observer.min_val, observer.max_val = observer.min_val * factor, observer.max_val * factor
                     continue
                 if self.trained is None:
                     low, high = activation_range(nodes[source.name], found[source.name], recipe.ranges)
-                elif names[observer] in self.trained:
-                    low, high = self.trained[names[observer]].tolist()
+                elif (name := self._names[source.name]) in self.trained:
+                    low, high = self.trained[name].tolist()
+                    low, high = min(low, 0.0), max(high, 0.0)
                 else:
-                    raise no_range(names[observer])
+                    raise no_range(name)
                 observer.min_val, observer.max_val = torch.tensor(low), torch.tensor(high)
                 taken[source.name] = (low, high)
             module: fx.GraphModule = convert_pt2e(prepared, fold_quantize=fold_weights)
             allow_exported_model_train_eval(module)
+        for node in list(module.graph.nodes):
+            if node.target is aten.clone.default:  # see `record`
+                node.replace_all_uses_with(node.args[0])
+                module.graph.erase_node(node)
+        module.recompile()
         return module, taken
+
+    @cached_property
+    def _names(self) -> dict[str, str]:
+        """Of activations by the node that gives them, whatever stays in floating point."""
+        from torchao.quantization.pt2e.quantize_pt2e import prepare_pt2e
+
+        from detseg.quantization.quantizer import Int8Quantizer
+
+        with quiet():
+            prepared = prepare_pt2e(copy.deepcopy(self.float_module), Int8Quantizer())
+        return {point.source: name for name, point in points(prepared, self.predictor).items()}
 
     @torch.no_grad()
     def _snr(self, module: fx.GraphModule) -> float:
@@ -230,7 +252,7 @@ class PostTraining:
             flat(self.float_module(batch)), flat(module(batch)), strict=True))
 
 
-def _of_sums(weight: Tensor, observer: Any) -> Tensor:
+def sums_factor(weight: Tensor, observer: Any) -> Tensor:
     """[out], or a number for a weight with one scale: by what a scale is to be multiplied for no two products of
     neighbouring channels to add up to more than 16 bits hold. x86 without VNNI adds so (vpmaddubsw), and cuts off; not
     in depthwise convolutions."""

@@ -5,6 +5,7 @@ A network becomes a graph in which every tensor that the file holds in 8 bits pa
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -88,6 +89,7 @@ def trace(predictor: Predictor, images: Tensor, *, any_size: bool = False) -> Tr
     _hold(prepared, predictor)  # it was copied in parts, here and below
     nodes = {node.name: node for node in graph.nodes}
     for conv, path in norms.items():
+        _part_weight(nodes[conv], prepared, weights)
         _normalise(nodes[conv], predictor, path)
     for mark in marks:
         user = nodes[mark.user]
@@ -191,13 +193,27 @@ def _cut_marks(graph: fx.Graph, predictor: Predictor) -> tuple[list[_Mark], dict
     return training_only, norms
 
 
+def _part_weight(conv: fx.Node, prepared: fx.GraphModule, weights: dict[str, nn.Module]) -> None:
+    """Gives a convolution that shares its weight with others a fake quantisation of its own: each BatchNorm behind them
+    scales the weight in its own way."""
+    rounded = conv.args[1]
+    if not isinstance(rounded, fx.Node) or rounded.op != "call_module" or len(rounded.users) == 1:
+        return
+    name = f"{rounded.target}_{conv.name}"
+    module = copy.deepcopy(prepared.get_submodule(str(rounded.target)))
+    prepared.add_submodule(name, module)
+    with conv.graph.inserting_before(conv):
+        conv.update_arg(1, conv.graph.call_module(name, rounded.args))
+    weights[name] = module
+
+
 def _normalise(conv: fx.Node, predictor: Predictor, path: str) -> None:
     """Puts a BatchNorm back: what is rounded are the weights as they will be folded, and it sees what it would see."""
     graph, norm = conv.graph, predictor.get_submodule(path)
     assert isinstance(norm, nn.BatchNorm2d)
     rounded, bias = conv.args[1], conv.args[2] if len(conv.args) > 2 else None
     assert isinstance(rounded, fx.Node)
-    place = rounded if rounded.op == "call_module" else conv  # a repeated use of weights is not rounded
+    place = rounded if rounded.op == "call_module" else conv  # attention's is not rounded
     with graph.inserting_before(place):
         scale = graph.call_function(_folded_scale, (
             *(graph.get_attr(f"{HELD}.{path}.{name}") for name in ("weight", "running_var")), norm.eps))

@@ -27,8 +27,9 @@ from detseg.quantization.recorded import (
     layer_of,
 )
 
-_SMALLEST_SCALE = 2 ** -24
-"""That of PyTorch's quantisers, 2^-12, leaves a channel whose weights are all below 0.008 five bits of eight."""
+_SMALLEST_SCALE = 2 ** -20
+"""That of PyTorch's quantisers, 2^-12, leaves a channel whose weights are all below 0.008 five bits of eight. Smaller
+ones leave a dead channel's bias no room in 32 bits."""
 
 
 def _activation_spec(*, fake: bool) -> QuantizationSpec:

@@ -57,6 +57,8 @@ class Point(NamedTuple):
 
     module: nn.Module
     """What observes it or rounds it; one may stand at several places, which share a range."""
+    source: str
+    """The node that gives it."""
     limits: tuple[float, float]
     """Beyond which numbers it makes no difference what it is."""
 
@@ -84,6 +86,9 @@ def record(predictor: Predictor, size: Size) -> fx.GraphModule:
         if node.target in _DROPOUT:  # it does nothing here, and would be taken for a layer
             node.replace_all_uses_with(node.args[0])
             module.graph.erase_node(node)
+        elif node.target is aten.batch_norm.default:  # pt2e would fold it, whoever else takes what is before it
+            with module.graph.inserting_before(node):
+                node.update_arg(0, module.graph.call_function(aten.clone.default, (node.args[0],)))
     module.recompile()
     return module
 
@@ -238,21 +243,23 @@ def points(prepared: fx.GraphModule, predictor: nn.Module) -> dict[str, Point]:
         while name in found:
             number += 1
             name = f"{wanted}:{number}"
-        found[name] = Point(module, limits(node))
+        found[name] = Point(module, node.args[0].name, limits(node))
     return found
 
 
 def no_range(name: str) -> ValueError:
     """What is wrong with trained ranges that lack one."""
     return ValueError(f"the activation {name} has no trained range: the ranges are those of another network, or of "
-                      "another version of detseg or torchao")
+                      "another version of detseg or torchao; detseg export --calibrate DIR takes them from images")
 
 
 def _activation_name(node: fx.Node, predictor: nn.Module) -> str:
     if node.op == "placeholder":
         return "images"
     if node.op == "call_module":
-        return _activation_name(node.args[0], predictor)  # type: ignore[arg-type]
+        own = str(node.target)
+        return own.removeprefix(f"{HELD}.") if own.startswith(f"{HELD}.") else _activation_name(
+            node.args[0], predictor)  # type: ignore[arg-type]
     path, operator = path_of(node).removeprefix(HELD).removeprefix("."), str(node.target).split(".")[1].rstrip("_")
     is_leaf = next(predictor.get_submodule(path).children(), None) is None
     return path if path and is_leaf else f"{path}.{operator}".removeprefix(".")
