@@ -16,7 +16,7 @@ from torch import Tensor
 
 from detseg import checkpoint as checkpoints
 from detseg import config as configs
-from detseg.choices import CALIBRATION_IMAGES, EXECUTIONS, PARTS, Engine, Execution
+from detseg.choices import CALIBRATION_IMAGES, Engine, Execution
 from detseg.config import Config, Data
 from detseg.data.box_index import BoxIndex
 from detseg.data.images import read_image, to_rgb
@@ -39,6 +39,7 @@ from detseg.recipes import sample_pictures, usual_data
 from detseg.report.pictures import draw_boxes, draw_labels
 from detseg.run_folder import RunFolder, trained_run
 from detseg.settings import COMMAND_LINE
+from detseg.split_execution import check_splittable, number_of_parts
 from detseg.structures import Classes, ImageDetections, ImageLabels, LabelPixels, Pixels
 from detseg.validation import Validation, prepared
 from detseg.weights.load import is_plain, load_weights, read_checkpoint
@@ -198,8 +199,8 @@ class Model:
             raise ValueError(  # noqa: TRY004
                 f"{self.loaded.path} is an exported file, which computes what was written into it; export the "
                 'checkpoint with Options(execution="split")')
-        self._ready = with_engine(self.loaded.split(parts), self.task, self._engine)
-        self._parts = parts
+        check_splittable(self.loaded, parts)
+        self._parts, self._ready = parts, None
         return self
 
     def _executed(self, predictor: Predictor) -> Predictor:
@@ -344,12 +345,8 @@ def load(
     """
     model = load_model(Path(source), None if weights is None else Path(weights), config_changed=config_changed,
                        settings=settings, classes=classes)
-    if execution not in EXECUTIONS:
-        raise ValueError(f'execution is "whole" or "split", got {execution!r}')
-    if execution == "split":
-        model.run_in_parts(PARTS if parts is None else parts)
-    elif parts is not None:
-        raise ValueError('parts are of bottlenecks that are split; add execution="split"')
+    if (number := number_of_parts(execution, parts)) is not None:
+        model.run_in_parts(number)
     return model if engine == "torch" else model.run_with(engine)
 
 

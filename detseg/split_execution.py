@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from detseg.backbones.trunk import Trunk
+from detseg.choices import EXECUTIONS, PARTS, Execution
 from detseg.layers import ConvNormAct, FusedBottleneck, InvertedResidual, Parts, SqueezeExcite, UniversalBottleneck
 
 Bottleneck: TypeAlias = InvertedResidual | UniversalBottleneck | FusedBottleneck
@@ -100,6 +101,17 @@ def split(network: nn.Module, parts: int) -> None:
     check_splittable(network, parts)
     for trunk, number, block in list(_blocks(network)):
         trunk.blocks[number] = SplitBottleneck(block, parts)
+
+
+def number_of_parts(execution: Execution, parts: int | None) -> int | None:
+    """Of each bottleneck; None: it stays whole. ValueError for another execution, and for parts without "split"."""
+    if execution not in EXECUTIONS:
+        raise ValueError(f'execution is "whole" or "split", got {execution!r}')
+    if execution == "split":
+        return PARTS if parts is None else parts
+    if parts is not None:
+        raise ValueError('parts are of bottlenecks that are split; add --execution split (execution="split")')
+    return None
 
 
 def check_splittable(network: nn.Module, parts: int) -> None:

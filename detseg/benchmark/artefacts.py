@@ -125,8 +125,8 @@ def measure_artefacts(
         artefacts: files, or names of formats that are made here.
         overrides: of the config, as `--set` takes them.
         candidates: numbers of boxes that enter suppression in the files that are made; none: the config's.
-        scores_above: the share of scores above the task's threshold; None is `SURE`.
         int8: whether a file is made in int8 too, of formats that have it.
+        scores_above: the share of scores above the task's threshold; None is `SURE`.
         against_torchvision: whether torchvision's model comes first.
         programs: times the files on the phone that adb reaches too, with the benchmark programs of this folder.
         setup: seconds of each measurement, and threads.

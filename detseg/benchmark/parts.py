@@ -102,7 +102,7 @@ def measure_parts(
     if task.scored:
         synthetic.lower_scores(model, image, SURE, threshold=task.score_threshold)
     networks = {None: model.ready()} | {number: model.split(number) for number in dict.fromkeys(parts)}
-    pixels = torch.from_numpy(model.resize.apply(image)).permute(2, 0, 1)[None].float()
+    pixels = synthetic.inputs(model, [image])
     rows = []
     with threads(setup.latency_threads), torch.inference_mode():
         say("timing eager code")

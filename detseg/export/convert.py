@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from detseg.atomic import atomic_folder, write_text
-from detseg.choices import PARTS, Contract
+from detseg.choices import Contract
 from detseg.export.artefact import Artefact, open_artefact, opened
 from detseg.export.contract import DecodedRaw, ExportedNetwork, Input, output_specs, task_values
 from detseg.export.format import Format, Job, Options
@@ -31,7 +31,7 @@ from detseg.export.quiet import quiet
 from detseg.fingerprint import differences, fingerprint
 from detseg.interfaces import Task
 from detseg.model import Predictor
-from detseg.split_execution import check_splittable
+from detseg.split_execution import check_splittable, number_of_parts
 from detseg.structures import Pixels
 from detseg.tasks.detection import Detection
 
@@ -115,10 +115,8 @@ def check_options(kind: Format, options: Options, source: Source) -> None:
                f"--layout {kind.layouts[0]}")
     if options.dynamic_batch and not kind.dynamic_batch:
         refuse("take batches of one size", "dynamic batch", lambda one: one.dynamic_batch, "no --dynamic-batch")
-    if options.execution == "split":
-        check_splittable(source.predictor, _parts(options))
-    elif options.parts is not None:
-        raise ValueError('parts are of bottlenecks that are split; add --execution split (execution="split")')
+    if (parts := number_of_parts(options.execution, options.parts)) is not None:
+        check_splittable(source.predictor, parts)
     if options.candidates is not None and not isinstance(source.task, Detection):
         raise ValueError("--candidates is for detectors; leave it out")
     if options.candidates is not None and options.candidates < 1:
@@ -176,7 +174,7 @@ def export(
                 licence=source.licence, created=date.today().isoformat(), tools=kind.versions(),
                 decoding=_decoding(network) if options.contract == "raw" else None, content=kind.digest(unfinished),
                 quantization=None if int8 is None else int8.facts,
-                parts=_parts(options) if options.execution == "split" else None)
+                parts=number_of_parts(options.execution, options.parts))
             kind.embed(unfinished, manifest.to_json())
         if images and not kind.missing(kind.runtime):
             with _timed(seconds, "compare", say, f"comparing on {len(images)} images"):
@@ -191,11 +189,8 @@ def export(
 
 def executed(predictor: Predictor, options: Options) -> Predictor:
     """The network as a file computes it. ValueError where it cannot be split."""
-    return predictor if options.execution == "whole" else predictor.split(_parts(options))
-
-
-def _parts(options: Options) -> int:
-    return PARTS if options.parts is None else options.parts
+    parts = number_of_parts(options.execution, options.parts)
+    return predictor if parts is None else predictor.split(parts)
 
 
 def check(path: Path, source: Source, images: Sequence[Pixels]) -> Parity:

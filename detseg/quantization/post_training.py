@@ -33,6 +33,7 @@ from detseg.quantization.recorded import (
     no_range,
     points,
     record,
+    remove,
     statistics,
     with_histograms,
 )
@@ -180,44 +181,46 @@ class PostTraining:
             return None
         return _Calibrated(record(predictor, self.size), self.batches)
 
+    def _network(self, recipe: Recipe) -> _Calibrated:
+        return (self._equalised if recipe.equalised else None) or self._float
+
     def _made(self, recipe: Recipe) -> Int8Network:
-        network = (self._equalised if recipe.equalised else None) or self._float
-        found = network.statistics(recipe.ranges)
-        module, _ = self.converted(network.module, found, recipe, fold_weights=self.fold_weights)
+        module, _ = self.converted(recipe, fold_weights=self.fold_weights)
         if recipe.corrected:
-            _correct_biases(module, found, self.batches)
+            _correct_biases(module, self._network(recipe).statistics(recipe.ranges), self.batches)
         return Int8Network(module, recipe, self._snr(module))
 
     def converted(
-        self, float_module: fx.GraphModule, found: Mapping[str, Statistics], recipe: Recipe, *,
-        fold_weights: bool = True,
+        self, recipe: Recipe, *, fold_weights: bool = True
     ) -> tuple[fx.GraphModule, dict[str, tuple[float, float]]]:
-        """A recorded network with operators that quantise and dequantise, and the ranges of activations by the node
-        that gives them; what was found are the network's statistics."""
+        """The network with operators that quantise and dequantise, its biases uncorrected, and the ranges of
+        activations by the node that gives them."""
         from torchao.quantization.pt2e import allow_exported_model_train_eval
-        from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+        from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e
 
-        from detseg.quantization.quantizer import Int8Quantizer
+        from detseg.quantization.quantizer import Int8Quantizer, prepared
 
-        nodes = {node.name: node for node in float_module.graph.nodes}
+        network = self._network(recipe)
+        nodes = {node.name: node for node in network.module.graph.nodes}
         quantizer = Int8Quantizer(keep_float=recipe.keep_float, per_channel=recipe.per_channel)
         with quiet(), torch.no_grad():
-            prepared = prepare_pt2e(copy.deepcopy(float_module), quantizer)
+            observed = prepared(copy.deepcopy(network.module), quantizer)
             taken = dict[str, tuple[float, float]]()
-            for node in prepared.graph.nodes:
+            for node in observed.graph.nodes:
                 if node.op != "call_module":
                     continue
-                observer: Any = prepared.get_submodule(str(node.target))
+                observer: Any = observed.get_submodule(str(node.target))
                 source = node.args[0]
                 if source.op == "get_attr":  # a weight
-                    weight = attribute(prepared, str(source.target))
+                    weight = attribute(observed, str(source.target))
                     observer(weight)
                     if self.sums_in_16_bits:
                         factor = sums_factor(weight, observer)
                         observer.min_val, observer.max_val = observer.min_val * factor, observer.max_val * factor
                     continue
                 if self.trained is None:
-                    low, high = activation_range(nodes[source.name], found[source.name], recipe.ranges)
+                    found = network.statistics(recipe.ranges)[source.name]
+                    low, high = activation_range(nodes[source.name], found, recipe.ranges)
                 elif (name := self._names[source.name]) in self.trained:
                     low, high = self.trained[name].tolist()
                     low, high = min(low, 0.0), max(high, 0.0)
@@ -225,25 +228,18 @@ class PostTraining:
                     raise no_range(name)
                 observer.min_val, observer.max_val = torch.tensor(low), torch.tensor(high)
                 taken[source.name] = (low, high)
-            module: fx.GraphModule = convert_pt2e(prepared, fold_quantize=fold_weights)
+            module: fx.GraphModule = convert_pt2e(observed, fold_quantize=fold_weights)
             allow_exported_model_train_eval(module)
-        for node in list(module.graph.nodes):
-            if node.target is aten.clone.default:  # see `record`
-                node.replace_all_uses_with(node.args[0])
-                module.graph.erase_node(node)
-        module.recompile()
+        remove(module, {aten.clone.default})  # see `record`
         return module, taken
 
     @cached_property
     def _names(self) -> dict[str, str]:
         """Of activations by the node that gives them, whatever stays in floating point."""
-        from torchao.quantization.pt2e.quantize_pt2e import prepare_pt2e
+        from detseg.quantization.quantizer import Int8Quantizer, prepared
 
-        from detseg.quantization.quantizer import Int8Quantizer
-
-        with quiet():
-            prepared = prepare_pt2e(copy.deepcopy(self.float_module), Int8Quantizer())
-        return {point.source: name for name, point in points(prepared, self.predictor).items()}
+        observed = prepared(copy.deepcopy(self.float_module), Int8Quantizer())
+        return {point.source: name for name, point in points(observed, self.predictor).items()}
 
     @torch.no_grad()
     def _snr(self, module: fx.GraphModule) -> float:

@@ -75,28 +75,26 @@ def trace(predictor: Predictor, images: Tensor, *, any_size: bool = False) -> Tr
     """
     _check_norms(predictor)
     with quiet():
-        from torchao.quantization.pt2e.quantize_pt2e import prepare_pt2e
-
-        from detseg.quantization.quantizer import Int8Quantizer
+        from detseg.quantization.quantizer import Int8Quantizer, prepared
 
         with _marked(predictor):
             module, outputs = _exported(predictor, images, any_size=any_size)
         _hold(module, predictor)
         marks, norms = _cut_marks(module.graph, predictor)
-        prepared = prepare_pt2e(module, Int8Quantizer(fake=True))
-    found, weights = points(prepared, predictor), _weights(prepared)
-    graph = prepared.graph
-    _hold(prepared, predictor)  # it was copied in parts, here and below
+        fake = prepared(module, Int8Quantizer(fake=True))
+    found, weights = points(fake, predictor), _weights(fake)
+    graph = fake.graph
+    _hold(fake, predictor)  # it was copied in parts, here and below
     nodes = {node.name: node for node in graph.nodes}
     for conv, path in norms.items():
-        _part_weight(nodes[conv], prepared, weights)
+        _part_weight(nodes[conv], fake, weights)
         _normalise(nodes[conv], predictor, path)
     for mark in marks:
         user = nodes[mark.user]
         with graph.inserting_before(user):
             user.update_arg(mark.argument, graph.call_module(mark.layer, (user.args[mark.argument],)))
     graph.lint()
-    whole = fx.GraphModule(prepared, graph)
+    whole = fx.GraphModule(fake, graph)
     _hold(whole, predictor)
     return Traced(whole, outputs, found, weights)
 

@@ -14,9 +14,11 @@ import torch
 from torch import fx
 from torchao.quantization.pt2e import FakeQuantize
 from torchao.quantization.pt2e.observer import MinMaxObserver, PerChannelMinMaxObserver
+from torchao.quantization.pt2e.quantize_pt2e import prepare_pt2e
 from torchao.quantization.pt2e.quantizer import QuantizationAnnotation, QuantizationSpec, Quantizer
 from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
 
+from detseg.quantization.packages import quiet
 from detseg.quantization.recorded import (
     BINARY,
     MEANS,
@@ -89,6 +91,13 @@ class Int8Quantizer(Quantizer):  # type: ignore[misc]
 
     def validate(self, model: fx.GraphModule) -> None:
         """There is nothing that could be wrong."""
+
+
+def prepared(module: fx.GraphModule, quantizer: Int8Quantizer) -> fx.GraphModule:
+    """A recorded network with a module behind every tensor that int8 holds, quietly; `module` is used up."""
+    with quiet():
+        found: fx.GraphModule = prepare_pt2e(module, quantizer)
+    return found
 
 
 def _is_map(argument: Any) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -82,15 +82,22 @@ def record(predictor: Predictor, size: Size) -> fx.GraphModule:
         program = torch.export.export(predictor, (example,), dynamic_shapes={"images": {0: batch}},
                                       strict=False)
     module: fx.GraphModule = program.module(check_guards=False)
+    remove(module, _DROPOUT)  # it does nothing here, and would be taken for a layer
     for node in list(module.graph.nodes):
-        if node.target in _DROPOUT:  # it does nothing here, and would be taken for a layer
-            node.replace_all_uses_with(node.args[0])
-            module.graph.erase_node(node)
-        elif node.target is aten.batch_norm.default:  # pt2e would fold it, whoever else takes what is before it
+        if node.target is aten.batch_norm.default:  # pt2e would fold it, whoever else takes what is before it
             with module.graph.inserting_before(node):
                 node.update_arg(0, module.graph.call_function(aten.clone.default, (node.args[0],)))
     module.recompile()
     return module
+
+
+def remove(module: fx.GraphModule, operators: Collection[object]) -> None:
+    """Takes operators out that give what they get, in place."""
+    for node in list(module.graph.nodes):
+        if node.target in operators:
+            node.replace_all_uses_with(node.args[0])
+            module.graph.erase_node(node)
+    module.recompile()
 
 
 def path_of(node: fx.Node) -> str:

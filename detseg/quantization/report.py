@@ -161,7 +161,7 @@ def layer_report(
     graph = network.float_module.graph
     images = network.batches[0][:_IMAGES]
     seen = network.statistics(recipe.ranges)
-    module, ranges = network.converted(network.float_module, seen, recipe)
+    module, ranges = network.converted(recipe)
     ends = {layer_of(node): node for node in graph.nodes if node.target in WEIGHTED}
     outputs = {name: (activation_behind(node) or node).name for name, node in ends.items()}
     names = set(outputs.values())
