@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from ai_edge_litert.interpreter import Interpreter
 from torch import nn
 
 import detseg
+from detseg.benchmark.synthetic import OneConvolution
 from detseg.checkpoint import load
 from detseg.choices import Contract
 from detseg.export.artefact import open_artefact
@@ -101,6 +104,26 @@ def test_onnx_runtime_computes_all_layers_in_integers(tmp_path: Path) -> None:
     kinds = {name: number for name, number, _ in operators.slowest}
     assert "Conv" not in kinds
     assert kinds["QLinearConv"] == len(network.layers)
+
+
+def test_xnnpack_computes_all_of_litert(tmp_path: Path) -> None:
+    """h-swish in floats, between integers, and nothing besides: no sum that was there for the converter alone."""
+    predictor, task = micro.network("ssdlite")
+    trunk = predictor.backbone
+    assert isinstance(trunk, OneConvolution)
+    for layer in trunk.convs:
+        layer.act = nn.Hardswish()
+    outputs, wanted = _computed("litert", predictor, task, "raw", tmp_path)
+    for key, tensor in wanted.items():
+        assert snr(tensor, outputs[key]) > 20, key
+    kind = format_named("litert")
+    assert kind.operators is not None
+    operators = kind.operators(tmp_path / "x.tflite", Input(micro.SIZE).example().numpy())
+    assert {name for name, _, _ in operators.slowest} == {"CAST"}
+    details = Interpreter(model_path=str(tmp_path / "x.tflite"))._get_ops_details()
+    kinds = Counter(str(operator["op_name"]) for operator in details)
+    assert kinds["HARD_SWISH"] == len(trunk.convs)
+    assert kinds["ADD"] == 1, "of the images' normalisation"
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from detseg.quantization.recorded import HARD_SWISH, aten
 
 _DELEGATE = "DELEGATE"
 _NOTHING = 1e-30
-"""Which a float of the size of a raw output does not feel."""
+"""Which no activation feels."""
 
 
 def write(job: Job, path: Path) -> None:
@@ -34,36 +34,58 @@ def write(job: Job, path: Path) -> None:
         int8 = quant_config.QuantConfig(pt2e_quantizer=told)
     litert_torch.convert(job.network, sample_kwargs={"images": job.network.given.example()},
                          quant_config=int8).export(str(path))
+    if int8 is not None:
+        _without_marks(path)
     if job.precision == "fp16":
         _halve(path)
 
 
 def _convertible(network: ExportedNetwork) -> ExportedNetwork:
-    """A copy with x clamp(x / 6 + 1 / 2, 0, 1) for h-swish: the converter makes it an operator of int8, which XNNPACK
-    has not, and each would end a part of the network that XNNPACK computes.
+    """A copy with a mark, a sum of floats that changes nothing, where the converter would make integers of floats.
 
-    And with a sum of floats, which changes nothing, behind each raw output. The converter computes what only moves
-    numbers, such as what makes one tensor of all maps' boxes, in int8 of one scale, which does not hold all of them.
+    It makes h-swish between integers one of integers, which XNNPACK has not, so that each would end a part of the
+    network that XNNPACK computes. And what only moves numbers behind the raw outputs, such as what makes one tensor of
+    all maps' boxes, it computes in int8 of one scale, which does not hold all of them.
     """
     copied = copy.deepcopy(network)
     module: Any = copied.int8
     for node in list(module.graph.nodes):
-        if node.target not in HARD_SWISH:
-            continue
-        x = node.args[0]
-        with module.graph.inserting_before(node):
-            value = module.graph.call_function(aten.mul.Tensor, (x, 1 / 6))
-            value = module.graph.call_function(aten.add.Tensor, (value, 0.5))
-            value = module.graph.call_function(aten.clamp.default, (value, 0.0, 1.0))
-            value = module.graph.call_function(aten.mul.Tensor, (x, value))
-        node.replace_all_uses_with(value)
-        module.graph.erase_node(node)
-    (output,) = (node for node in module.graph.nodes if node.op == "output")
-    with module.graph.inserting_before(output):
-        for raw in list(output.all_input_nodes):
-            output.replace_input_with(raw, module.graph.call_function(aten.add.Tensor, (raw, _NOTHING)))
+        if node.target in HARD_SWISH or node.op == "output":
+            with module.graph.inserting_before(node):
+                for given in list(node.all_input_nodes):
+                    node.replace_input_with(given, module.graph.call_function(aten.add.Tensor, (given, _NOTHING)))
     module.recompile()
     return copied
+
+
+def _without_marks(path: Path) -> None:
+    """Takes the sums of `_convertible` out of the file."""
+    from ai_edge_litert.tools import flatbuffer_utils as flatbuffer
+
+    model = flatbuffer.read_model(str(path))
+    is_sum = [flatbuffer.opcode_to_name(model, number) == "ADD" for number in range(len(model.operatorCodes))]
+    nothing = np.float32(_NOTHING).tobytes()
+    for graph in model.subgraphs:
+        marks = {number for number, tensor in enumerate(graph.tensors)
+                 if _bytes(model.buffers[tensor.buffer].data) == nothing}
+        same, kept = dict[int, int](), []
+        for operator in graph.operators:
+            operator.inputs = [same.get(number, number) for number in operator.inputs]
+            if is_sum[operator.opcodeIndex] and marks.intersection(operator.inputs):
+                (given,) = (number for number in operator.inputs if number not in marks)
+                same[operator.outputs[0]] = given
+            else:
+                kept.append(operator)
+        graph.operators = kept
+        graph.outputs = [same.get(number, number) for number in graph.outputs]
+        for signature in model.signatureDefs:
+            for output in signature.outputs:
+                output.tensorIndex = same.get(output.tensorIndex, output.tensorIndex)
+    flatbuffer.write_model(model, str(path))
+
+
+def _bytes(data: Any) -> bytes:
+    return b"" if data is None else bytes(data)
 
 
 def run(path: Path, threads: int, names: Sequence[str]) -> Run:
