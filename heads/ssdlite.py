@@ -28,8 +28,8 @@ BOX_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
 FOCAL_PRIOR = -4.6
 """First bias of the focal loss's classifier: a probability of 0.01 (class_prediction_bias_init)."""
 
-ClassLoss: TypeAlias = Literal["multibox", "sigmoid", "focal"]
-BoxLoss: TypeAlias = Literal["smooth_l1", "ciou"]
+ClassLoss: TypeAlias = Literal["multibox", "sigmoid", "focal", "task_aligned"]
+BoxLoss: TypeAlias = Literal["smooth_l1", "ciou", "giou"]
 
 
 class SSDLite(Head[BoxTargets, AnchorRaw, DenseBoxes]):
@@ -41,8 +41,9 @@ class SSDLite(Head[BoxTargets, AnchorRaw, DenseBoxes]):
         anchors: of all maps.
         class_loss: "multibox" is softmax cross entropy over positives and the hardest negatives, "sigmoid" the same
             with a sigmoid for each output (TensorFlow's V1 and V2), "focal" the sigmoid focal loss with alpha 0.75 and
-            gamma 2 (its V3); scores are decoded accordingly.
-        box_loss: "smooth_l1" as published, or "ciou".
+            gamma 2 (its V3); scores are decoded accordingly. "task_aligned" also matches otherwise: anchors stand for
+            boxes by what the network says of them, and scores learn how well boxes fit (`ops.matching.align`).
+        box_loss: "smooth_l1" as published, or "ciou" or "giou".
         box_weights: of the encoding.
         negatives_per_positive: of "multibox" and "sigmoid".
         min_negatives: so many negatives of an image count there even without objects; TensorFlow takes 3, torchvision
@@ -95,6 +96,10 @@ class SSDLite(Head[BoxTargets, AnchorRaw, DenseBoxes]):
         """Classification and localisation; the count is that of the matched anchors."""
         logits, deltas = raw.rows(self.num_outputs)
         anchors = self._anchors(raw.logits, size)
+        if self.class_loss == "task_aligned":
+            return losses.task_aligned_losses(
+                logits, deltas, anchors, targets, size, first=1, weights=self.box_weights, kind=self.box_loss,
+                box_weight=self.box_weight)
         matched_BN = matching.match(anchors, targets, size, positive=0.5, negative=0.5, keep_best=True)
         if self.class_loss == "focal":
             # TensorFlow's V3 config encodes background as zeros: a negative anchor wants no output.
@@ -120,7 +125,7 @@ class SSDLite(Head[BoxTargets, AnchorRaw, DenseBoxes]):
     def _initialise(self) -> None:
         """Normal weights of std 0.03 and no biases, as both wirings have it."""
         normal_weights(self, std=0.03)
-        if self.class_loss == "focal":
+        if self.class_loss in ("focal", "task_aligned"):
             for predictor in self.classify:
                 *_, last = predictor.children()
                 assert isinstance(last, nn.Conv2d)

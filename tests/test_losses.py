@@ -15,13 +15,19 @@ from torchvision.models.detection.ssd import SSD
 from torchvision.ops import box_iou
 
 from detseg.ops import boxes
-from detseg.ops.losses import box_loss, focal_loss, hard_negative_cross_entropy
+from detseg.ops.losses import (
+    box_loss,
+    focal_loss,
+    hard_negative_cross_entropy,
+    quality_focal_loss,
+    task_aligned_losses,
+)
 from detseg.ops.matching import IGNORED, NEGATIVE
 from detseg.structures import BoxTargets
 
 WEIGHTS = (10.0, 10.0, 5.0, 5.0)
-Kind = Literal["smooth_l1", "ciou"]
-KINDS: tuple[Kind, ...] = ("smooth_l1", "ciou")
+Kind = Literal["smooth_l1", "ciou", "giou"]
+KINDS: tuple[Kind, ...] = ("smooth_l1", "ciou", "giou")
 
 
 def _labels(images: int = 3, anchors: int = 60, *, positives: tuple[int, ...] = (4, 0, 9)) -> Tensor:
@@ -245,3 +251,45 @@ def test_no_boxes_cost_nothing(kind: Kind) -> None:
     (gradient,) = torch.autograd.grad(loss, deltas)
     assert float(loss.detach()) == 0
     assert bool((gradient == 0).all())
+
+
+def test_the_quality_focal_loss_by_hand() -> None:
+    """Probability 1/2: the cross entropy is ln 2 for any quality, and half a step away from 0 and 1, and none from 1/2.
+    """
+    loss = quality_focal_loss(torch.zeros(1, 1, 3), torch.tensor([[[0.0, 0.5, 1.0]]]))
+    assert loss.flatten().tolist() == pytest.approx([math.log(2) / 4, 0.0, math.log(2) / 4])
+    assert float(quality_focal_loss(torch.full((1, 1, 1), 60.0), torch.ones(1, 1, 1))) == 0
+
+
+def test_task_aligned_losses_by_hand() -> None:
+    """Two anchors on one box, of which the second says another; a third shows background, a fourth lies in a crowd."""
+    anchors = torch.tensor([[0.0, 0, 20, 10], [0, 0, 20, 10], [50, 50, 60, 60], [80, 80, 90, 90]])
+    targets = BoxTargets(torch.tensor([[[0.0, 0, 20, 10], [78, 78, 92, 92]]]), torch.tensor([[1, 0]]),
+                         torch.tensor([[False, True]]))
+    found = torch.tensor([[[0.0, 0, 20, 10], [0, 0, 10, 10], [50, 50, 60, 60], [80, 80, 90, 90]]])
+    deltas = boxes.encode(found, anchors, WEIGHTS).requires_grad_()
+    logits = torch.zeros(1, 4, 3, requires_grad=True)  # background, which nobody asks, and two classes
+    losses = task_aligned_losses(logits, deltas, anchors, targets, (100, 100), first=1, weights=WEIGHTS, kind="giou",
+                                 box_weight=2.0)
+    qualities = [1.0, 1 / 64]
+    assert float(losses["class"].count) == float(losses["box"].count) == pytest.approx(sum(qualities))
+    wanted = sum((0.5 - quality) ** 2 for quality in [*qualities, *[0.0] * 7]) * math.log(2)
+    assert float(losses["class"].sum.detach()) == pytest.approx(wanted, rel=1e-5)
+    assert float(losses["box"].sum.detach()) == pytest.approx(2 * 0.5 / 64, rel=1e-5)
+    sum(term.sum for term in losses.values()).backward()
+    assert logits.grad is not None
+    assert deltas.grad is not None
+    assert logits.grad[0, 3].eq(0).all(), "in the crowd"
+    assert logits.grad[0, :3].ne(0).all()
+    assert deltas.grad[0, 2:].eq(0).all()
+    assert deltas.grad[0, 1].ne(0).any()
+
+
+def test_task_aligned_losses_of_a_batch_without_boxes() -> None:
+    anchors = torch.tensor([[0.0, 0, 20, 10]])
+    nothing = BoxTargets(torch.zeros(2, 0, 4), torch.zeros(2, 0, dtype=torch.int64), torch.zeros(2, 0, dtype=torch.bool))
+    logits = torch.zeros(2, 1, 3, requires_grad=True)
+    losses = task_aligned_losses(logits, torch.zeros(2, 1, 4), anchors, nothing, (100, 100), first=1, weights=WEIGHTS,
+                                 kind="ciou", box_weight=1.0)
+    assert float(losses["box"].sum.detach()) == float(losses["box"].count) == 0
+    assert float(losses["class"].sum.detach()) == pytest.approx(6 * math.log(2) / 4)

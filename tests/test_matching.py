@@ -10,7 +10,17 @@ from torchvision.ops import box_iou
 
 from detseg.ops.anchors import SSDAnchors
 from detseg.ops.boxes import clip
-from detseg.ops.matching import IGNORED, NEGATIVE, _uniform, gather_targets, match, subsample, wanted_outputs
+from detseg.ops.matching import (
+    IGNORED,
+    NEGATIVE,
+    Alignment,
+    _uniform,
+    align,
+    gather_targets,
+    match,
+    subsample,
+    wanted_outputs,
+)
 from detseg.structures import BoxTargets
 
 SIZE = (192, 320)
@@ -309,3 +319,100 @@ def test_random_numbers_are_uniform_and_independent() -> None:
     # Every position, over all seeds and streams, and every seed, over all positions.
     assert float(x.mean((0, 1)).abs().max()) < 5 / 300**0.5
     assert float(x.mean((0, 2)).abs().max()) < 5 / 12000**0.5
+
+
+# ------------------------------------------------------------------------------------------ task-aligned assignment
+
+
+def _align(targets: BoxTargets, scores: Tensor, *, found: Tensor | None = None, most: int = 13) -> Alignment:
+    """On ROW; the network says its anchors where `found` is not given."""
+    return align(scores, ROW.expand(len(scores), -1, -1) if found is None else found, ROW, targets, SIZE, most=most)
+
+
+def _scores(*rows: list[float], label: int = 10) -> Tensor:
+    """[B, 5, 12], of one class."""
+    scores = torch.zeros(len(rows), 5, 12)
+    scores[..., label] = torch.tensor(rows)
+    return scores
+
+
+def test_a_box_takes_the_anchors_that_say_it_best() -> None:
+    # The centres of the first three anchors lie in the box; their IoU with it is 1/2, 1 / 3 and 1/2 by the network.
+    targets = _targets([(0, 0, 20, 10)])
+    found = torch.tensor([[[0.0, 0, 10, 10], [0, 0, 20, 30], [10, 0, 20, 10], [0, 0, 20, 10], [0, 0, 20, 10]]])
+    scores = _scores([0.4, 0.9, 0.8, 1.0, 1.0])
+    matched, quality = _align(targets, scores, found=found)
+    assert matched.tolist() == [[0, 0, 0, -1, -1]], "the last two say it best, but lie elsewhere"
+    # Of 0.4 / 64, 0.9 / 729 and 0.8 / 64 the last is the best, and gets the largest IoU.
+    torch.testing.assert_close(quality, torch.tensor([[0.25, 0.5 * 0.9 / 729 / (0.8 / 64), 0.5, 0.0, 0.0]]))
+    assert _align(targets, scores, found=found, most=2).matched_BN.tolist() == [[0, -1, 0, -1, -1]]
+    assert _align(targets, scores, found=found, most=1).matched_BN.tolist() == [[-1, -1, 0, -1, -1]]
+
+
+def test_a_box_between_the_centres_takes_the_anchor_that_overlaps_it_most() -> None:
+    targets = _targets([(106, 106, 109, 109)])
+    matched, quality = _align(targets, _scores([0.5] * 5))
+    assert matched.tolist() == [[-1, -1, -1, -1, 0]]
+    assert quality[0, 4] == pytest.approx(0.09)
+    assert _align(_targets([(200, 100, 210, 110)]), _scores([0.5] * 5)).matched_BN.tolist() == [[-1] * 5]
+
+
+def test_an_anchor_that_two_boxes_want_stands_for_the_one_it_overlaps_more() -> None:
+    targets = _targets([(0, 0, 20, 10), (4, 0, 16, 10)])
+    scores = _scores([0.5] * 5)
+    scores[..., 11] = 0.5
+    matched, quality = _align(targets, scores)
+    assert matched.tolist() == [[0, 1, 0, -1, -1]]
+    assert quality[0].tolist() == pytest.approx([0.5, 10 / 12, 0.5, 0, 0])
+
+
+def test_alignment_leaves_crowds_and_padding_alone() -> None:
+    targets = _targets([(0, 0, 10, 10), (98, 98, 112, 112)], [], crowd=((0, 1),))
+    scores = torch.full((2, 5, 12), 0.5)
+    matched, quality = _align(targets, scores)
+    assert matched.tolist() == [[0, -1, -1, -1, IGNORED], [-1] * 5], "the second's centre lies on the border"
+    assert quality[0, 2:].eq(0).all()
+    assert quality[1].eq(0).all()
+    nothing = _align(BoxTargets(*(part[:, :0] for part in targets[:3])), scores)
+    assert nothing.matched_BN.tolist() == [[-1] * 5] * 2
+    assert nothing.quality_BN.eq(0).all()
+
+
+def _plain_alignment(scores: Tensor, found: Tensor, targets: BoxTargets, most: int) -> tuple[list[int], list[float]]:
+    """The rule word for word for one image, box by box; no crowds."""
+    real = [number for number, label in enumerate(targets.labels[0].tolist()) if label >= 0]
+    fits, ious = dict[tuple[int, int], float](), dict[tuple[int, int], float]()
+    for box in real:
+        left, top, right, bottom = targets.boxes[0, box].tolist()
+        nearest = int(box_iou(targets.boxes[0, box : box + 1], ANCHORS)[0].argmax())
+        candidates = dict[int, float]()
+        for anchor, (x0, y0, x1, y1) in enumerate(ANCHORS.tolist()):
+            if anchor == nearest or (left < (x0 + x1) / 2 < right and top < (y0 + y1) / 2 < bottom):
+                ious[box, anchor] = float(box_iou(targets.boxes[0, box : box + 1], found[0, anchor : anchor + 1]))
+                candidates[anchor] = float(scores[0, anchor, targets.labels[0, box]]) * ious[box, anchor] ** 6
+        best = sorted(candidates, key=lambda anchor: -candidates[anchor])[:most]
+        fits |= {(box, anchor): candidates[anchor] for anchor in best if candidates[anchor] > 0}
+    matched, quality = [NEGATIVE] * len(ANCHORS), [0.0] * len(ANCHORS)
+    for anchor in {anchor for _, anchor in fits}:
+        matched[anchor] = max((box for box, other in fits if other == anchor), key=lambda box: ious[box, anchor])
+    for box in real:
+        own = [anchor for anchor, owner in enumerate(matched) if owner == box]
+        for anchor in own:
+            quality[anchor] = fits[box, anchor] * max(ious[box, one] for one in own) / max(
+                fits[box, one] for one in own)
+    return matched, quality
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_alignment_equals_plain_python(seed: int) -> None:
+    torch.manual_seed(seed)
+    corners = torch.rand(1, 7, 2) * torch.tensor([250.0, 130])
+    targets = BoxTargets(torch.cat((corners, corners + 5 + torch.rand(1, 7, 2) * 70), -1),
+                         torch.tensor([[0, 1, 2, 0, 1, 2, -1]]), torch.zeros(1, 7, dtype=torch.bool))
+    found = ANCHORS[None] + torch.randn(1, len(ANCHORS), 4) * 4
+    scores = torch.rand(1, len(ANCHORS), 3)
+    matched, quality = align(scores, found, ANCHORS, targets, SIZE, most=9)
+    wanted, qualities = _plain_alignment(scores, found, targets, 9)
+    assert matched[0].tolist() == wanted
+    assert quality[0].tolist() == pytest.approx(qualities, rel=1e-4)
+    assert 6 < sum(number >= 0 for number in wanted) <= 6 * 9

@@ -186,6 +186,28 @@ def test_it_learns(class_loss: ClassLoss, box_loss: BoxLoss) -> None:
     assert not dead
 
 
+def test_task_aligned_it_learns_to_say_how_well_its_boxes_fit() -> None:
+    """Its losses are sums over qualities that grow, so they say little; of each class the surest box is the right one.
+    """
+    predictor = _predictor(class_loss="task_aligned", box_loss="giou").train()
+    images = torch.rand(2, 3, *SIZE) * 255
+    optimizer = torch.optim.AdamW(predictor.parameters(), lr=0.01)
+    for _ in range(60):
+        losses = predictor.head.loss(predictor(images), TWO_IMAGES, SIZE)
+        optimizer.zero_grad()
+        torch.autograd.backward(torch.stack([term.sum / term.count.clamp(min=1) for term in losses.values()]).sum())
+        optimizer.step()
+    with torch.no_grad():
+        dense = predictor.head.decode(predictor(images), SIZE)
+    for image, number, label in ((0, 0, 0), (0, 1, 2), (1, 0, 1)):
+        scores = dense.scores[image, :, label]
+        overlap = boxes.iou(dense.boxes[image, scores.argmax()][None], TWO_IMAGES.boxes[image, number][None])
+        assert float(overlap) > 0.7
+        assert float(scores.max()) > 0.4
+    dead = [name for name, parameter in predictor.named_parameters() if parameter.grad is None]
+    assert not dead
+
+
 def test_shapes_and_ranges() -> None:
     predictor = _with_different_scores(_predictor())
     raw: AnchorRaw = predictor((torch.rand(2, 3, *SIZE) * 255).to(torch.uint8))

@@ -9,14 +9,14 @@ from typing import Literal, TypeAlias
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchvision.ops import complete_box_iou_loss, sigmoid_focal_loss
+from torchvision.ops import complete_box_iou_loss, generalized_box_iou_loss, sigmoid_focal_loss
 
 from detseg.interfaces import Losses, Term
-from detseg.ops import boxes
+from detseg.ops import boxes, matching
 from detseg.ops.matching import IGNORED, gather_targets
-from detseg.structures import VOID, BoxTargets, LabelTargets
+from detseg.structures import VOID, BoxTargets, LabelTargets, Size
 
-BoxLoss: TypeAlias = Literal["smooth_l1", "l1", "huber", "ciou"]
+BoxLoss: TypeAlias = Literal["smooth_l1", "l1", "huber", "ciou", "giou"]
 
 _DELTA_LOSSES: dict[BoxLoss, Callable[..., Tensor]] = {
     "smooth_l1": F.smooth_l1_loss,
@@ -65,27 +65,67 @@ def focal_loss(logits_BNC: Tensor, targets_BN: Tensor, *, alpha: float, gamma: f
     return (loss_BNC * (targets_BN != IGNORED)[..., None]).sum()
 
 
+def quality_focal_loss(logits_BNC: Tensor, wanted_BNC: Tensor, *, beta: float = 2.0) -> Tensor:
+    """Cross entropy with a quality 0..1, times how far from it the probability is (Li et al. 2020, arXiv 2006.04388,
+    equation 6), [B, N, C]."""
+    entropy_BNC = F.binary_cross_entropy_with_logits(logits_BNC, wanted_BNC, reduction="none")
+    return entropy_BNC * (wanted_BNC - logits_BNC.sigmoid()).abs().pow(beta)
+
+
 def box_loss(
     deltas_BN4: Tensor, anchors_N4: Tensor, targets: BoxTargets, matched_BN: Tensor, *,
-    weights: tuple[float, float, float, float], kind: BoxLoss,
+    weights: tuple[float, float, float, float], kind: BoxLoss, quality_BN: Tensor | None = None,
 ) -> Tensor:
     """The localisation loss of the matched anchors, a scalar sum.
 
     On the encoded deltas: "smooth_l1" (SSD), "l1" (torchvision's RetinaNet) or "huber", Huber's loss with a bend at 0.1
-    (TensorFlow's RetinaNet). "ciou": 1 - complete IoU of the decoded boxes (Zheng et al. 2020).
+    (TensorFlow's RetinaNet). "ciou": 1 - complete IoU of the decoded boxes (Zheng et al. 2020); "giou": the same of the
+    generalised IoU (Rezatofighi et al. 2019). quality_BN: by what each anchor's counts.
     """
     positive_BN = matched_BN >= 0
     wanted_BN4, _ = gather_targets(targets, matched_BN)
     wanted_BN4 = torch.where(positive_BN[..., None], wanted_BN4, anchors_N4)  # keeps the logarithm finite elsewhere
-    if kind != "ciou":
+    if kind in _DELTA_LOSSES:
         loss_BN = _DELTA_LOSSES[kind](
             deltas_BN4, boxes.encode(wanted_BN4, anchors_N4, weights), reduction="none").sum(-1)
     else:
         # Sides of 0 have no aspect ratio; the gradient would not be a number, and poison that of the other anchors.
         decoded_BN4 = boxes.decode(torch.where(positive_BN[..., None], deltas_BN4, 0.0), anchors_N4, weights)
         corners = decoded_BN4[..., :2], torch.maximum(decoded_BN4[..., 2:], decoded_BN4[..., :2] + _SMALLEST_SIDE)
-        loss_BN = complete_box_iou_loss(torch.cat(corners, -1), wanted_BN4)
+        measure = complete_box_iou_loss if kind == "ciou" else generalized_box_iou_loss
+        loss_BN = measure(torch.cat(corners, -1), wanted_BN4)
+    if quality_BN is not None:
+        loss_BN = loss_BN * quality_BN
     return torch.where(positive_BN, loss_BN, 0.0).sum()
+
+
+def task_aligned_losses(
+    logits_BNC: Tensor, deltas_BN4: Tensor, anchors_N4: Tensor, targets: BoxTargets, size: Size, *, first: int,
+    weights: tuple[float, float, float, float], kind: BoxLoss, box_weight: float,
+) -> Losses:
+    """The losses "class" and "box" of anchors matched by `matching.align`: each learns to score as well as its box
+    fits, and its box counts by that; the count of both is the sum of the qualities (Feng et al. 2021, section 3.3, with
+    the quality focal loss of Li et al. 2020).
+
+    Args:
+        logits_BNC: scores are their sigmoids.
+        deltas_BN4: encoded with `weights`.
+        anchors_N4: their anchors.
+        targets: true boxes.
+        size: of the network's image.
+        first: the column of the first class.
+        weights, kind: see `box_loss`.
+        box_weight: the box loss counts so much.
+    """
+    found = boxes.decode(deltas_BN4.detach(), anchors_N4, weights)
+    matched_BN, quality_BN = matching.align(logits_BNC.detach()[..., first:].sigmoid(), found, anchors_N4, targets, size)
+    outputs_BN = matching.wanted_outputs(targets, matched_BN, first=first, negative=-1)
+    wanted_BNC = torch.zeros_like(logits_BNC).scatter_(2, outputs_BN.clamp(min=0)[..., None], quality_BN[..., None])
+    classification = quality_focal_loss(logits_BNC, wanted_BNC) * (matched_BN != IGNORED)[..., None]
+    localisation = box_loss(
+        deltas_BN4, anchors_N4, targets, matched_BN, weights=weights, kind=kind, quality_BN=quality_BN)
+    count = quality_BN.sum()
+    return {"class": Term(classification.sum(), count), "box": Term(box_weight * localisation, count)}
 
 
 def segmentation_cross_entropy(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -58,11 +60,75 @@ def match(
         tied_BN = ((iou_BMN == most_BM1) & (most_BM1 > 0)).any(1)
         matched_BN = torch.where(tied_BN, best_box_BN, matched_BN)
 
+    return _without_crowds(matched_BN, anchors, targets, size, crowd_coverage)
+
+
+def _without_crowds(
+    matched_BN: Tensor, anchors: Tensor, targets: BoxTargets, size: Size, crowd_coverage: float
+) -> Tensor:
+    """What is not matched and lies in a crowd region is IGNORED."""
     crowd_BM = (targets.labels >= 0) & targets.crowd
     visible = boxes.clip(anchors, size)
     inside_BMN = boxes.coverage(visible, targets.boxes).transpose(1, 2) >= crowd_coverage
     in_crowd_BN = (inside_BMN & crowd_BM[..., None]).any(1)
     return torch.where(in_crowd_BN & (matched_BN < 0), IGNORED, matched_BN)
+
+
+class Alignment(NamedTuple):
+    """Which anchors stand for which true boxes, and how well they should say so."""
+
+    matched_BN: Tensor
+    """The number of the true box, or NEGATIVE, or IGNORED: int64 [B, N]."""
+    quality_BN: Tensor
+    """The score that a matched anchor should give, 0..1; 0 where there is no match: [B, N]."""
+
+
+@torch.no_grad()
+def align(
+    scores_BNK: Tensor, boxes_BN4: Tensor, anchors: Tensor, targets: BoxTargets, size: Size, *, most: int = 13,
+    score_power: float = 1.0, iou_power: float = 6.0, crowd_coverage: float = 0.5,
+) -> Alignment:
+    """Task-aligned assignment (Feng et al. 2021, arXiv 2108.07755, section 3.2): a true box takes the anchors that
+    already say it best, in class and place together.
+
+    Candidates of a box are the anchors whose centre lies in it, and the one that overlaps it most, so that a box
+    between two cells has one too. Of these it takes the `most` with the highest score ** `score_power` * IoU **
+    `iou_power`; where two boxes want an anchor, it stands for the one it overlaps more. The quality is that number,
+    scaled so that each box's best anchor has the largest IoU among its anchors. Crowds as in `match`.
+
+    Args:
+        scores_BNK: what the network says now, 0..1.
+        boxes_BN4: the same, decoded.
+        anchors: [N, 4].
+        targets: a padded batch; M may be 0.
+        size: of the network's image.
+        most: see above.
+        score_power, iou_power: see above.
+        crowd_coverage: see `match`.
+    """
+    num_images, num_boxes = targets.labels.shape
+    if num_boxes == 0:
+        negative_BN = torch.full(scores_BNK.shape[:2], NEGATIVE, device=anchors.device)
+        return Alignment(negative_BN, scores_BNK.new_zeros(scores_BNK.shape[:2]))
+    real_BM = (targets.labels >= 0) & ~targets.crowd
+    centres_N2 = (anchors[:, :2] + anchors[:, 2:]) / 2
+    inside_BMN = ((centres_N2 > targets.boxes[:, :, None, :2]) & (centres_N2 < targets.boxes[:, :, None, 2:])).all(-1)
+    nearest_BM1 = boxes.iou(targets.boxes, anchors).argmax(2, keepdim=True)
+    candidate_BMN = inside_BMN.scatter(2, nearest_BM1, True) & real_BM[..., None]
+
+    iou_BMN = boxes.iou(targets.boxes, boxes_BN4)
+    labels_BM1 = targets.labels.clamp(min=0)[..., None].expand(-1, -1, scores_BNK.shape[1])
+    said_BMN = scores_BNK.transpose(1, 2).gather(1, labels_BM1)
+    fit_BMN = said_BMN.pow(score_power) * iou_BMN.pow(iou_power) * candidate_BMN
+    best_fit, best_BMR = fit_BMN.topk(min(most, fit_BMN.shape[2]))
+    chosen_BMN = torch.zeros_like(candidate_BMN).scatter(2, best_BMR, best_fit > 0)
+    owner_BN = (iou_BMN * chosen_BMN).argmax(1)
+    matched_BN = torch.where(chosen_BMN.any(1), owner_BN, NEGATIVE)
+
+    own_BMN = chosen_BMN & (owner_BN[:, None] == torch.arange(num_boxes, device=anchors.device)[:, None])
+    fit_BMN, iou_BMN = fit_BMN * own_BMN, iou_BMN * own_BMN
+    scale_BM1 = iou_BMN.amax(2, keepdim=True) / fit_BMN.amax(2, keepdim=True).clamp(min=torch.finfo(fit_BMN.dtype).tiny)
+    return Alignment(_without_crowds(matched_BN, anchors, targets, size, crowd_coverage), (fit_BMN * scale_BM1).sum(1))
 
 
 def gather_targets(targets: BoxTargets, matched_BN: Tensor) -> tuple[Tensor, Tensor]:
