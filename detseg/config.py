@@ -18,6 +18,7 @@ from torch import nn
 from detseg.config_files import find_config
 from detseg.config_module import run_config
 from detseg.data.faults import Fault
+from detseg.from_data import Choice, FromData
 from detseg.interfaces import Dataset, Losses, Metric, Task, TrainingBatch
 from detseg.model import Predictor
 from detseg.optim import EMA, QAT, OptimizerSettings, Schedule
@@ -25,6 +26,7 @@ from detseg.resize import Resize
 from detseg.settings import (
     CHECKPOINT,
     COMMAND_LINE,
+    DATA,
     DEFAULT,
     FILE,
     QAT_OPTION,
@@ -32,6 +34,7 @@ from detseg.settings import (
     Entry,
     Settings,
     Value,
+    as_text,
     flatten,
     override,
     parameters,
@@ -168,6 +171,8 @@ class Experiment(Settings):
     """Epochs."""
     save_minutes: float = 5.0
     """`last.pt` is written after every epoch and at least this often."""
+    from_data: FromData | None = None
+    """What follows from the training data before the first step."""
     sample: SampleRun = field(default_factory=SampleRun)
     objective: Objective = head_loss
     """What a step makes smaller, for example with the help of a teacher."""
@@ -203,6 +208,8 @@ _QAT_FEWER_EPOCHS = 10
 """What `--qat` divides epochs and warm-up steps by."""
 _QAT_SMALLER_LR = 100
 """What `--qat` divides the learning rate by."""
+_IF_ANY = frozenset({"qat", "from_data"})
+"""Groups that are settings only where there are any; most experiments have none."""
 _NOT_SETTINGS = frozenset({"task", "data", "model", "classes", "augment", "sample", "objective", "prepare"})
 """Fields of an experiment that are things, not values; `--show` names them, `--set` does not reach them."""
 
@@ -224,7 +231,7 @@ class Config:
     def entries(self) -> dict[str, Entry]:
         """Every value by its dotted name, with who set it."""
         own = {name: entry for name, entry in flatten(self.experiment).items()
-               if name.partition(".")[0] not in _NOT_SETTINGS and (name != "qat" or entry.value is not None)}
+               if name.partition(".")[0] not in _NOT_SETTINGS and (name not in _IF_ANY or entry.value is not None)}
         return {f"model.{name}": entry for name, entry in self.model_settings.items()} | own
 
     def settings(self) -> dict[str, Value]:
@@ -245,6 +252,24 @@ class Config:
         ):
             experiment = experiment.changed(name, value, origin=QAT_OPTION)
         return replace(self, experiment=experiment)
+
+    def suited(self, index: Index, classes: Classes) -> tuple[Config, list[Choice]]:
+        """With what follows from the training data, and that; what the command line sets stays."""
+        wanted = self.experiment.from_data
+        if wanted is None:
+            return self, []
+        entries, made = self.entries(), self
+        choices = [choice for choice in wanted.choices(index, self.build_model(classes), self.settings())
+                   if choice.name in entries and entries[choice.name].origin in (DEFAULT, FILE)]
+        for choice in choices:
+            group, _, rest = choice.name.partition(".")
+            if group == "model":
+                entry = made.model_settings[rest]._replace(value=choice.value, origin=DATA)
+                made = replace(made, model_settings=made.model_settings | {rest: entry})
+            else:
+                made = replace(made, experiment=override(
+                    made.experiment, choice.name, choice.value, origin=DATA))
+        return made, choices
 
     def as_trained(self, settings: Mapping[str, Value]) -> Config:
         """With the model settings that a checkpoint was trained with, so that its network comes out the same."""
@@ -269,7 +294,7 @@ class Config:
             "classes": f"{used} used of {len(experiment.classes)} slots, unless the data lists others",
         }
         rows = [(name, text, experiment.origin(name)) for name, text in things.items()]
-        rows += [(name, _shown(entry.value), entry.origin) for name, entry in self.entries().items()]
+        rows += [(name, as_text(entry.value), entry.origin) for name, entry in self.entries().items()]
         names, values = max(len(row[0]) for row in rows), max(len(row[1]) for row in rows)
         return "\n".join(f"{name:{names}}  {value:{values}}  {origin}" for name, value, origin in rows)
 
@@ -353,7 +378,7 @@ def _with_override(config: Config, text: str) -> Config:
         return replace(config, experiment=override(config.experiment, name, None))
     choices = {known for known, entry in entries.items() if entry.kinds}
     if name in entries and name not in choices:
-        raise ValueError(f"{name} is text; --set changes numbers, true/false, none and named choices: "
+        raise ValueError(f"{name} is text or a list; --set changes numbers, true/false, none and named choices: "
                          f"change it in {config.path}")
     if name not in choices:
         raise unknown_name(name, choices)
@@ -370,7 +395,3 @@ def _with_override(config: Config, text: str) -> Config:
 
 def _name_of(function: Callable[..., object] | None) -> str:
     return "none" if function is None else getattr(function, "__name__", repr(function))
-
-
-def _shown(value: Value) -> str:
-    return "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

@@ -27,12 +27,12 @@ from typing import (
 
 SettingsT = TypeVar("SettingsT", bound="Settings")
 
-Value: TypeAlias = int | float | bool | str | None
+Value: TypeAlias = int | float | bool | str | tuple[float, ...] | None
 """What a setting can be. Text is set from the command line where its type names the choices (a
-Literal, or `Choices`)."""
+Literal, or `Choices`); tuples are not."""
 
 DEFAULT, FILE, SAMPLE, COMMAND_LINE, CHECKPOINT = "default", "file", "--sample", "command line", "checkpoint"
-QAT_OPTION = "--qat"
+QAT_OPTION, DATA = "--qat", "the data"
 
 
 @dataclass(frozen=True)
@@ -99,12 +99,12 @@ def flatten(settings: Settings, *, prefix: str = "", inherited: str = FILE) -> d
     return entries
 
 
-def override(settings: SettingsT, name: str, value: Value) -> SettingsT:
-    """A copy in which the setting of this dotted name has this value, set by the command line."""
+def override(settings: SettingsT, name: str, value: Value, *, origin: str = COMMAND_LINE) -> SettingsT:
+    """A copy in which the setting of this dotted name has this value, set by the command line or another `origin`."""
     head, _, rest = name.partition(".")
     if rest:
-        return settings.changed(head, override(getattr(settings, head), rest, value))
-    return settings.changed(head, value, origin=COMMAND_LINE)
+        return settings.changed(head, override(getattr(settings, head), rest, value, origin=origin))
+    return settings.changed(head, value, origin=origin)
 
 
 def switchable(settings: Settings) -> frozenset[str]:
@@ -118,6 +118,13 @@ def parameters(function: Callable[..., object], *, keywords: Mapping[str, Value]
     """The keyword parameters of a function as settings; `keywords` are their defaults."""
     hints = get_type_hints(function, include_extras=True)
     return {name: Entry(value, origin, _kinds(hints.get(name, type(value)))) for name, value in keywords.items()}
+
+
+def as_text(value: Value) -> str:
+    """As a person writes it."""
+    if isinstance(value, tuple):
+        return " ".join(f"{number:g}" for number in value)
+    return "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def parse_value(name: str, text: str, *, kinds: frozenset[Kind]) -> Value:

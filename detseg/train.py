@@ -28,6 +28,7 @@ from detseg.data.location import Location, Splits, read_splits
 from detseg.data.screening import screened, without
 from detseg.evaluate import draw_examples, evaluate, suitable_batch
 from detseg.fingerprint import fingerprint
+from detseg.from_data import Choice
 from detseg.interfaces import Dataset, Metric
 from detseg.launch import launch
 from detseg.model import Predictor
@@ -37,6 +38,7 @@ from detseg.quantization.training import QuantisationAwareTraining
 from detseg.report.console import Reporter, plain_console, render, shown
 from detseg.report.pictures import contact_sheet, write_picture
 from detseg.run_folder import LogWriter, RunFolder, existing_run, new_run, versions
+from detseg.settings import as_text
 from detseg.structures import Classes
 from detseg.training_step import TrainingStep, no_running_statistics
 
@@ -97,6 +99,8 @@ def fit(
     location = _location(config, data, run if resume else None)
     splits, classes = _read_data(config, location, run if resume else None, skip_broken=skip_broken)
     train_index, val_index = splits.train, splits.val
+    config, choices = config.suited(train_index, classes)
+    experiment = config.experiment
     torch.manual_seed(experiment.seed)
     model = config.build_model(classes).to(memory_format=torch.channels_last)
     meaning = fingerprint(model, experiment.task)
@@ -130,7 +134,7 @@ def fit(
         report = stack.enter_context(Reporter(console, plan.total_steps, first=state.step, title="step", unit="images"))
         log = stack.enter_context(LogWriter(run, first_step=state.step, enabled=fabric.is_global_zero))
         stack.enter_context(_leaving_a_run(state, report))
-        for line in _introduction(state, checkpoint, splits):
+        for line in _introduction(state, checkpoint, splits, choices):
             report.say(line)
         skipped = _Skipped(state, report)
         skipped.before(splits)
@@ -389,7 +393,9 @@ def _changes(checkpoint: Checkpoint, state: _State) -> str:
     return "\n".join([*lines, *config_differences(checkpoint, state.config.text, state.meaning)])
 
 
-def _introduction(state: _State, checkpoint: Checkpoint | None, splits: Splits[Index]) -> Iterator[str]:
+def _introduction(
+    state: _State, checkpoint: Checkpoint | None, splits: Splits[Index], choices: Sequence[Choice]
+) -> Iterator[str]:
     """What a person should know before the first step."""
     plan, experiment, fabric, run = state.plan, state.config.experiment, state.training.fabric, state.run
     classes = state.training.model.classes
@@ -397,6 +403,8 @@ def _introduction(state: _State, checkpoint: Checkpoint | None, splits: Splits[I
     yield from splits.lines
     for what, index in (("training", train), ("validation", val)):
         yield from (f"note on the {what} data: {note}" for note in index.notes)
+    for choice in choices:
+        yield f"from the data: {choice.name} = {as_text(choice.value)}: {choice.reason}"
     if checkpoint is not None and checkpoint.fingerprint is None:
         yield not_compared(run.last)
     seen = plan.images_of_batch_norm(experiment, fabric)

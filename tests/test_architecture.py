@@ -23,7 +23,7 @@ FLOORS = (
     ("engine", "evaluate", "export", "network_view", "quantization", "recipes", "run_folder", "training_step",
      "validation", "weights"),
     ("checkpoint", "config", "predict"),
-    ("fingerprint", "metrics", "report"),
+    ("fingerprint", "from_data", "metrics", "report"),
     ("model", "optim", "tasks"),
     ("backbones", "data", "inference", "necks", "split_execution"),
     ("layers",),

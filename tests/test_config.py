@@ -207,7 +207,7 @@ def test_named_choices_can_be_set(path: Path) -> None:
     settings_ = load(path, ["model.kind=b", "model.name=two"]).settings()
     assert (settings_["model.kind"], settings_["model.name"]) == ("b", "two")
     for wrong, message in (("model.kind=c", "takes one of a, b, got 'c'"), ("model.name=tow", "did you mean two?"),
-                           ("model.title=y", "model.title is text; --set changes numbers, true/false, none and named")):
+                           ("model.title=y", "model.title is text or a list; --set changes numbers")):
         with pytest.raises(ValueError, match=re.escape(message)):
             load(path, [wrong])
 

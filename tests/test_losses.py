@@ -276,7 +276,7 @@ def test_task_aligned_losses_by_hand() -> None:
     wanted = sum((0.5 - quality) ** 2 for quality in [*qualities, *[0.0] * 7]) * math.log(2)
     assert float(losses["class"].sum.detach()) == pytest.approx(wanted, rel=1e-5)
     assert float(losses["box"].sum.detach()) == pytest.approx(2 * 0.5 / 64, rel=1e-5)
-    sum(term.sum for term in losses.values()).backward()
+    torch.autograd.backward(torch.stack([term.sum for term in losses.values()]).sum())
     assert logits.grad is not None
     assert deltas.grad is not None
     assert logits.grad[0, 3].eq(0).all(), "in the crowd"
@@ -287,7 +287,8 @@ def test_task_aligned_losses_by_hand() -> None:
 
 def test_task_aligned_losses_of_a_batch_without_boxes() -> None:
     anchors = torch.tensor([[0.0, 0, 20, 10]])
-    nothing = BoxTargets(torch.zeros(2, 0, 4), torch.zeros(2, 0, dtype=torch.int64), torch.zeros(2, 0, dtype=torch.bool))
+    labels = torch.zeros(2, 0, dtype=torch.int64)
+    nothing = BoxTargets(torch.zeros(2, 0, 4), labels, labels > 0)
     logits = torch.zeros(2, 1, 3, requires_grad=True)
     losses = task_aligned_losses(logits, torch.zeros(2, 1, 4), anchors, nothing, (100, 100), first=1, weights=WEIGHTS,
                                  kind="ciou", box_weight=1.0)

@@ -345,8 +345,8 @@ def test_a_box_takes_the_anchors_that_say_it_best() -> None:
     assert matched.tolist() == [[0, 0, 0, -1, -1]], "the last two say it best, but lie elsewhere"
     # Of 0.4 / 64, 0.9 / 729 and 0.8 / 64 the last is the best, and gets the largest IoU.
     torch.testing.assert_close(quality, torch.tensor([[0.25, 0.5 * 0.9 / 729 / (0.8 / 64), 0.5, 0.0, 0.0]]))
-    assert _align(targets, scores, found=found, most=2).matched_BN.tolist() == [[0, -1, 0, -1, -1]]
-    assert _align(targets, scores, found=found, most=1).matched_BN.tolist() == [[-1, -1, 0, -1, -1]]
+    assert _align(targets, scores, found=found, most=2).matched.tolist() == [[0, -1, 0, -1, -1]]
+    assert _align(targets, scores, found=found, most=1).matched.tolist() == [[-1, -1, 0, -1, -1]]
 
 
 def test_a_box_between_the_centres_takes_the_anchor_that_overlaps_it_most() -> None:
@@ -354,7 +354,7 @@ def test_a_box_between_the_centres_takes_the_anchor_that_overlaps_it_most() -> N
     matched, quality = _align(targets, _scores([0.5] * 5))
     assert matched.tolist() == [[-1, -1, -1, -1, 0]]
     assert quality[0, 4] == pytest.approx(0.09)
-    assert _align(_targets([(200, 100, 210, 110)]), _scores([0.5] * 5)).matched_BN.tolist() == [[-1] * 5]
+    assert _align(_targets([(200, 100, 210, 110)]), _scores([0.5] * 5)).matched.tolist() == [[-1] * 5]
 
 
 def test_an_anchor_that_two_boxes_want_stands_for_the_one_it_overlaps_more() -> None:
@@ -374,8 +374,8 @@ def test_alignment_leaves_crowds_and_padding_alone() -> None:
     assert quality[0, 2:].eq(0).all()
     assert quality[1].eq(0).all()
     nothing = _align(BoxTargets(*(part[:, :0] for part in targets[:3])), scores)
-    assert nothing.matched_BN.tolist() == [[-1] * 5] * 2
-    assert nothing.quality_BN.eq(0).all()
+    assert nothing.matched.tolist() == [[-1] * 5] * 2
+    assert nothing.quality.eq(0).all()
 
 
 def _plain_alignment(scores: Tensor, found: Tensor, targets: BoxTargets, most: int) -> tuple[list[int], list[float]]:

@@ -118,7 +118,8 @@ def task_aligned_losses(
         box_weight: the box loss counts so much.
     """
     found = boxes.decode(deltas_BN4.detach(), anchors_N4, weights)
-    matched_BN, quality_BN = matching.align(logits_BNC.detach()[..., first:].sigmoid(), found, anchors_N4, targets, size)
+    scores_BNK = logits_BNC.detach()[..., first:].sigmoid()
+    matched_BN, quality_BN = matching.align(scores_BNK, found, anchors_N4, targets, size)
     outputs_BN = matching.wanted_outputs(targets, matched_BN, first=first, negative=-1)
     wanted_BNC = torch.zeros_like(logits_BNC).scatter_(2, outputs_BN.clamp(min=0)[..., None], quality_BN[..., None])
     classification = quality_focal_loss(logits_BNC, wanted_BNC) * (matched_BN != IGNORED)[..., None]

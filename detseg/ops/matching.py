@@ -77,9 +77,9 @@ def _without_crowds(
 class Alignment(NamedTuple):
     """Which anchors stand for which true boxes, and how well they should say so."""
 
-    matched_BN: Tensor
+    matched: Tensor
     """The number of the true box, or NEGATIVE, or IGNORED: int64 [B, N]."""
-    quality_BN: Tensor
+    quality: Tensor
     """The score that a matched anchor should give, 0..1; 0 where there is no match: [B, N]."""
 
 
@@ -106,7 +106,7 @@ def align(
         score_power, iou_power: see above.
         crowd_coverage: see `match`.
     """
-    num_images, num_boxes = targets.labels.shape
+    num_boxes = targets.labels.shape[1]
     if num_boxes == 0:
         negative_BN = torch.full(scores_BNK.shape[:2], NEGATIVE, device=anchors.device)
         return Alignment(negative_BN, scores_BNK.new_zeros(scores_BNK.shape[:2]))
