@@ -2,7 +2,8 @@
 
 What differs from ssdlite_v2.py: anchors are matched by what the network says of them (task-aligned) and scores learn
 how well boxes fit; complete IoU as box loss; and what depends on the data follows from them: batch, epochs and the
-average of the weights from the number of images, anchors from the boxes. It is printed before the first step.
+average of the weights from the number of images, anchors from the boxes. It is printed before the first step. Images of
+classes that few images show come more often.
 Paper of the network: Sandler et al. 2018, arXiv 1801.04381. Expected AP: see benchmarks.md.
 Source: own, for small data sets; see benchmarks.md.
 Cost: 4,664,988 parameters, 870,061,504 multiply-adds at 320 x 320.
@@ -57,6 +58,7 @@ experiment = Experiment(
     batch_size=16,
     ema=EMA(decay=0.99),
     clip_norm=10.0,
+    repeat_rare=0.1,
     from_data=DetectorFromData(),
     sample=ssd_sample(),
 )

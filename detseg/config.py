@@ -13,6 +13,8 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeAlias, get_args
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import nn
 
 from detseg.config_files import find_config
@@ -68,6 +70,10 @@ class Index(Protocol):
 
     def relabel(self, classes: Classes, /) -> Any:
         """The same annotations with labels that are positions in `classes`, matched by source id."""
+
+    def repeats(self, share: float) -> NDArray[np.float64]:
+        """How often each image should come, so that images with a class that a smaller share of them has come more
+        often."""
 
     def common(self, classes: Classes, /) -> Any:
         """What the annotations say of the classes that `classes` has too, by name; labels are positions in it."""
@@ -159,6 +165,8 @@ class Experiment(Settings):
     """Training for 8-bit integers, from weights that were trained without; validation then tells the score of those."""
     clip_norm: float | None = None
     """The largest norm of the whole gradient."""
+    repeat_rare: float = 0.0
+    """Images with a class that a smaller share of the images has than this come more often (0.001 in LVIS)."""
     precision: Precision = "32-true"
     sync_batch_norm: bool = False
     """Whether BatchNorm sees the images of all processes; on GPUs only."""
@@ -188,6 +196,8 @@ class Experiment(Settings):
                              "choose an accumulate that divides it")
         if self.clip_norm is not None and not self.clip_norm > 0:
             raise ValueError(f"clip_norm must be above 0 or None, got {self.clip_norm}")
+        if not 0 <= self.repeat_rare <= 1:
+            raise ValueError(f"repeat_rare is a share of the images, 0..1, got {self.repeat_rare}")
         if self.workers is not None and self.workers < 0:
             raise ValueError(f"workers must be at least 0, or None to choose, got {self.workers}")
         if self.seed < 0:

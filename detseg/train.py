@@ -38,7 +38,7 @@ from detseg.quantization.training import QuantisationAwareTraining
 from detseg.report.console import Reporter, plain_console, render, shown
 from detseg.report.pictures import contact_sheet, write_picture
 from detseg.run_folder import LogWriter, RunFolder, existing_run, new_run, versions
-from detseg.settings import as_text
+from detseg.settings import DEFAULT, as_text
 from detseg.structures import Classes
 from detseg.training_step import TrainingStep, no_running_statistics
 
@@ -101,6 +101,7 @@ def fit(
     train_index, val_index = splits.train, splits.val
     config, choices = config.suited(train_index, classes)
     experiment = config.experiment
+    repeats = train_index.repeats(experiment.repeat_rare) if experiment.repeat_rare else None
     torch.manual_seed(experiment.seed)
     model = config.build_model(classes).to(memory_format=torch.channels_last)
     meaning = fingerprint(model, experiment.task)
@@ -142,7 +143,7 @@ def fit(
             train_set, experiment.task, batch_size=plan.rank_batch, seed=experiment.seed, fill=model.resize.fill,
             first_step=state.step, last_step=plan.total_steps, workers=plan.workers, rank=fabric.global_rank,
             world_size=fabric.world_size, pin_memory=fabric.device.type == "cuda",
-            skipped=skipped if skip_broken else None)
+            skipped=skipped if skip_broken else None, repeats=repeats)
         while True:
             if state.validation_is_due():
                 _validate(state, val_set, report=report, log=log)
@@ -381,12 +382,15 @@ def _quantisation_aware(
 def _changes(checkpoint: Checkpoint, state: _State) -> str:
     """Where going on would not be going on with the same run: settings, the config, the number of steps; a line each.
 
-    Files of older versions do not have all settings.
+    Files of older versions do not have all settings; what they lack is what a default leaves as it was.
     """
-    here, there = state.config.settings(), checkpoint.settings
-    names = here.keys() | there.keys() if checkpoint.fingerprint is not None else there.keys()
+    entries, there = state.config.entries(), checkpoint.settings
+    here = {name: entry.value for name, entry in entries.items()}
+    added = {name for name in here.keys() - there.keys()
+             if checkpoint.fingerprint is None or entries[name].origin == DEFAULT}
+    names = (here.keys() | there.keys()) - _FREE - added
     lines = [f"  {name}: {there.get(name, 'absent')} in the run, {here.get(name, 'absent')} now"
-             for name in sorted(names - _FREE) if here.get(name) != there.get(name)]
+             for name in sorted(names) if here.get(name) != there.get(name)]
     if checkpoint.total_steps != state.plan.total_steps and not lines:
         lines.append(f"  steps: {checkpoint.total_steps} in the run, with these data they are "
                      f"{state.plan.total_steps}; resume with the data it was started with")

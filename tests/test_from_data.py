@@ -170,3 +170,27 @@ def test_a_run_says_keeps_and_goes_on_with_it(
     assert code == 0
     assert "model.class_weights" not in out
     assert "schedule.epochs" not in out
+
+
+def test_images_of_rare_classes_come_more_often() -> None:
+    """Of eight images all show a nut, two a bolt, and one more a region of bolts to ignore."""
+    index = BoxIndex.of(
+        CLASSES, Path("."), image_ids=np.arange(8), sizes=np.full((8, 2), 100, np.int32), names=list("abcdefgh"),
+        image_of_box=np.array([*range(8), 0, 5, 7]), boxes=np.full((11, 4), 10.0),
+        labels=np.array([0] * 8 + [1] * 3, np.int32), crowd=np.array([False] * 10 + [True]), areas=np.ones(11),
+        annotation_ids=np.arange(1, 12))
+    assert index.repeats(0.5).tolist() == pytest.approx([2 ** 0.5, 1, 1, 1, 1, 2 ** 0.5, 1, 1])
+    assert index.repeats(0.25).tolist() == [1.0] * 8
+
+
+def test_label_maps_say_what_to_do_in_place_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    tiny_segmenter.generate(Path("data/shades"))
+    tiny_segmenter.write_config(tmp_path)
+    for value, message in (("0.1", "repeat_rare is for boxes, got 0.1 for label maps; their augmentation has "
+                            "rare_classes"), ("2", "repeat_rare is a share of the images, 0..1, got 2")):
+        code, _, err = run("train", "shades.py", "--set", f"repeat_rare={value}", capsys=capsys)
+        assert code == 2
+        assert message in err

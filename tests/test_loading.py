@@ -154,6 +154,23 @@ def test_starting_later_gives_what_an_undisturbed_run_sees(
         assert train(num_items, first_step=first_step, last_step=first_step + more, **same) == whole[first_step:]
 
 
+def test_items_come_as_often_as_they_should() -> None:
+    """Of ten items one should come twice as often as the others: of eleven parts it has two, 20 / 11 of ten places."""
+    repeats = np.ones(10)
+    repeats[3] = 2
+    options: dict[str, Any] = {"batch_size": 5, "last_step": 400, "repeats": repeats}
+    steps = train(10, **options)
+    epochs = [[item for _, item in one + other] for one, other in zip(steps[::2], steps[1::2], strict=True)]
+    assert {epoch.count(3) for epoch in epochs} == {1, 2}
+    assert max(epoch.count(item) for epoch in epochs for item in range(10) if item != 3) == 1
+    counts = np.bincount(np.concatenate(epochs), minlength=10) / len(epochs)
+    np.testing.assert_allclose(counts, repeats * 10 / 11, atol=0.1)
+    assert epochs[0] != epochs[1]
+    assert train(10, **options, first_step=131) == steps[131:]
+    even = [item for one in train(10, batch_size=5, last_step=2, repeats=np.ones(10)) for _, item in one]
+    assert sorted(even) == list(range(10))
+
+
 def test_ranks_share_a_step_so_that_two_by_two_is_one_by_four() -> None:
     alone = train(11, batch_size=4)
     ranks = [train(11, batch_size=2, world_size=2, rank=rank) for rank in (0, 1)]

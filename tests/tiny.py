@@ -74,6 +74,9 @@ class Index:
         labels = tuple(position[self.classes.source_ids[label]] for label in self.labels)
         return replace(self, labels=labels, classes=classes)
 
+    def repeats(self, share: float) -> NDArray[np.float64]:
+        return np.ones(len(self))
+
     def common(self, classes: Classes, /) -> Self:
         return self.relabel(classes)
 

@@ -161,6 +161,17 @@ class BoxIndex:
         usable = ~self.crowd & _has_area(_clipped_xyxy(self.boxes, self.sizes[self.image_of_box()]))
         return np.bincount(self.labels[usable], minlength=len(self.classes))
 
+    def repeats(self, share: float) -> NDArray[np.float64]:
+        """[n]: how often each image should come so that rare classes are learned too: the root of `share` over the
+        share of the images that show its rarest class, at least 1 (repeat factor sampling, Gupta et al. 2019, arXiv
+        1908.03195, appendix B)."""
+        learned = ~self.crowd
+        shown = np.zeros((len(self), len(self.classes)), bool)
+        shown[self.image_of_box()[learned], self.labels[learned]] = True
+        of_class = np.sqrt(share / np.maximum(shown.mean(axis=0), 1e-12))
+        of_image: NDArray[np.float64] = np.where(shown, of_class, 1.0).max(axis=1, initial=1.0)
+        return of_image
+
     def nothing_to_learn(self) -> str | None:
         """Why no detector can learn from these annotations; None where one can."""
         if self.learnable().any():

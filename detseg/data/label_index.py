@@ -63,6 +63,10 @@ class LabelIndex(ABC):
         among them."""
         return _CommonLabels(self, classes, self.image_ids, self.notes, self.faults)
 
+    def repeats(self, share: float) -> NDArray[np.float64]:
+        """A ValueError: which classes an image shows is known only when all label maps are read."""
+        raise ValueError(f"repeat_rare is for boxes, got {share:g} for label maps; their augmentation has rare_classes")
+
     def image(self, i: int) -> Pixels:
         """The image, turned as its label map is. Raises what `read_image` does."""
         return read_image(self.path(i), size=self.size(i), said_by=f"its label map {self.origin(i)} is")

@@ -19,6 +19,7 @@ from typing import Any, Generic, TypeVar
 import cv2
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.utils._pytree import tree_map_only
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as MapDataset
@@ -83,6 +84,7 @@ def training_batches(
     world_size: int = 1,
     pin_memory: bool = False,
     skipped: Callable[[str], None] | None = None,
+    repeats: NDArray[np.float64] | None = None,
 ) -> Iterator[TrainingBatch[T]]:
     """The batches of the steps `first_step` to `last_step` (excluded), counted from the beginning of training.
 
@@ -101,6 +103,8 @@ def training_batches(
         pin_memory: for a GPU.
         skipped: hears what is wrong with an item that cannot be read. Another item, drawn from (seed, epoch, item),
             then takes its place, so a batch still follows from (seed, step) and the files. Without, it is an error.
+        repeats: [number of items] how often each comes, as a ratio to the others; an epoch is as long as ever, and has
+            each item as often as that says, rounded up or down by chance. Without, each comes once.
 
     An error while reading is raised here with its own type and message; where a worker met it, a note tells the place.
     ValueError if the data set is smaller than one step, or rank, steps or workers make no sense.
@@ -109,7 +113,8 @@ def training_batches(
     _check_rank(rank, world_size)
     if not 0 <= first_step <= last_step:
         raise ValueError(f"steps run from first_step on, 0 or more, up to last_step, got {first_step} and {last_step}")
-    schedule = _Schedule(len(dataset), per_epoch, batch_size, seed, range(first_step, last_step), rank, world_size)
+    schedule = _Schedule(len(dataset), per_epoch, batch_size, seed, range(first_step, last_step), rank, world_size,
+                         repeats)
     collate = partial(collate_training, task=task, fill=fill)
     substitute = None if skipped is None else _Substitute(seed, len(dataset))
     reader = _Reader(dataset.training, collate, in_worker=workers > 0, substitute=substitute)
@@ -191,6 +196,7 @@ class _Schedule:
     steps: range
     rank: int
     world_size: int
+    repeats: NDArray[np.float64] | None = None
 
     def __len__(self) -> int:
         return len(self.steps)
@@ -200,11 +206,21 @@ class _Schedule:
         for step in self.steps:
             epoch, position = divmod(step, self.steps_per_epoch)
             if epoch != ordered_epoch:
-                order = np.random.default_rng([self.seed, epoch]).permutation(self.num_items)
-                ordered_epoch = epoch
+                order, ordered_epoch = self._order(np.random.default_rng([self.seed, epoch])), epoch
             width = self.batch_size * self.world_size
             chosen = order[position * width : (position + 1) * width][self.rank :: self.world_size]
             yield [SampleKey(epoch, int(item)) for item in chosen]
+
+    def _order(self, rng: np.random.Generator) -> NDArray[np.int64]:
+        """The items of an epoch."""
+        order = rng.permutation(self.num_items)
+        if self.repeats is None:
+            return order
+        # Evenly spaced places on a line where each item has a part of its length (systematic sampling).
+        ends = np.cumsum(self.repeats[order]) / self.repeats.sum() * self.num_items
+        drawn = order[np.searchsorted(ends, np.arange(self.num_items) + rng.random(), side="right").clip(
+            max=self.num_items - 1)]
+        return rng.permutation(drawn)
 
 
 @dataclass(frozen=True)
