@@ -233,6 +233,8 @@ class Config:
     """Of the file."""
     experiment: Experiment
     model_settings: dict[str, Entry]
+    choices: tuple[Choice, ...] = ()
+    """What has followed from the training data."""
 
     def build_model(self, classes: Classes) -> Predictor:
         """The network for these classes, freshly initialised."""
@@ -263,11 +265,11 @@ class Config:
             experiment = experiment.changed(name, value, origin=QAT_OPTION)
         return replace(self, experiment=experiment)
 
-    def suited(self, index: Index, classes: Classes) -> tuple[Config, list[Choice]]:
-        """With what follows from the training data, and that; what the command line sets stays."""
+    def suited(self, index: Index, classes: Classes) -> Config:
+        """With what follows from the training data; what the command line sets stays."""
         wanted = self.experiment.from_data
         if wanted is None:
-            return self, []
+            return self
         entries, made = self.entries(), self
         choices = [choice for choice in wanted.choices(index, self.build_model(classes), self.settings())
                    if choice.name in entries and entries[choice.name].origin in (DEFAULT, FILE)]
@@ -277,9 +279,8 @@ class Config:
                 entry = made.model_settings[rest]._replace(value=choice.value, origin=DATA)
                 made = replace(made, model_settings=made.model_settings | {rest: entry})
             else:
-                made = replace(made, experiment=override(
-                    made.experiment, choice.name, choice.value, origin=DATA))
-        return made, choices
+                made = replace(made, experiment=override(made.experiment, choice.name, choice.value, origin=DATA))
+        return replace(made, choices=tuple(choices))
 
     def as_trained(self, settings: Mapping[str, Value]) -> Config:
         """With the model settings that a checkpoint was trained with, so that its network comes out the same."""

@@ -14,9 +14,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import torch.distributed as distributed
 from lightning.fabric import Fabric
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -28,7 +30,6 @@ from detseg.data.location import Location, Splits, read_splits
 from detseg.data.screening import screened, without
 from detseg.evaluate import draw_examples, evaluate, suitable_batch
 from detseg.fingerprint import fingerprint
-from detseg.from_data import Choice
 from detseg.interfaces import Dataset, Metric
 from detseg.launch import launch
 from detseg.model import Predictor
@@ -98,10 +99,8 @@ def fit(
     checkpoint = load(run.last) if resume else None
     location = _location(config, data, run if resume else None)
     splits, classes = _read_data(config, location, run if resume else None, skip_broken=skip_broken)
-    train_index, val_index = splits.train, splits.val
-    config, choices = config.suited(train_index, classes)
+    config = config.suited(splits.train, classes)
     experiment = config.experiment
-    repeats = train_index.repeats(experiment.repeat_rare) if experiment.repeat_rare else None
     torch.manual_seed(experiment.seed)
     model = config.build_model(classes).to(memory_format=torch.channels_last)
     meaning = fingerprint(model, experiment.task)
@@ -109,14 +108,14 @@ def fit(
         console.print(initialise(model), soft_wrap=True)
     model = _prepared(model, experiment, fabric=fabric)
     augment = None if experiment.augment is None else experiment.augment(model.resize)
-    train_set = experiment.data.dataset(train_index, model.resize, augment=augment, seed=experiment.seed)
-    val_set = experiment.data.dataset(val_index, model.resize, augment=None, seed=experiment.seed)
-    plan = _Plan.of(experiment, num_images=len(train_set), model=model, fabric=fabric)
+    train_set = experiment.data.dataset(splits.train, model.resize, augment=augment, seed=experiment.seed)
+    val_set = experiment.data.dataset(splits.val, model.resize, augment=None, seed=experiment.seed)
+    plan = _Plan.of(experiment, splits.train, model=model, fabric=fabric)
     _check_batch_norm(model, train_set, plan, experiment=experiment, fabric=fabric)
     qat = _quantisation_aware(model, train_set, plan, experiment=experiment, fabric=fabric, fresh=checkpoint is None)
     step = TrainingStep(model, experiment, fabric=fabric, through=None if qat is None else qat.network,
                         around=None if qat is None else qat.step)
-    state = _State(config, run, step, plan, meaning, partial(experiment.data.metric, val_index), qat)
+    state = _State(config, run, step, plan, meaning, partial(experiment.data.metric, splits.val), qat)
 
     # ---- fresh start, or resume
     changes = "" if checkpoint is None else state.resume(checkpoint, config_changed=config_changed)
@@ -135,7 +134,7 @@ def fit(
         report = stack.enter_context(Reporter(console, plan.total_steps, first=state.step, title="step", unit="images"))
         log = stack.enter_context(LogWriter(run, first_step=state.step, enabled=fabric.is_global_zero))
         stack.enter_context(_leaving_a_run(state, report))
-        for line in _introduction(state, checkpoint, splits, choices):
+        for line in _introduction(state, checkpoint, splits):
             report.say(line)
         skipped = _Skipped(state, report)
         skipped.before(splits)
@@ -143,7 +142,7 @@ def fit(
             train_set, experiment.task, batch_size=plan.rank_batch, seed=experiment.seed, fill=model.resize.fill,
             first_step=state.step, last_step=plan.total_steps, workers=plan.workers, rank=fabric.global_rank,
             world_size=fabric.world_size, pin_memory=fabric.device.type == "cuda",
-            skipped=skipped if skip_broken else None, repeats=repeats)
+            skipped=skipped if skip_broken else None, repeats=plan.repeats)
         while True:
             if state.validation_is_due():
                 _validate(state, val_set, report=report, log=log)
@@ -177,9 +176,11 @@ class _Plan(NamedTuple):
     total_steps: int
     eval_batch: int
     workers: int
+    repeats: NDArray[np.float64] | None
+    """How often each image comes, if not once an epoch."""
 
     @classmethod
-    def of(cls, experiment: Experiment, *, num_images: int, model: Predictor, fabric: Fabric) -> _Plan:
+    def of(cls, experiment: Experiment, index: Index, *, model: Predictor, fabric: Fabric) -> _Plan:
         """ValueError where batches do not come out even, or the warm-up would be longer than the run."""
         world_size = fabric.world_size
         rank_batch, left_over = divmod(experiment.batch_size, world_size)
@@ -187,7 +188,7 @@ class _Plan(NamedTuple):
             raise ValueError(
                 f"batch_size {experiment.batch_size} cannot be split over {world_size} processes in parts of "
                 f"{experiment.accumulate}; choose a multiple of {world_size * experiment.accumulate}")
-        epoch_steps = steps_per_epoch(num_images, batch_size=rank_batch, world_size=world_size)
+        epoch_steps = steps_per_epoch(len(index), batch_size=rank_batch, world_size=world_size)
         total_steps = experiment.schedule.epochs * epoch_steps
         experiment.schedule.factor(0, total_steps)
         # Half the cores where they also compute, at most 8 for each process.
@@ -195,7 +196,8 @@ class _Plan(NamedTuple):
         return cls(rank_batch, epoch_steps, total_steps,
                    experiment.eval_batch_size or suitable_batch(
                        model.resize.size, most=rank_batch // experiment.accumulate),
-                   suitable if experiment.workers is None else experiment.workers)
+                   suitable if experiment.workers is None else experiment.workers,
+                   index.repeats(experiment.repeat_rare) if experiment.repeat_rare else None)
 
 
     def images_of_batch_norm(self, experiment: Experiment, fabric: Fabric) -> int:
@@ -397,9 +399,7 @@ def _changes(checkpoint: Checkpoint, state: _State) -> str:
     return "\n".join([*lines, *config_differences(checkpoint, state.config.text, state.meaning)])
 
 
-def _introduction(
-    state: _State, checkpoint: Checkpoint | None, splits: Splits[Index], choices: Sequence[Choice]
-) -> Iterator[str]:
+def _introduction(state: _State, checkpoint: Checkpoint | None, splits: Splits[Index]) -> Iterator[str]:
     """What a person should know before the first step."""
     plan, experiment, fabric, run = state.plan, state.config.experiment, state.training.fabric, state.run
     classes = state.training.model.classes
@@ -407,7 +407,7 @@ def _introduction(
     yield from splits.lines
     for what, index in (("training", train), ("validation", val)):
         yield from (f"note on the {what} data: {note}" for note in index.notes)
-    for choice in choices:
+    for choice in state.config.choices:
         yield f"from the data: {choice.name} = {as_text(choice.value)}: {choice.reason}"
     if checkpoint is not None and checkpoint.fingerprint is None:
         yield not_compared(run.last)

@@ -76,8 +76,8 @@ def test_limits(wrong: str, message: str) -> None:
 
 
 def _suited(config: Config, index: BoxIndex) -> tuple[Config, dict[str, str]]:
-    made, choices = config.suited(index, CLASSES)
-    return made, {choice.name: choice.reason for choice in choices}
+    made = config.suited(index, CLASSES)
+    return made, {choice.name: choice.reason for choice in made.choices}
 
 
 def test_anchors_have_the_size_of_the_boxes() -> None:
