@@ -104,7 +104,8 @@ def fit(
         console.print(initialise(model), soft_wrap=True)
     model = _prepared(model, experiment, fabric=fabric)
     augment = None if experiment.augment is None else experiment.augment(model.resize)
-    train_set = experiment.data.dataset(train_index, model.resize, augment=augment, seed=experiment.seed)
+    train_set = experiment.data.dataset(train_index, model.resize, augment=augment, seed=experiment.seed,
+                                        num_epochs=experiment.schedule.epochs)
     val_set = experiment.data.dataset(val_index, model.resize, augment=None, seed=experiment.seed)
     plan = _Plan.of(experiment, num_images=len(train_set), model=model, fabric=fabric)
     _check_batch_norm(model, train_set, plan, experiment=experiment, fabric=fabric)
