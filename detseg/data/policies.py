@@ -23,7 +23,6 @@ from detseg.data.augment import (
     Matrix,
     PictureT,
     brightened,
-    check_probability,
     contrast_stretched,
     contrasted,
     equalized,
@@ -111,7 +110,8 @@ class RandAugment(Generic[PictureT]):
             raise ValueError(f"number is how many operations follow each other, at least 0, got {self.number}")
         if not 0 <= self.magnitude <= _MAX_LEVEL:
             raise ValueError(f"magnitude is 0..{_MAX_LEVEL}, got {self.magnitude}")
-        check_probability("translate", self.translate)
+        if not 0 <= self.translate <= 1:
+            raise ValueError(f"translate is a share of the image's side, 0..1, got {self.translate}")
 
     def __call__(self, sample: PictureT, context: Context[PictureT]) -> PictureT:
         """See `Augment`."""
