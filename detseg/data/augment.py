@@ -170,6 +170,13 @@ def warped(
     return picture
 
 
+def pixels_of(box: NDArray[np.float32]) -> tuple[slice, slice]:
+    """The pixels that a box xyxy touches."""
+    left, top = np.floor(box[:2]).astype(int).tolist()
+    right, bottom = np.ceil(box[2:]).astype(int).tolist()
+    return slice(top, bottom), slice(left, right)
+
+
 def random_offset(rng: np.random.Generator, room: int) -> int:
     """Where a picture begins in a frame: anywhere inside where there is `room`; where it is larger by -`room` pixels,
     so that all of the frame is filled."""
@@ -460,12 +467,12 @@ def mirrored(sample: BoxSample) -> BoxSample:
 
 @dataclass(frozen=True)
 class RandomErasing(Generic[PictureT]):
-    """Random erasing of what another augmentation gives (Zhong et al. 2020, arXiv 1708.04896), on albumentations: a
-    rectangle of random pixels in the image, and one in each object, each with `probability` (the paper's I+ORE, its
-    best for detection).
+    """Random erasing of what another augmentation gives (Zhong et al. 2020, arXiv 1708.04896): a rectangle of random
+    pixels in the image, and one in each object, each with `probability` (the paper's I+ORE, its best for detection).
 
-    Boxes stay, as in the paper: what hides a part of an object is what it learns to do without. Crowds count as no
-    objects. In a label map the rectangle is VOID, because noise has no class.
+    Not on albumentations, whose `Erasing` is an error where no rectangle fits, as in a narrow box. Boxes stay, as in
+    the paper: what hides a part of an object is what it learns to do without. Crowds count as no objects. In a label
+    map the rectangle is VOID, because noise has no class.
     """
 
     after: Augment[PictureT]
@@ -478,7 +485,6 @@ class RandomErasing(Generic[PictureT]):
     """Its width over its height."""
     objects: bool = True
     """Whether objects are erased one by one too; False is the paper's IRE."""
-    _compose: Any = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         check_probability("probability", self.probability)
@@ -486,28 +492,34 @@ class RandomErasing(Generic[PictureT]):
             raise ValueError(f"area is the smallest and the largest share, above 0 and up to 1, got {self.area}")
         if not 0 < self.aspect[0] <= self.aspect[1]:
             raise ValueError(f"aspect is the smallest and the largest, both above 0, got {self.aspect}")
-        object.__setattr__(self, "_compose", A.Compose([
-            A.Erasing(self.area, self.aspect, fill="random", fill_mask=VOID, p=self.probability)]))
 
     def __call__(self, sample: PictureT, context: Context[PictureT]) -> PictureT:
         """See `Augment`."""
         done = self.after(sample, context)
         rng = generator(context, "random erasing")
-        self._compose.set_random_state(rng, random.Random(int(rng.integers(2**63))))
+        image = done.image.copy()
+        erased = self._erase(image, rng)
         if isinstance(done, LabelSample):
-            out = self._compose(image=done.image, mask=done.labels)
-            return LabelSample(out["image"], out["mask"])
-        image: Pixels = self._compose(image=done.image.copy())["image"]
-        for left, top, right, bottom in self._objects(done):
-            part = np.ascontiguousarray(image[top:bottom, left:right])
-            image[top:bottom, left:right] = self._compose(image=part)["image"]
+            labels = done.labels.copy()
+            labels[erased] = VOID
+            return LabelSample(image, labels)
+        for box in done.boxes[~done.crowd] if self.objects else ():
+            self._erase(image[pixels_of(box)], rng)
         return done._replace(image=image)
 
-    def _objects(self, sample: BoxSample) -> list[list[int]]:
-        """The pixels of each, xyxy."""
-        boxes = sample.boxes[~sample.crowd] if self.objects else sample.boxes[:0]
-        found: list[list[int]] = np.hstack([np.floor(boxes[:, :2]), np.ceil(boxes[:, 2:])]).astype(np.int64).tolist()
-        return found
+    def _erase(self, image: Pixels, rng: np.random.Generator) -> tuple[slice, slice]:
+        """Writes random pixels into a rectangle that lies in the image, and gives it; an empty one where none is drawn,
+        or none fits in 100 trials."""
+        height, width = image.shape[:2]
+        for _ in range(100 if rng.random() < self.probability else 0):
+            area, aspect = rng.uniform(*self.area) * height * width, rng.uniform(*self.aspect)
+            sides = round((area / aspect) ** 0.5), round((area * aspect) ** 0.5)
+            if 0 < sides[0] < height and 0 < sides[1] < width:
+                top, left = (int(rng.integers(room + 1)) for room in (height - sides[0], width - sides[1]))
+                erased = slice(top, top + sides[0]), slice(left, left + sides[1])
+                image[erased] = rng.integers(0, 256, (*sides, 3), np.uint8)
+                return erased
+        return slice(0), slice(0)
 
 
 @dataclass(frozen=True)

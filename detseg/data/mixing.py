@@ -27,6 +27,7 @@ from detseg.data.augment import (
     check_probability,
     check_scale,
     generator,
+    pixels_of,
     put,
     random_offset,
     scaled,
@@ -294,12 +295,10 @@ def _uncovered(sample: BoxSample, masks: Sequence[Mask | None], hiding: Mask) ->
     """The sample's objects where others hide parts of them."""
     boxes, kept = sample.boxes.copy(), np.ones(len(sample.boxes), np.bool_)
     for row in np.flatnonzero(~sample.crowd).tolist():
-        left, top = np.floor(sample.boxes[row, :2]).astype(int).tolist()
-        right, bottom = np.ceil(sample.boxes[row, 2:]).astype(int).tolist()
         mask = masks[row]
         if mask is None or not mask.any():
             mask = np.zeros(hiding.shape, np.bool_)
-            mask[top:bottom, left:right] = True
+            mask[pixels_of(sample.boxes[row])] = True
         visible = mask & ~hiding
         hidden = int(mask.sum()) - int(visible.sum())
         if hidden and visible.sum() < LEAST_VISIBLE * mask.sum():

@@ -13,7 +13,6 @@ from typing import Generic, Literal, NamedTuple, TypeAlias, get_args
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 
 from detseg.data.augment import (
     Augment,
@@ -27,6 +26,7 @@ from detseg.data.augment import (
     contrasted,
     equalized,
     generator,
+    pixels_of,
     posterized,
     saturated,
     solarized,
@@ -276,7 +276,7 @@ class DetectionPolicy:
         image = sample.image.copy()
         for row in rng.permutation(np.flatnonzero(~sample.crowd)).tolist():
             if rng.random() < step.probability / 3:
-                part = _pixels_of(sample.boxes[row])
+                part = pixels_of(sample.boxes[row])
                 inside = BoxSample(np.ascontiguousarray(image[part]), sample.boxes[:0], sample.labels[:0],
                                    sample.crowd[:0])
                 image[part] = _operated(inside, step, rng, fill=self.fill, distances=_Distances(120, 50),
@@ -354,10 +354,3 @@ def _cut(image: Pixels, centre: tuple[float, float], half: tuple[float, float], 
     cut = image.copy()
     cut[top:bottom, left:right] = fill
     return cut
-
-
-def _pixels_of(box: NDArray[np.float32]) -> tuple[slice, slice]:
-    """The pixels that a box xyxy touches."""
-    left, top = np.floor(box[:2]).astype(int).tolist()
-    right, bottom = np.ceil(box[2:]).astype(int).tolist()
-    return slice(top, bottom), slice(left, right)
