@@ -84,7 +84,7 @@ def check_colours(sample: BoxSample) -> None:
     height, width = sample.image.shape[:2]
     assert (sample.boxes >= 0).all()
     assert (sample.boxes <= (width, height, width, height)).all()
-    assert (sample.boxes.dtype, sample.labels.dtype, sample.crowd.dtype) == (np.float32, np.int64, np.bool_)
+    assert [str(values.dtype) for values in sample[1:]] == ["float32", "int64", "bool"]
     for box, label in zip(sample.boxes, sample.labels, strict=True):
         left, top = np.ceil(box[:2]).astype(int) + 1
         right, bottom = np.floor(box[2:]).astype(int) - 1
@@ -138,11 +138,11 @@ def test_boxes_lie_where_their_objects_do(resize: Resize) -> None:
 def test_what_comes_next_gets_the_mosaic_as_its_picture() -> None:
     seen: list[BoxSample] = []
 
-    def then(sample: BoxSample, given: Context[BoxSample]) -> BoxSample:
-        assert given.item is None, "its masks are those of no sample"
-        assert given.seed == 5
+    def then(sample: BoxSample, context: Context[BoxSample]) -> BoxSample:
+        assert context.item is None, "its masks are those of no sample"
+        assert context.seed == 5
         seen.append(sample)
-        return as_resized(Stretch((60, 80)))(sample, given)
+        return as_resized(Stretch((60, 80)))(sample, context)
 
     out = Mosaic(then, Stretch((60, 80)), probability=1.0)(SAMPLES[0], context(5))
     assert out.image.shape == (60, 80, 3)
@@ -156,11 +156,9 @@ def test_what_comes_next_gets_the_mosaic_as_its_picture() -> None:
 def test_no_size_breaks_a_mosaic(
     size: Size, frame: Size, boxes: list[tuple[int, int, int, int]], seed: int
 ) -> None:
-    corners = np.array(boxes, np.float32).reshape(-1, 4)
-    limits = (size[1], size[0])
-    corners = np.hstack([np.minimum(corners[:, :2], corners[:, 2:]), np.maximum(corners[:, :2], corners[:, 2:])])
-    corners = corners.clip(0, limits * 2)
-    corners = corners[(corners[:, 2:] > corners[:, :2]).all(axis=1)]
+    points = np.array(boxes, np.float32).reshape(-1, 2, 2).clip(0, (size[1], size[0]))
+    corners = np.hstack([points.min(axis=1), points.max(axis=1)]).astype(np.float32)
+    corners = corners[(points[:, 0] != points[:, 1]).all(axis=1)]
     sample = BoxSample(np.zeros((*size, 3), np.uint8), corners, np.arange(len(corners)),
                        np.arange(len(corners)) % 2 == 1)
     mosaic = Mosaic(SSDAugment(Stretch(frame)), Stretch(frame), probability=1.0)
@@ -180,13 +178,13 @@ def test_label_maps_lie_on_what_they_show_and_the_rest_is_void() -> None:
     shares = []
     for seed in range(40):
         given: Context[LabelSample] = Context(seed, 0, 4, samples.__getitem__)
-        image, labels = LabelMosaic(unchanged, (48, 64), FILL, probability=1.0)(samples[0], given)
-        assert image.shape == (96, 128, 3)
-        assert labels.shape == (96, 128)
-        filled = (image == FILL).all(axis=2)
-        assert (labels[filled] == VOID).all()
-        known = labels != VOID
-        off = np.abs(image[known].astype(int) - COLOURS[labels[known]]).max(axis=1) > 130
+        out = LabelMosaic(unchanged, (48, 64), FILL, probability=1.0)(samples[0], given)
+        assert out.image.shape == (96, 128, 3)
+        assert out.labels.shape == (96, 128)
+        filled = (out.image == FILL).all(axis=2)
+        assert (out.labels[filled] == VOID).all()
+        known = out.labels != VOID
+        off = np.abs(out.image[known].astype(int) - COLOURS[out.labels[known]]).max(axis=1) > 130
         assert off.mean() < 0.02, "at the border to void two pixels mix"
         shares.append(known.mean())
     assert 0.2 < np.mean(shares) < 0.75
@@ -202,9 +200,9 @@ def test_mixup_blends_two_augmented_images_and_unites_their_boxes() -> None:
     resize = Stretch((60, 80))
     seeds = []
 
-    def after(sample: BoxSample, given: Context[BoxSample]) -> BoxSample:
-        seeds.append(given.seed)
-        return as_resized(resize)(sample, given)
+    def after(sample: BoxSample, context: Context[BoxSample]) -> BoxSample:
+        seeds.append(context.seed)
+        return as_resized(resize)(sample, context)
 
     for seed in range(20):
         seeds.clear()
@@ -416,18 +414,18 @@ def test_a_data_set_gives_masks_that_fit_their_boxes(tmp_path: Path) -> None:
     folder = generate_sample(tmp_path / "sample", num_train=6, num_val=1)
     seen = 0
 
-    def look(sample: BoxSample, given: Context[BoxSample]) -> BoxSample:
+    def look(sample: BoxSample, context: Context[BoxSample]) -> BoxSample:
         nonlocal seen
-        assert given.masks is not None
-        assert given.item is not None
-        masks = given.masks(given.item)
+        assert context.masks is not None
+        assert context.item is not None
+        masks = context.masks(context.item)
         assert len(masks) == len(sample.boxes)
         for box, mask in zip(sample.boxes, masks, strict=True):
             if mask is not None:
                 assert mask.shape == sample.image.shape[:2]
                 np.testing.assert_allclose(mixing._extent(mask), box, atol=1.5)
                 seen += 1
-        return as_resized(Stretch((32, 48)))(sample, given)
+        return as_resized(Stretch((32, 48)))(sample, context)
 
     index = read_boxes(folder, "train")
     dataset = DetectionDataset(index, Stretch((32, 48)), augment=look, masks=True, num_epochs=3)

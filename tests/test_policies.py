@@ -7,7 +7,7 @@ import pickle
 import re
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ from PIL import Image, ImageEnhance, ImageOps
 from torchvision.transforms.v2 import functional
 
 from detseg.data import augment, policies
-from detseg.data.augment import BoxSample, Context, LabelSample, SSDAugment
+from detseg.data.augment import BoxSample, Context, LabelSample, Matrix, SSDAugment
 from detseg.data.policies import DetectionPolicy, RandAugment, moved
 from detseg.resize import Stretch
 from detseg.structures import VOID, Pixels, Size
@@ -113,7 +113,7 @@ def test_a_movement_by_whole_pixels_moves_all_alike() -> None:
 @pytest.mark.parametrize("matrix", [
     policies._rotation(25, (120, 160)), policies._rotation(-10, (120, 160)),
     np.array([[1.0, 0.25, 0.0], [0.0, 1.0, 0.0]]), np.array([[1.0, 0.0, 0.0], [-0.2, 1.0, 0.0]])])
-def test_boxes_hold_what_was_turned_or_sheared(matrix: policies.Matrix) -> None:
+def test_boxes_hold_what_was_turned_or_sheared(matrix: Matrix) -> None:
     sample = two_rectangles()
     out = moved(sample, matrix, FILL)
     for box, colour in zip(out.boxes, (RED, GREEN), strict=True):
@@ -221,7 +221,7 @@ def test_distances_are_those_of_coco_scaled_to_the_image() -> None:
     policy = DetectionPolicy(unchanged, FILL)
     out = policy._done(sample, policies._Step("translate x", 1.0, 8), np.random.default_rng(0))
     assert abs(float(out.boxes[0, 0]) - 300) == 200
-    half = sample._replace(image=image[::2, ::2], boxes=sample.boxes / 2)
+    half = sample._replace(image=image[::2, ::2], boxes=(sample.boxes / 2).astype(np.float32))
     out = policy._done(half, policies._Step("translate x", 1.0, 8), np.random.default_rng(0))
     assert abs(float(out.boxes[0, 0]) - 150) == 100
     cut = policy._done(sample, policies._Step("cutout", 1.0, 4), np.random.default_rng(3)).image
@@ -279,8 +279,8 @@ def test_the_seed_says_everything(make: Callable[[Any], Any]) -> None:
 
 
 def test_what_comes_next_knows_that_the_picture_has_changed() -> None:
-    def then(sample: BoxSample, given: Context[BoxSample]) -> BoxSample:
-        assert given.item is None
+    def then(sample: BoxSample, context: Context[BoxSample]) -> BoxSample:
+        assert context.item is None
         return sample
 
     RandAugment(then, FILL)(two_rectangles(), context(0))
@@ -308,7 +308,7 @@ def test_no_image_breaks_them(size: Size, seed: int, policy: Any, objects: int) 
      "got -1"),
     (partial(RandAugment, unchanged, FILL, magnitude=15), "magnitude is 0..10, got 15"),
     (partial(RandAugment, unchanged, FILL, translate=2.0), "translate is a share of the image's side, 0..1, got 2.0"),
-    (partial(DetectionPolicy, unchanged, FILL, policy="v4"), "policy is one of v0, v1, v2, v3, got 'v4'"),
+    (partial(DetectionPolicy, unchanged, FILL, policy=cast(Any, "v4")), "policy is one of v0, v1, v2, v3, got 'v4'"),
 ])  # fmt: skip
 def test_impossible_options_are_refused(make: Callable[[], object], message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):

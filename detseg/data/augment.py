@@ -513,11 +513,11 @@ class RandomErasing(Generic[PictureT]):
         height, width = image.shape[:2]
         for _ in range(100 if rng.random() < self.probability else 0):
             area, aspect = rng.uniform(*self.area) * height * width, rng.uniform(*self.aspect)
-            sides = round((area / aspect) ** 0.5), round((area * aspect) ** 0.5)
-            if 0 < sides[0] < height and 0 < sides[1] < width:
-                top, left = (int(rng.integers(room + 1)) for room in (height - sides[0], width - sides[1]))
-                erased = slice(top, top + sides[0]), slice(left, left + sides[1])
-                image[erased] = rng.integers(0, 256, (*sides, 3), np.uint8)
+            high, wide = round((area / aspect) ** 0.5), round((area * aspect) ** 0.5)
+            if 0 < high < height and 0 < wide < width:
+                top, left = int(rng.integers(height - high + 1)), int(rng.integers(width - wide + 1))
+                erased = slice(top, top + high), slice(left, left + wide)
+                image[erased] = rng.integers(0, 256, (high, wide, 3), dtype=np.uint8)
                 return erased
         return slice(0), slice(0)
 
