@@ -18,7 +18,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from detseg.data import mixing
-from detseg.data.augment import BoxSample, Context, LabelSample, LargeScaleJitter, Mask, SegmentationAugment, SSDAugment
+from detseg.data.augment import (
+    Augment,
+    BoxSample,
+    Context,
+    LabelSample,
+    LargeScaleJitter,
+    Mask,
+    SegmentationAugment,
+    SSDAugment,
+)
 from detseg.data.detection import DetectionDataset
 from detseg.data.layouts import read_boxes
 from detseg.data.loading import training_batches
@@ -28,6 +37,8 @@ from detseg.interfaces import SampleKey
 from detseg.resize import MEAN_COLOUR, KeepAspect, Letterbox, Resize, Stretch
 from detseg.structures import VOID, Size
 from detseg.tasks.detection import Detection
+
+from .conftest import ROOT
 
 COLOURS = np.array([(250, 10, 10), (10, 250, 10), (10, 10, 250), (250, 250, 10), (10, 250, 250), (250, 10, 250),
                     (130, 130, 130)], np.uint8)
@@ -408,6 +419,17 @@ def test_copy_paste_says_what_data_it_needs(tmp_path: Path) -> None:
 
 
 # ---------------------------------------------------------------------------------------------- from files
+
+
+def test_the_augmentation_of_the_docs_runs() -> None:
+    page = (ROOT / "docs" / "your_data.md").read_text("utf-8")
+    (code,) = re.findall(r"```python\n(def augment.*?)```", page, re.DOTALL)
+    names = {"Resize": Resize, "Augment": Augment, "BoxSample": BoxSample, "SSDAugment": SSDAugment, "MixUp": MixUp,
+             "Mosaic": Mosaic}
+    exec(code, names)
+    augment: Any = names["augment"]
+    for seed in range(5):
+        assert augment(Stretch((60, 80)))(SAMPLES[0], context(seed)).image.shape == (60, 80, 3)
 
 
 def test_a_data_set_gives_masks_that_fit_their_boxes(tmp_path: Path) -> None:

@@ -123,6 +123,7 @@ class Pictures(Dataset[Labels]):
         self, index: Index, resize: Resize, /, *, augment: float | None, seed: int, num_epochs: int = 1
     ) -> None:
         self.index, self.classes, self.resize, self.augment, self.seed = index, index.classes, resize, augment, seed
+        self.num_epochs = num_epochs
 
     def __len__(self) -> int:
         return len(self.index.labels)
