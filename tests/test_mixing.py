@@ -463,8 +463,9 @@ def test_any_number_of_workers_gives_the_same_batches(tmp_path: Path) -> None:
     folder, resize = generate_sample(tmp_path / "sample", num_train=6, num_val=1), Stretch((48, 64))
     augment = MixUp(CopyPaste(Mosaic(SSDAugment(resize), resize, closing=0.5)), resize.fill)
     dataset = DetectionDataset(read_boxes(folder, "train"), resize, augment=augment, masks=True, num_epochs=2)
-    copied = pickle.loads(pickle.dumps(dataset.training(SampleKey(0, 0))))
-    assert torch.equal(copied.image, dataset.training(SampleKey(0, 0)).image)
+    copied = pickle.loads(pickle.dumps(dataset))  # as to a process that is not forked
+    for item in range(6):
+        assert torch.equal(copied.training(SampleKey(0, item)).image, dataset.training(SampleKey(0, item)).image)
     here, there = (list(training_batches(dataset, Detection(), batch_size=3, seed=0, fill=resize.fill, last_step=4,
                                          workers=workers)) for workers in (0, 2))
     for (images, targets), other in zip(here, there, strict=True):

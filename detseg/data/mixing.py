@@ -56,7 +56,7 @@ class _Mixing(ABC):
             raise ValueError(f"closing is the last share of the run's epochs, 0..1, in which the {self.name} does "
                              f"nothing, got {self.closing}; the last 15 of 300 epochs are closing=15 / 300")
 
-    def drawn(self, context: Context[Any]) -> np.random.Generator | None:
+    def mixing_rng(self, context: Context[Any]) -> np.random.Generator | None:
         """The random numbers of a sample that is to be mixed with others; None for one that is not.
 
         ValueError where there are no others.
@@ -109,7 +109,7 @@ class Mosaic(_Mixing):
     def __call__(self, sample: BoxSample, context: Context[BoxSample]) -> BoxSample:
         """See `Augment`. Boxes are cut to what is seen of their image; an object of which less than LEAST_VISIBLE is
         left is dropped, a crowd stays as long as any part of it is seen."""
-        rng = self.drawn(context)
+        rng = self.mixing_rng(context)
         if rng is None:
             return self.then(sample, context)
         samples = [sample, *(context.read(int(item)) for item in rng.integers(context.num_items, size=3))]
@@ -156,7 +156,7 @@ class LabelMosaic(_Mixing):
 
     def __call__(self, sample: LabelSample, context: Context[LabelSample]) -> LabelSample:
         """See `Augment`. Labels are those of the nearest pixel."""
-        rng = self.drawn(context)
+        rng = self.mixing_rng(context)
         if rng is None:
             return self.then(sample, context)
         samples = [sample, *(context.read(int(item)) for item in rng.integers(context.num_items, size=3))]
@@ -194,7 +194,7 @@ class MixUp(_Mixing):
 
     def __call__(self, sample: BoxSample, context: Context[BoxSample]) -> BoxSample:
         """See `Augment`. All boxes stay, and crowds are crowds in both."""
-        first, rng = self.after(sample, context), self.drawn(context)
+        first, rng = self.after(sample, context), self.mixing_rng(context)
         if rng is None:
             return first
         item, seed = int(rng.integers(context.num_items)), int(rng.integers(2**32))
@@ -239,7 +239,7 @@ class CopyPaste(_Mixing):
             raise ValueError("copy-paste needs the objects' masks: give the config's data "
                              "dataset=partial(DetectionDataset, masks=True), and take data with outlines (COCO's "
                              "segmentation, polygons of YOLO or labelme)")
-        rng = self.drawn(context)
+        rng = self.mixing_rng(context)
         if rng is None:
             return self.then(sample, context)
         item = int(rng.integers(context.num_items))
