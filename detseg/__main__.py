@@ -18,7 +18,7 @@ from pathlib import Path
 from detseg import __version__, commands
 from detseg.choices import SHELLS
 
-_FIRST = ("train", "test", "predict", "export", "benchmark", "check-data", "convert-data", "configs", "demo",
+_FIRST = ("train", "test", "predict", "export", "benchmark", "check-data", "browse", "convert-data", "configs", "demo",
           "app-code")
 """How --help begins; verbs that it does not name follow."""
 

@@ -82,8 +82,9 @@ class Index(Protocol):
 class MakeDataset(Protocol):
     """How an index becomes a dataset."""
 
-    def __call__(self, index: Any, resize: Resize, /, *, augment: Any, seed: int) -> Dataset[Any]:
-        """For training with an `augment`; without one, None, for evaluation."""
+    def __call__(self, index: Any, resize: Resize, /, *, augment: Any, seed: int, num_epochs: int = 1) -> Dataset[Any]:
+        """For training with an `augment`, which may ask how many epochs the run has; without one, None, for
+        evaluation."""
 
 
 class MakeMetric(Protocol):

@@ -107,8 +107,7 @@ def fit(
     if initialise is not None and checkpoint is None:
         console.print(initialise(model), soft_wrap=True)
     model = _prepared(model, experiment, fabric=fabric)
-    augment = None if experiment.augment is None else experiment.augment(model.resize)
-    train_set = experiment.data.dataset(splits.train, model.resize, augment=augment, seed=experiment.seed)
+    train_set = _training_set(experiment, splits.train, model)
     val_set = experiment.data.dataset(splits.val, model.resize, augment=None, seed=experiment.seed)
     plan = _Plan.of(experiment, splits.train, model=model, fabric=fabric)
     _check_batch_norm(model, train_set, plan, experiment=experiment, fabric=fabric)
@@ -316,6 +315,13 @@ def _read_data(
         raise ValueError(f"in {location}, training and validation list different classes:\n{difference}")
     classes = resolve_classes(config.experiment.classes, train.classes)
     return splits._replace(train=train.relabel(classes), val=val.relabel(classes)), classes
+
+
+def _training_set(experiment: Experiment, index: Index, model: Predictor) -> Dataset[Any]:
+    """The training images as they are augmented."""
+    augment = None if experiment.augment is None else experiment.augment(model.resize)
+    return experiment.data.dataset(
+        index, model.resize, augment=augment, seed=experiment.seed, num_epochs=experiment.schedule.epochs)
 
 
 def _check_batch_norm(

@@ -20,7 +20,7 @@ FLOORS = (
     ("__main__",),
     ("commands", "completion"),
     ("api", "benchmark", "demo", "openmmlab", "train"),
-    ("engine", "evaluate", "export", "network_view", "quantization", "recipes", "run_folder", "training_step",
+    ("browse", "engine", "evaluate", "export", "network_view", "quantization", "recipes", "run_folder", "training_step",
      "validation", "weights"),
     ("checkpoint", "config", "predict"),
     ("fingerprint", "from_data", "metrics", "report"),

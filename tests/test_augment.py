@@ -25,8 +25,18 @@ from torchvision.transforms.v2 import RandomIoUCrop
 
 import detseg
 from detseg.data import augment as augmentations
-from detseg.data.augment import Augment, BoxSample, Context, LabelSample, SampleT, SegmentationAugment, SSDAugment
-from detseg.resize import MEAN_COLOUR, RGB, Letterbox, Resize, Stretch
+from detseg.data.augment import (
+    Augment,
+    BoxSample,
+    Context,
+    LabelSample,
+    LargeScaleJitter,
+    RandomErasing,
+    SampleT,
+    SegmentationAugment,
+    SSDAugment,
+)
+from detseg.resize import MEAN_COLOUR, RGB, KeepAspect, Letterbox, Resize, Stretch
 from detseg.structures import VOID, LabelPixels, Pixels, Size
 
 Boxes = NDArray[np.float32]
@@ -546,6 +556,172 @@ def test_every_image_fills_every_crop(original: Size, crop: Size, seed: int) -> 
 def test_impossible_options_of_segmentation_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         SegmentationAugment(**({"crop": (8, 8), "fill": MEAN_COLOUR} | options))
+
+
+# ---------------------------------------------------------------------------------------------- scale jitter
+
+
+RECTANGLES = [[10, 20, 110, 120], [120, 100, 230, 170], [150, 10, 210, 80]]
+
+
+def rectangles() -> BoxSample:
+    """Each of its own colour on black; the last one is a crowd."""
+    image = np.zeros((180, 240, 3), dtype=np.uint8)
+    for (left, top, right, bottom), colour in zip(RECTANGLES, np.eye(3, dtype=np.uint8) * 250, strict=True):
+        image[top:bottom, left:right] = colour
+    return BoxSample(image, np.array(RECTANGLES, dtype=np.float32), np.arange(3), np.array([False, False, True]))
+
+
+@pytest.mark.parametrize("resize", [Stretch((90, 120), (30, 200, 100)), Letterbox((120, 90)), Stretch((200, 100))])
+def test_scale_jitter_keeps_boxes_on_what_they_show(resize: Resize) -> None:
+    kept, shares = [], []
+    for seed in range(80):
+        out, boxes, labels, crowd = LargeScaleJitter(resize)(rectangles(), context(seed))
+        assert out.shape == (*resize.size, 3)
+        assert (boxes >= 0).all()
+        assert (boxes[:, 2:] <= resize.size[::-1]).all()
+        assert crowd.tolist() == (labels == 2).tolist()
+        for box, label in zip(boxes, labels, strict=True):
+            others = np.delete(out, label, axis=2).max(axis=2).astype(int)
+            assert_extent(box, out[..., label].astype(int) - others > 120, tolerance=2.5)
+        kept.append(len(boxes))
+        shares.append((out == resize.fill).all(axis=2).mean())
+    assert set(kept) >= {2, 3}
+    assert min(shares) < 0.02
+    assert max(shares) > 0.9
+
+
+def test_scales_of_the_jitter_are_uniform_around_the_resize() -> None:
+    sample = BoxSample(noise((40, 60)), np.array([[0, 0, 60, 40]], dtype=np.float32), np.zeros(1, np.int64),
+                       np.zeros(1, np.bool_))
+    jitter = LargeScaleJitter(Stretch((100, 100)), scale=(0.1, 0.9), flip=0.0)
+    sides = np.array([jitter(sample, context(seed)).boxes[0] for seed in range(400)])
+    heights, widths = sides[:, 3] - sides[:, 1], sides[:, 2] - sides[:, 0]
+    np.testing.assert_allclose(heights, widths, atol=1e-4)
+    np.testing.assert_allclose(np.quantile(heights, (0, 0.25, 0.5, 0.75, 1)), [10, 30, 50, 70, 90], atol=5)
+    room = 100 - heights
+    assert 0.4 < np.mean(sides[:, 1] / room) < 0.6, "anywhere in the frame"
+    same = LargeScaleJitter(Stretch((40, 60)), scale=(1.0, 1.0), flip=1.0)(sample, context(0))
+    np.testing.assert_array_equal(same.image, sample.image[:, ::-1])
+    coloured = LargeScaleJitter(Stretch((40, 60)), scale=(1.0, 1.0), flip=0.0, photometric=1.0)(sample, context(0))
+    assert np.abs(coloured.image.astype(int) - sample.image).mean() > 2
+    free = LargeScaleJitter(KeepAspect(20, 90))(sample, context(0))
+    assert free.image.shape == (20, 30, 3)
+
+
+def test_what_is_hardly_left_of_an_object_goes_and_a_crowd_stays() -> None:
+    boxes = np.array([[0, 0, 40, 40], [0, 0, 44, 40], [0, 0, 40.05, 40], [-9, 0, 0, 9]], dtype=np.float32)
+    sample = BoxSample(noise((60, 60)), boxes, np.arange(4), np.array([False, False, False, True]))
+    found = augmentations.visible_boxes(sample, (40, 0, 60, 60))
+    assert found.boxes.tolist() == []
+    found = augmentations.visible_boxes(sample, (36, 0, 60, 60))
+    assert found.labels.tolist() == [0, 1, 2], "a tenth and more is enough"
+    assert found.boxes[0].tolist() == [36, 0, 40, 40]
+    crowds = augmentations.visible_boxes(sample._replace(crowd=np.ones(4, np.bool_)), (40, 0, 60, 60))
+    assert crowds.labels.tolist() == [1], "of some width"
+
+
+def test_pictures_are_put_where_they_belong_wherever_they_reach_out() -> None:
+    picture = np.arange(1, 13, dtype=np.uint8).reshape(3, 4)
+    for top in range(-5, 8):
+        for left in range(-6, 9):
+            canvas, whole = np.zeros((5, 6), np.uint8), np.zeros((25, 26), np.uint8)
+            whole[10 + top : 13 + top, 10 + left : 14 + left] = picture
+            x1, y1, x2, y2 = augmentations.put(canvas, picture, top=top, left=left)
+            np.testing.assert_array_equal(canvas, whole[10:15, 10:16])
+            assert (canvas > 0).sum() == (x2 - x1) * (y2 - y1) == (canvas[y1:y2, x1:x2] > 0).sum()
+
+
+# ---------------------------------------------------------------------------------------------- erasing
+
+
+def plain(sample: Any, context: Context[Any]) -> Any:
+    return sample
+
+
+def test_erasing_hides_a_part_of_the_image_and_of_each_object() -> None:
+    sample = rectangles()
+    shares, inside, crowds = [], [], 0
+    for seed in range(60):
+        out = RandomErasing(plain, objects=False, probability=1.0)(sample, context(seed))
+        changed = (out.image != sample.image).any(axis=2)
+        rows, columns = np.flatnonzero(changed.any(axis=1)), np.flatnonzero(changed.any(axis=0))
+        area = (np.ptp(rows) + 1) * (np.ptp(columns) + 1)
+        assert changed.sum() > 0.98 * area, "one rectangle, of random pixels"
+        shares.append(area / changed.size)
+        for before, after in zip(sample[1:], out[1:], strict=True):
+            np.testing.assert_array_equal(before, after)
+    assert 0.015 < min(shares) < 0.05
+    assert 0.15 < max(shares) < 0.21
+    blank = sample._replace(image=np.zeros_like(sample.image))
+    for seed in range(30):
+        both = RandomErasing(plain, probability=1.0)(blank, context(seed)).image
+        image = RandomErasing(plain, probability=1.0, objects=False)(blank, context(seed)).image
+        more = (both != image).any(axis=2)  # the first rectangle is the same
+        crowds += more[10:80, 150:210].any()
+        for left, top, right, bottom in RECTANGLES[:2]:
+            inside.append(more[top:bottom, left:right].mean())
+            more[top:bottom, left:right] = False
+        assert not more.any(), "objects are erased within their boxes, crowds not at all"
+    assert not crowds
+    assert 0.01 < np.mean(inside) < 0.2
+    assert not (blank.image != 0).any(), "what comes in is not changed"
+
+
+def test_erased_labels_are_void() -> None:
+    labels = np.full((40, 60), 3, np.uint8)
+    image = np.zeros((40, 60, 3), np.uint8)
+    erasing: RandomErasing[LabelSample] = RandomErasing(plain, probability=0.5)
+    erased = 0
+    for seed in range(40):
+        out = erasing(LabelSample(image, labels), context(seed))
+        assert ((out.labels == VOID) | (out.image == 0).all(axis=2)).all()
+        assert set(np.unique(out.labels)) <= {3, VOID}
+        erased += bool((out.labels == VOID).any())
+        again = erasing(LabelSample(image, labels), context(seed))
+        np.testing.assert_array_equal(out.image, again.image)
+    assert 10 < erased < 30
+
+
+@pytest.mark.parametrize("make", [
+    lambda: LargeScaleJitter(Stretch((64, 96)), photometric=0.5),
+    lambda: RandomErasing(SSDAugment(Stretch((64, 96)))),
+    lambda: RandomErasing(LargeScaleJitter(Stretch((64, 96)), scale=(0.01, 0.3))),
+])
+def test_the_seed_says_everything_about_jitter_and_erasing(make: Any) -> None:
+    def drawn(augment: Any, seed: int) -> bytes:
+        return b"".join(np.ascontiguousarray(values).tobytes() for values in augment(rectangles(), context(seed)))
+
+    forth = [drawn(make(), seed) for seed in range(10)]
+    copied = pickle.loads(pickle.dumps(make()))
+    assert copied == make()
+    assert [drawn(copied, seed) for seed in reversed(range(10))] == forth[::-1]
+    assert len(set(forth)) == 10
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.tuples(st.integers(1, 90), st.integers(1, 90)), st.tuples(st.integers(1, 60), st.integers(1, 60)),
+       st.lists(st.tuples(*[st.floats(-5, 95, width=32)] * 4), max_size=4), st.integers(0, 2**32 - 1))
+def test_no_image_breaks_jitter_or_erasing(
+    original: Size, frame: Size, boxes: list[tuple[float, ...]], seed: int
+) -> None:
+    augment = RandomErasing(LargeScaleJitter(Letterbox(frame)), probability=1.0)
+    out, found, labels, crowd = call(augment, noise(original), [list(box) for box in boxes], seed=seed)
+    assert out.shape == (*frame, 3)
+    assert (found[:, 2:] > found[:, :2]).all()
+    assert len(found) == len(labels) == len(crowd)
+
+
+@pytest.mark.parametrize(("make", "message"), [
+    (lambda: LargeScaleJitter(Stretch((8, 8)), scale=(0.0, 1.0)), r"both above 0, got \(0\.0, 1\.0\)"),
+    (lambda: LargeScaleJitter(Stretch((8, 8)), flip=2.0), r"flip is a probability in 0\.\.1, got 2\.0"),
+    (lambda: RandomErasing(plain, probability=-1.0), r"probability is a probability in 0\.\.1, got -1\.0"),
+    (lambda: RandomErasing(plain, area=(0.2, 1.5)), r"above 0 and up to 1, got \(0\.2, 1\.5\)"),
+    (lambda: RandomErasing(plain, aspect=(0.0, 1.5)), r"aspect is the smallest and the largest, both above 0, got "),
+])  # fmt: skip
+def test_impossible_options_of_jitter_and_erasing_are_refused(make: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()
 
 
 def test_nothing_else_imports_albumentations() -> None:

@@ -27,7 +27,7 @@ from detseg.config import head_loss
 from detseg.config import load as load_config
 from detseg.data.loading import collate_training
 from detseg.evaluate import draw_examples, evaluate
-from detseg.interfaces import Losses, SampleKey, Term, TrainingBatch
+from detseg.interfaces import Losses, SampleKey, Term, TrainingBatch, TrainingSample
 from detseg.model import Predictor
 from detseg.report.console import Reporter
 from detseg.structures import Classes
@@ -237,6 +237,19 @@ def test_a_finished_run_resumes_to_its_end() -> None:
     assert again.numbers["accuracy"] == finished.numbers["accuracy"]
     assert again.run.picture.exists()
     assert timeless(log_of(again)) == timeless(log_of(finished))
+
+
+def test_the_training_data_know_how_long_the_run_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = set()
+    training = tiny.Pictures.training
+
+    def watched(self: tiny.Pictures, key: SampleKey) -> TrainingSample[tiny.Labels]:
+        seen.add((key.epoch, self.num_epochs))
+        return training(self, key)
+
+    monkeypatch.setattr(tiny.Pictures, "training", watched)
+    run("schedule.epochs=2")
+    assert seen == {(0, 2), (1, 2)}
 
 
 def test_workers_change_nothing() -> None:

@@ -122,8 +122,11 @@ class Pictures(Dataset[Labels]):
     broken: frozenset[int] = frozenset()
     """For tests: training pictures that cannot be read."""
 
-    def __init__(self, index: Index, resize: Resize, /, *, augment: float | None, seed: int) -> None:
+    def __init__(
+        self, index: Index, resize: Resize, /, *, augment: float | None, seed: int, num_epochs: int = 1
+    ) -> None:
         self.index, self.classes, self.resize, self.augment, self.seed = index, index.classes, resize, augment, seed
+        self.num_epochs = num_epochs
 
     def __len__(self) -> int:
         return len(self.index.labels)

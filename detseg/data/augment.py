@@ -1,10 +1,11 @@
-"""What training does to images: the augmentations of detection (SSD's) and of segmentation.
+"""What training does to images: the augmentations of detection (SSD's, scale jitter) and of segmentation, and erasing.
 
 An augmentation turns a sample of original pixels into one of the network's. It may read other samples of the data set
 by number and knows the epoch; everything random in it comes from the seed that its `Context` gives, so that the result
 is a pure function of (seed, epoch, item).
 
-Nothing outside this module imports albumentations.
+Those that stand around another one are here and in `policies` (colours and movements) and `mixing` (several images):
+`Mosaic(RandAugment(SSDAugment(resize), resize.fill), resize)`. Nothing outside this module imports albumentations.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import os
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Generic, NamedTuple, Protocol, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, TypeAlias, TypeVar
 
 import cv2
 import numpy as np
@@ -24,9 +25,14 @@ from detseg.structures import VOID, LabelPixels, Pixels, Size
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # importing it would ask a server for its newest version
 import albumentations as A
+from albumentations.augmentations.pixel import functional as pixel_operations
 
 SMALLEST_SIDE = 0.1
 """Pixels of the network's image: a box that is narrower or lower after augmentation is dropped."""
+
+LEAST_VISIBLE = 0.1
+"""The share of an object, or of its box, below which too little of it is seen to learn from, and it is dropped (YOLOv5:
+`area_thr` of `box_candidates`). Not of a crowd, which says what not to learn from."""
 
 
 class BoxSample(NamedTuple):
@@ -41,6 +47,13 @@ class BoxSample(NamedTuple):
     """[M]: a region ignored by the loss."""
 
 
+Matrix: TypeAlias = NDArray[np.float64]
+"""An affine map, [2, 3]: where a point (x, y, 1) goes, in pixels."""
+
+Mask: TypeAlias = NDArray[np.bool_]
+"""Which pixels of an image an object has, bool [H, W]."""
+
+
 class LabelSample(NamedTuple):
     """An image and its label map, [H, W]."""
 
@@ -49,6 +62,8 @@ class LabelSample(NamedTuple):
 
 
 SampleT = TypeVar("SampleT")
+PictureT = TypeVar("PictureT", BoxSample, LabelSample)
+"""What stands around augmentations of either kind."""
 
 
 class Context(NamedTuple, Generic[SampleT]):
@@ -61,6 +76,13 @@ class Context(NamedTuple, Generic[SampleT]):
     """Samples of the data set."""
     read: Callable[[int], SampleT]
     """Any of them by number, in original pixels and not augmented."""
+    num_epochs: int = 1
+    """Of the run."""
+    item: int | None = None
+    """Which sample of the data set this one is, just as it is read; None for one that was changed on the way."""
+    masks: Callable[[int], list[Mask | None]] | None = None
+    """Where the objects of any sample are, [H, W], in the order of its boxes; None for an object that has a box only.
+    None where nobody has asked the data set for them, or where it has none."""
 
 
 class Augment(Protocol[SampleT]):
@@ -68,6 +90,97 @@ class Augment(Protocol[SampleT]):
 
     def __call__(self, sample: SampleT, context: Context[SampleT]) -> SampleT:
         """In original pixels; the same in the network's."""
+
+
+def generator(context: Context[Any], name: str) -> np.random.Generator:
+    """The random numbers of an augmentation that stands around another one: its own, so that what the inner one draws
+    from the same seed is independent of them."""
+    return np.random.default_rng((context.seed, *name.encode()))
+
+
+def check_probability(name: str, value: float) -> None:
+    """ValueError for what is none."""
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name} is a probability in 0..1, got {value}")
+
+
+def check_scale(scale: tuple[float, float]) -> None:
+    """ValueError for what is no span of factors."""
+    if not 0 < scale[0] <= scale[1]:
+        raise ValueError(f"scale is the smallest and the largest, both above 0, got {scale}")
+
+
+def visible_boxes(sample: BoxSample, window: tuple[int, int, int, int] | None = None) -> BoxSample:
+    """The sample with its boxes cut to a window of the image, xyxy; None is the whole image.
+
+    Objects of which too little is left are dropped, see LEAST_VISIBLE; a crowd stays as long as any part of it is seen.
+    """
+    left, top, right, bottom = window or (0, 0, sample.image.shape[1], sample.image.shape[0])
+    cut = sample.boxes.clip((left, top, left, top), (right, bottom, right, bottom))
+    sides, before = cut[:, 2:] - cut[:, :2], sample.boxes[:, 2:] - sample.boxes[:, :2]
+    enough = sides.prod(axis=1) >= LEAST_VISIBLE * before.prod(axis=1)
+    kept = (sides >= SMALLEST_SIDE).all(axis=1) & (enough | sample.crowd)
+    return BoxSample(sample.image, cut[kept].astype(np.float32), sample.labels[kept], sample.crowd[kept])
+
+
+def scaled(image: Pixels, size: Size) -> Pixels:
+    """The image at another size: bilinear, and by the area where it shrinks below its half, where bilinear would pass
+    over pixels."""
+    if image.shape[:2] == size:
+        return image
+    shrinks = 2 * size[0] < image.shape[0] and 2 * size[1] < image.shape[1]
+    how = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+    resized: Pixels = cv2.resize(image, (size[1], size[0]), interpolation=how)
+    return resized
+
+
+def scaled_labels(labels: NDArray[np.uint8], size: Size) -> NDArray[np.uint8]:
+    """Labels, or a mask as 0 and 1, at another size: the nearest of each pixel.
+
+    Not INTER_NEAREST, which takes the pixel above and to the left and so moves labels against the image.
+    """
+    nearest: NDArray[np.uint8] = cv2.resize(labels, (size[1], size[0]), interpolation=cv2.INTER_NEAREST_EXACT)
+    return nearest
+
+
+def put(canvas: NDArray[np.uint8], picture: NDArray[np.uint8], *, top: int, left: int) -> tuple[int, int, int, int]:
+    """Writes the part of a picture that lies on the canvas, and gives the window xyxy of the canvas that it fills.
+
+    `top` and `left` may be negative, and the picture may reach out on any side.
+    """
+    height, width = canvas.shape[:2]
+    first_y, first_x = min(max(top, 0), height), min(max(left, 0), width)
+    last_y = max(first_y, min(top + picture.shape[0], height))
+    last_x = max(first_x, min(left + picture.shape[1], width))
+    canvas[first_y:last_y, first_x:last_x] = picture[first_y - top : last_y - top, first_x - left : last_x - left]
+    return first_x, first_y, last_x, last_y
+
+
+def warped(
+    pixels: NDArray[np.uint8], matrix: Matrix, size: Size, *, fill: RGB | int | None, nearest: bool = False
+) -> NDArray[np.uint8]:
+    """A picture of `size` of pixels under an affine map, bilinear or the nearest, with `fill` where nothing comes to
+    lie; None repeats the edge."""
+    # OpenCV has the middle of the first pixel at 0, boxes have it at 0.5.
+    centred = matrix.copy()
+    centred[:, 2] += matrix[:, :2].sum(axis=1) / 2 - 0.5
+    picture: NDArray[np.uint8] = cv2.warpAffine(
+        pixels, centred, (size[1], size[0]), flags=cv2.INTER_NEAREST if nearest else cv2.INTER_LINEAR,
+        borderMode=cv2.BORDER_REPLICATE if fill is None else cv2.BORDER_CONSTANT, borderValue=fill or 0)
+    return picture
+
+
+def pixels_of(box: NDArray[np.float32]) -> tuple[slice, slice]:
+    """The pixels that a box xyxy touches."""
+    left, top = np.floor(box[:2]).astype(int).tolist()
+    right, bottom = np.ceil(box[2:]).astype(int).tolist()
+    return slice(top, bottom), slice(left, right)
+
+
+def random_offset(rng: np.random.Generator, room: int) -> int:
+    """Where a picture begins in a frame: anywhere inside where there is `room`; where it is larger by -`room` pixels,
+    so that all of the frame is filled."""
+    return int(rng.integers(room + 1)) if room >= 0 else -int(rng.integers(1 - room))
 
 
 @dataclass(frozen=True)
@@ -99,9 +212,7 @@ class SSDAugment:
 
     def __post_init__(self) -> None:
         for name in ("photometric", "zoom_out", "iou_crop", "flip"):
-            value = getattr(self, name)
-            if not 0 <= value <= 1:
-                raise ValueError(f"{name} is a probability in 0..1, got {value}")
+            check_probability(name, getattr(self, name))
         if self.zoom_out_ratio < 1:
             raise ValueError(f"zoom_out_ratio is at least 1 (the image itself), got {self.zoom_out_ratio}")
         if not self.min_overlaps or any(o is not None and not 0 <= o < 1 for o in self.min_overlaps):
@@ -292,6 +403,126 @@ class _Fit(A.DualTransform):  # type: ignore[misc]  # albumentations is not type
 
 
 @dataclass(frozen=True)
+class LargeScaleJitter:
+    """Large-scale jitter for detectors (Ghiasi et al. 2021, arXiv 2012.07177, section 3): the image as `resize` gives
+    it times a random number, then the frame cut out of it where it is larger, or the colour `resize.fill` around it
+    where it is smaller; and a mirror image.
+
+    With (0.8, 1.25) it is the paper's standard jitter. For a detector whose input has one size it is multi-scale
+    training too: what other detectors get by larger and smaller batches, objects in many sizes, it gets in one frame.
+    Segmenters have it in `SegmentationAugment`, with scale=(0.1, 2.0) and `shorter`.
+
+    The image lies anywhere in the frame, where the authors' code puts a smaller one at the top left. The aspect ratio
+    is the one that the network sees in evaluation: kept by a `Letterbox`, the frame's with `Stretch`.
+    """
+
+    resize: Resize
+    """How the image would become the network's."""
+    scale: tuple[float, float] = (0.1, 2.0)
+    """Its sides are multiplied by a number between these, drawn uniformly."""
+    flip: float = 0.5
+    """Probability of the mirror image."""
+    photometric: float = 0.0
+    """Probability of each of brightness, contrast, saturation and hue, as in `SSDAugment`; the paper has none."""
+    _colours: Any = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        check_scale(self.scale)
+        for name in ("flip", "photometric"):
+            check_probability(name, getattr(self, name))
+        object.__setattr__(self, "_colours", A.Compose([
+            A.RandomOrder(_colour_jitters(self.photometric), n=4, p=1.0)]))
+
+    def __call__(self, sample: BoxSample, context: Context[BoxSample]) -> BoxSample:
+        """See `Augment`."""
+        rng = np.random.default_rng(context.seed)
+        height, width = sample.image.shape[:2]
+        place, factor = self.resize.place((height, width)), rng.uniform(*self.scale)
+        whole = (height * place.scale_y, width * place.scale_x)
+        frame = self.resize.size if self.resize.fixed else (max(1, round(whole[0])), max(1, round(whole[1])))
+        inner = (max(1, round(whole[0] * factor)), max(1, round(whole[1] * factor)))
+        top, left = (random_offset(rng, frame[axis] - inner[axis]) for axis in (0, 1))
+        image: Pixels = np.full((*frame, 3), self.resize.fill, np.uint8)
+        put(image, scaled(self._coloured(sample.image, rng, context.seed), inner), top=top, left=left)
+        factors = np.array([inner[1] / width, inner[0] / height] * 2, np.float32)
+        boxes = sample.boxes * factors + np.array([left, top, left, top], np.float32)
+        jittered = visible_boxes(sample._replace(image=image, boxes=boxes))
+        return mirrored(jittered) if rng.random() < self.flip else jittered
+
+    def _coloured(self, image: Pixels, rng: np.random.Generator, seed: int) -> Pixels:
+        if not self.photometric:
+            return image
+        self._colours.set_random_state(rng, random.Random(seed))
+        coloured: Pixels = self._colours(image=image)["image"]
+        return coloured
+
+
+def mirrored(sample: BoxSample) -> BoxSample:
+    """The mirror image, left and right exchanged."""
+    width = sample.image.shape[1]
+    boxes = np.column_stack([width - sample.boxes[:, 2], sample.boxes[:, 1], width - sample.boxes[:, 0],
+                             sample.boxes[:, 3]]).astype(np.float32)
+    return sample._replace(image=np.ascontiguousarray(sample.image[:, ::-1]), boxes=boxes)
+
+
+@dataclass(frozen=True)
+class RandomErasing(Generic[PictureT]):
+    """Random erasing of what another augmentation gives (Zhong et al. 2020, arXiv 1708.04896): a rectangle of random
+    pixels in the image, and one in each object, each with `probability` (the paper's I+ORE, its best for detection).
+
+    Not on albumentations, whose `Erasing` is an error where no rectangle fits, as in a narrow box. Boxes stay, as in
+    the paper: what hides a part of an object is what it learns to do without. Crowds count as no objects. In a label
+    map the rectangle is VOID, because noise has no class.
+    """
+
+    after: Augment[PictureT]
+    """What is done before."""
+    probability: float = 0.5
+    """Of a rectangle in the image, and of one in each object."""
+    area: tuple[float, float] = (0.02, 0.2)
+    """The rectangle's share of the image's area, or of an object's box."""
+    aspect: tuple[float, float] = (0.3, 1 / 0.3)
+    """Its width over its height."""
+    objects: bool = True
+    """Whether objects are erased one by one too; False is the paper's IRE."""
+
+    def __post_init__(self) -> None:
+        check_probability("probability", self.probability)
+        if not 0 < self.area[0] <= self.area[1] <= 1:
+            raise ValueError(f"area is the smallest and the largest share, above 0 and up to 1, got {self.area}")
+        if not 0 < self.aspect[0] <= self.aspect[1]:
+            raise ValueError(f"aspect is the smallest and the largest, both above 0, got {self.aspect}")
+
+    def __call__(self, sample: PictureT, context: Context[PictureT]) -> PictureT:
+        """See `Augment`."""
+        done = self.after(sample, context)
+        rng = generator(context, "random erasing")
+        image = done.image.copy()
+        erased = self._erase(image, rng)
+        if isinstance(done, LabelSample):
+            labels = done.labels.copy()
+            labels[erased] = VOID
+            return LabelSample(image, labels)
+        for box in done.boxes[~done.crowd] if self.objects else ():
+            self._erase(image[pixels_of(box)], rng)
+        return done._replace(image=image)
+
+    def _erase(self, image: Pixels, rng: np.random.Generator) -> tuple[slice, slice]:
+        """Writes random pixels into a rectangle that lies in the image, and gives it; an empty one where none is drawn,
+        or none fits in 100 trials."""
+        height, width = image.shape[:2]
+        for _ in range(100 if rng.random() < self.probability else 0):
+            area, aspect = rng.uniform(*self.area) * height * width, rng.uniform(*self.aspect)
+            high, wide = round((area / aspect) ** 0.5), round((area * aspect) ** 0.5)
+            if 0 < high < height and 0 < wide < width:
+                top, left = int(rng.integers(height - high + 1)), int(rng.integers(width - wide + 1))
+                erased = slice(top, top + high), slice(left, left + wide)
+                image[erased] = rng.integers(0, 256, (high, wide, 3), dtype=np.uint8)
+                return erased
+        return slice(0), slice(0)
+
+
+@dataclass(frozen=True)
 class SegmentationAugment:
     """What segmenters are trained with (DeepLab's and torchvision's reference): a random scale, a crop of always the
     same size, colours, and a mirror image; on albumentations.
@@ -327,14 +558,11 @@ class SegmentationAugment:
     def __post_init__(self) -> None:
         if min(self.crop) < 1:
             raise ValueError(f"the crop is (height, width) in pixels, each at least 1, got {self.crop}")
-        if not 0 < self.scale[0] <= self.scale[1]:
-            raise ValueError(f"scale is the smallest and the largest, both above 0, got {self.scale}")
+        check_scale(self.scale)
         if self.shorter is not None and self.shorter < 1:
             raise ValueError(f"shorter is a side in pixels, at least 1, or None, got {self.shorter}")
         for name in ("flip", "photometric", "rare_classes"):
-            value = getattr(self, name)
-            if not 0 <= value <= 1:
-                raise ValueError(f"{name} is a probability in 0..1, got {value}")
+            check_probability(name, getattr(self, name))
         if not 0 < self.most_of_one_class <= 1:
             raise ValueError(f"most_of_one_class is a share above 0 and up to 1 (any crop), got "
                              f"{self.most_of_one_class}")
@@ -397,10 +625,7 @@ class _ScaledCrop(A.DualTransform):  # type: ignore[misc]
         return np.ascontiguousarray(part) if part.shape[:2] == inner else bilinear_rounded(part, inner)
 
     def apply_to_mask(self, mask: LabelPixels, seen: tuple[slice, slice], inner: Size, **params: Any) -> LabelPixels:
-        # Not INTER_NEAREST, which takes the pixel above and to the left and so moves labels against the image.
-        part = np.ascontiguousarray(mask[seen])
-        nearest: LabelPixels = cv2.resize(part, (inner[1], inner[0]), interpolation=cv2.INTER_NEAREST_EXACT)
-        return nearest
+        return scaled_labels(np.ascontiguousarray(mask[seen]), inner)
 
 
 def _rare_pixel(rng: np.random.Generator, labels: LabelPixels) -> tuple[int, int] | None:
@@ -441,3 +666,45 @@ class _Margin(A.DualTransform):  # type: ignore[misc]
     def apply_to_mask(self, mask: LabelPixels, border: tuple[int, int, int, int], **params: Any) -> LabelPixels:
         canvas: LabelPixels = cv2.copyMakeBorder(mask, *border, cv2.BORDER_CONSTANT, value=(VOID,))
         return canvas
+
+
+def equalized(image: Pixels) -> Pixels:
+    """Each channel with an even histogram, as PIL's `ImageOps.equalize` does it."""
+    even: Pixels = pixel_operations.equalize(image.copy(), mode="pil")
+    return even
+
+
+def contrast_stretched(image: Pixels) -> Pixels:
+    """Each channel from 0 to 255, as PIL's `ImageOps.autocontrast` does it."""
+    stretched: Pixels = pixel_operations.auto_contrast(image, 0, None, "pil")
+    return stretched
+
+
+def posterized(image: Pixels, bits: int) -> Pixels:
+    """The highest bits of each value alone; 1 to 8."""
+    reduced: Pixels = image if bits == 8 else pixel_operations.posterize(image, bits)  # it takes 1 to 7
+    return reduced
+
+
+def solarized(image: Pixels, threshold: float) -> Pixels:
+    """Values of at least the threshold, 0..256, turned to their negative."""
+    solar: Pixels = pixel_operations.solarize(image, (threshold - 0.5) / 255)  # it multiplies by 255 again
+    return solar
+
+
+def brightened(image: Pixels, factor: float) -> Pixels:
+    """Between black, 0, and the image, 1, or beyond it."""
+    bright: Pixels = pixel_operations.adjust_brightness_torchvision(image, factor)
+    return bright
+
+
+def contrasted(image: Pixels, factor: float) -> Pixels:
+    """Between its mean grey, 0, and the image, 1, or beyond it."""
+    contrast: Pixels = pixel_operations.adjust_contrast_torchvision(image, factor)
+    return contrast
+
+
+def saturated(image: Pixels, factor: float) -> Pixels:
+    """Between grey, 0, and the image, 1, or beyond it."""
+    saturation: Pixels = pixel_operations.adjust_saturation_torchvision(image, factor)
+    return saturation

@@ -151,10 +151,13 @@ class BoxIndex:
 
     def targets(self, i: int) -> ImageBoxes:
         """The boxes of image i to learn from: clipped to it, and without those that then have no area."""
-        rows = slice(self.offsets[self._checked(i)], self.offsets[i + 1])
-        corners_xyxy = _clipped_xyxy(self.boxes[rows], self.sizes[i])
-        kept = _has_area(corners_xyxy)
+        rows, corners_xyxy, kept = self._learnable_rows(i)
         return ImageBoxes(corners_xyxy[kept], self.labels[rows][kept].astype(np.int64), self.crowd[rows][kept])
+
+    def target_ids(self, i: int) -> NDArray[np.int64]:
+        """[M]: the annotations that the boxes of `targets` are of."""
+        rows, _, kept = self._learnable_rows(i)
+        return self.annotation_ids[rows][kept]
 
     def learnable(self) -> NDArray[np.int64]:
         """[K]: the boxes of each class to learn from: no regions to ignore, and of some area inside their image."""
@@ -289,6 +292,12 @@ class BoxIndex:
                 dict(zip(keys, row, strict=True)) for row in zip(*(c.tolist() for c in columns), strict=True)
             ],
         }
+
+    def _learnable_rows(self, i: int) -> tuple[slice, NDArray[np.float32], NDArray[np.bool_]]:
+        """The annotations of image i, their corners clipped to it, and which of them then have an area."""
+        rows = slice(self.offsets[self._checked(i)], self.offsets[i + 1])
+        corners_xyxy = _clipped_xyxy(self.boxes[rows], self.sizes[i])
+        return rows, corners_xyxy, _has_area(corners_xyxy)
 
     def _checked(self, i: int) -> int:
         if not 0 <= i < len(self):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 
-from detseg.data.augment import Augment, BoxSample, Context
-from detseg.data.box_index import BoxIndex
+from detseg.data.augment import Augment, BoxSample, Context, Mask
+from detseg.data.box_index import BoxIndex, FindOutline
+from detseg.data.drawn_labels import outlined_pixels
 from detseg.data.images import channels_first, read_image
 from detseg.interfaces import Dataset, EvaluationSample, SampleKey, Source, TrainingSample
 from detseg.resize import Resize
@@ -21,17 +24,29 @@ class DetectionDataset(Dataset[BoxTargets]):
         resize: the model's.
         augment: what training does to a sample; None trains on resized images.
         seed: what happens to a training sample depends on (`seed`, epoch, item) alone.
+        num_epochs: of the run, for augmentations that end before it does.
+        masks: whether the augmentation is to have the objects' outlines as masks. They are read at once, so that
+            processes that are forked later share them.
 
     Boxes of no area are left out and the rest clipped.
     """
 
     def __init__(
-        self, index: BoxIndex, resize: Resize, *, augment: Augment[BoxSample] | None = None, seed: int = 0
+        self, index: BoxIndex, resize: Resize, *, augment: Augment[BoxSample] | None = None, seed: int = 0,
+        num_epochs: int = 1, masks: bool = False,
     ) -> None:
         if seed < 0:
             raise ValueError(f"the seed of the data must be at least 0, got {seed}")
+        if masks and index.outlines is None:
+            raise ValueError(f"masks are drawn from outlines, and the data in {index.folder} have boxes only; take "
+                             "data with outlines (COCO's segmentation, polygons of YOLO or labelme), or leave out "
+                             "masks=True and copy-paste")
         self.index, self.classes = index, index.classes
         self.resize, self.augment, self.seed = resize, augment, seed
+        self.num_epochs, self.masks = num_epochs, masks and augment is not None
+        self._found: FindOutline | None = None
+        if self.masks:
+            self._find_outline()
 
     def __len__(self) -> int:
         return len(self.index)
@@ -50,7 +65,9 @@ class DetectionDataset(Dataset[BoxTargets]):
                 image=self.resize.apply_rounded(sample.image),
                 boxes=placement.boxes_to_network(sample.boxes).astype(np.float32))
         else:
-            sample = self.augment(sample, Context(for_augment, key.epoch, len(self), self._sample))
+            sample = self.augment(sample, Context(
+                for_augment, key.epoch, len(self), self._sample, self.num_epochs, key.item,
+                self._masks if self.masks else None))
         assert not self.resize.fixed or sample.image.shape == (*self.resize.size, 3), (
             f"augmented to {sample.image.shape}, the network's is {self.resize.size}")
         boxes, labels, crowd = (torch.from_numpy(np.ascontiguousarray(values)) for values in sample[1:])
@@ -65,3 +82,22 @@ class DetectionDataset(Dataset[BoxTargets]):
 
     def _sample(self, item: int) -> BoxSample:
         return BoxSample(self.original(item), *self.index.targets(item))
+
+    def _masks(self, item: int) -> list[Mask | None]:
+        find, size = self._find_outline(), self.index.size(item)
+        outlines = (find(annotation_id) for annotation_id in self.index.target_ids(item).tolist())
+        try:
+            return [None if outline is None else outlined_pixels(outline, size) for outline in outlines]
+        except ValueError as problem:
+            raise ValueError(f"{self.index.path(item)}: {problem}") from None
+
+    def _find_outline(self) -> FindOutline:
+        if self._found is None:
+            assert self.index.outlines is not None
+            self._found = self.index.outlines()
+        return self._found
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A process that is not forked reads the outlines itself: what finds them is a function, which does not
+        travel."""
+        return self.__dict__ | {"_found": None}

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask
 
-from detseg.data.box_index import BoxIndex
+from detseg.data.box_index import BoxIndex, Segmentation
 from detseg.data.faults import Fault
 from detseg.data.label_index import LabelIndex, moved_labels
 from detseg.structures import Classes, LabelPixels, Size
@@ -67,6 +67,16 @@ class DrawnLabels(LabelIndex):
     @abstractmethod
     def _drawn(self, rows: NDArray[np.int64], size: Size) -> LabelPixels:
         """The label map of the objects at `rows`, with the labels of `label_of_class`."""
+
+
+def outlined_pixels(outline: Segmentation, size: Size) -> NDArray[np.bool_]:
+    """[H, W]: the pixels inside an outline, by the rule of pycocotools. ValueError where it is for another size."""
+    if isinstance(outline, list):
+        return decoded_mask(mask.merge(mask.frPyObjects(outline, *size)))
+    if outline["size"] != [*size]:
+        raise ValueError(f"the image is {size[0]} x {size[1]} (height x width), the run lengths of an outline are for "
+                         f"{outline['size']}; export the annotations again from these images")
+    return decoded_mask(outline)
 
 
 def decoded_mask(encoded: dict[str, object]) -> NDArray[np.bool_]:

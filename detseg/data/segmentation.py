@@ -22,15 +22,17 @@ class SegmentationDataset(Dataset[LabelTargets]):
         augment: what training does to a sample; it gives crops of one size, which may differ from the network's size in
             evaluation. None trains on resized images.
         seed: what happens to a training sample depends on (`seed`, epoch, item) alone.
+        num_epochs: of the run, for augmentations that end before it does.
     """
 
     def __init__(
-        self, index: LabelIndex, resize: Resize, *, augment: Augment[LabelSample] | None = None, seed: int = 0
+        self, index: LabelIndex, resize: Resize, *, augment: Augment[LabelSample] | None = None, seed: int = 0,
+        num_epochs: int = 1,
     ) -> None:
         if seed < 0:
             raise ValueError(f"the seed of the data must be at least 0, got {seed}")
         self.index, self.classes = index, index.classes
-        self.resize, self.augment, self.seed = resize, augment, seed
+        self.resize, self.augment, self.seed, self.num_epochs = resize, augment, seed, num_epochs
 
     def __len__(self) -> int:
         return len(self.index)
@@ -48,8 +50,8 @@ class SegmentationDataset(Dataset[LabelTargets]):
             labels = placement.labels_to_network(labels, (image.shape[0], image.shape[1]))
         else:
             (seed,) = np.random.SeedSequence((self.seed, key.epoch, key.item)).generate_state(1).tolist()
-            image, labels = self.augment(
-                LabelSample(image, labels), Context(seed, key.epoch, len(self), self._sample))
+            image, labels = self.augment(LabelSample(image, labels), Context(
+                seed, key.epoch, len(self), self._sample, self.num_epochs, key.item))
         return TrainingSample(channels_first(image), LabelTargets(torch.from_numpy(np.ascontiguousarray(labels))))
 
     def evaluation(self, item: int) -> EvaluationSample:

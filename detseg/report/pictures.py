@@ -11,9 +11,20 @@ from typing import Any, NamedTuple, TypeAlias
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from detseg.atomic import atomic_write
-from detseg.structures import VOID, Classes, ImageDetections, ImageLabels, LabelPixels, Pixels, Size
+from detseg.structures import (
+    VOID,
+    BoxTargets,
+    Classes,
+    ImageDetections,
+    ImageLabels,
+    LabelPixels,
+    LabelTargets,
+    Pixels,
+    Size,
+)
 
 Colour: TypeAlias = tuple[int, int, int]
 """RGB, 0..255."""
@@ -36,6 +47,15 @@ class _Rectangle(NamedTuple):
     bottom: int
 
 
+class _Box(NamedTuple):
+    """A box and what is written on it."""
+
+    place: _Rectangle
+    words: str
+    colour: Colour
+    dashed: bool = False
+
+
 class _Text(NamedTuple):
     """Words with the size in which they are written, and the pixels that they take with a margin."""
 
@@ -51,7 +71,8 @@ class _Text(NamedTuple):
 
 @singledispatch
 def draw(prediction: Any, image: Pixels, classes: Classes, *, threshold: float) -> Pixels:
-    """A copy of `image` with the prediction on it; of predictions with scores, those of at least `threshold`.
+    """A copy of `image` with the prediction on it; of predictions with scores, those of at least `threshold`. The
+    targets of one image are drawn likewise.
 
     A task of your own registers its predictions: `@draw.register`.
     """
@@ -68,37 +89,65 @@ def _(prediction: ImageLabels, image: Pixels, classes: Classes, *, threshold: fl
     return draw_labels(image, prediction.labels, classes)
 
 
+@draw.register
+def _(prediction: BoxTargets, image: Pixels, classes: Classes, *, threshold: float) -> Pixels:
+    return draw_true_boxes(image, prediction, classes)
+
+
+@draw.register
+def _(prediction: LabelTargets, image: Pixels, classes: Classes, *, threshold: float) -> Pixels:
+    return draw_labels(image, prediction.labels.numpy(), classes)
+
+
 def draw_boxes(image: Pixels, prediction: ImageDetections, classes: Classes, *, threshold: float) -> Pixels:
     """A copy of `image` with every box of at least `threshold`, its class and its score.
 
     Lines and letters grow with the image. The surest boxes and labels lie on top; a label goes around its box where
     it hides least of surer ones, and never leaves the image.
     """
+    places = _pixels(prediction.boxes, (image.shape[0], image.shape[1]))
+    surest_first = prediction.scores.argsort(descending=True, stable=True).tolist()
+    shown = [row for row in surest_first if float(prediction.scores[row]) >= threshold]
+    labels = prediction.labels.tolist()
+    return _drawn(image, [
+        _Box(places[row], f"{classes.names[labels[row]]} {float(prediction.scores[row]):.2f}",
+             classes.colours[labels[row]]) for row in shown])
+
+
+def draw_true_boxes(image: Pixels, targets: BoxTargets, classes: Classes) -> Pixels:
+    """A copy of `image` with the true boxes of one image and their classes, the smallest on top. Crowds have dashed
+    lines and the word, and lie below."""
+    places = _pixels(targets.boxes, (image.shape[0], image.shape[1]))
+    areas = (targets.boxes[:, 2:] - targets.boxes[:, :2]).prod(dim=1).tolist()
+    labels, crowd = targets.labels.tolist(), targets.crowd.tolist()
+    order = sorted(range(len(places)), key=lambda row: (crowd[row], areas[row]))
+    return _drawn(image, [
+        _Box(places[row], f"{classes.names[labels[row]]}{', crowd' if crowd[row] else ''}",
+             classes.colours[labels[row]], crowd[row]) for row in order])
+
+
+def _drawn(image: Pixels, boxes: Sequence[_Box]) -> Pixels:
+    """A copy of the image with the boxes, the first on top."""
     picture = np.ascontiguousarray(image).copy()
     size = (picture.shape[0], picture.shape[1])
     line = max(1, round((size[0] * size[1]) ** 0.5 / 280))
-
-    boxes = _pixels(prediction, size)
-    surest_first = prediction.scores.argsort(descending=True, stable=True).tolist()
-    shown = [row for row in surest_first if float(prediction.scores[row]) >= threshold]
-
-    for row in reversed(shown):
-        colour = classes.colours[int(prediction.labels[row])]
+    for box in reversed(boxes):
         # The dark rim keeps the line visible where the background has its colour.
-        for tone, thickness in ((_DARK, line + 2 * ((line + 2) // 3)), (colour, line)):
-            cv2.rectangle(picture, boxes[row][:2], boxes[row][2:], tone, thickness)
+        below = picture.copy() if box.dashed else picture
+        for tone, thickness in ((_DARK, line + 2 * ((line + 2) // 3)), (box.colour, line)):
+            cv2.rectangle(picture, box.place[:2], box.place[2:], tone, thickness)
+        if box.dashed:
+            gaps = np.indices(size).sum(axis=0) // (4 * line) % 2 == 1
+            picture[gaps] = below[gaps]
 
-    places: dict[int, tuple[_Text, _Rectangle]] = {}
-    visible = [boxes[row] for row in shown]
-    for row in shown:
-        words = f"{classes.names[int(prediction.labels[row])]} {float(prediction.scores[row]):.2f}"
-        text = _measure(words, size)
-        place = _place(text, boxes[row], size=size, visible=visible)
-        places[row] = text, place
-        visible.append(place)
-    for row in reversed(shown):
-        text, place = places[row]
-        _write(picture, text, place=place, colour=classes.colours[int(prediction.labels[row])])
+    texts: list[tuple[_Text, _Rectangle]] = []
+    visible = [box.place for box in boxes]
+    for box in boxes:
+        text = _measure(box.words, size)
+        texts.append((text, _place(text, box.place, size=size, visible=visible)))
+        visible.append(texts[-1][1])
+    for box, (text, place) in zip(reversed(boxes), reversed(texts), strict=True):
+        _write(picture, text, place=place, colour=box.colour)
     return picture
 
 
@@ -211,10 +260,10 @@ def _write_encoded(path: Path, values: NDArray[np.uint8]) -> None:
         unfinished.write_bytes(content.tobytes())
 
 
-def _pixels(prediction: ImageDetections, size: Size) -> list[_Rectangle]:
-    """The boxes to whole pixels, all of them inside the image."""
+def _pixels(boxes_xyxy: Tensor, size: Size) -> list[_Rectangle]:
+    """The boxes [R, 4] to whole pixels, all of them inside the image."""
     last = np.array([size[1] - 1, size[0] - 1] * 2)
-    boxes = prediction.boxes.detach().float().cpu().numpy().clip(0, last).round().astype(int)
+    boxes = boxes_xyxy.detach().float().cpu().numpy().clip(0, last).round().astype(int)
     return [_Rectangle(*box) for box in boxes.tolist()]
 
 
