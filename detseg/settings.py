@@ -32,7 +32,7 @@ Value: TypeAlias = int | float | bool | str | None
 Literal, or `Choices`)."""
 
 DEFAULT, FILE, SAMPLE, COMMAND_LINE, CHECKPOINT = "default", "file", "--sample", "command line", "checkpoint"
-QAT_OPTION = "--qat"
+QAT_OPTION, TEACHER_OPTION = "--qat", "--teacher"
 
 
 @dataclass(frozen=True)
