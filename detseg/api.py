@@ -394,7 +394,8 @@ def load_model(
     task = config.experiment.task
     return Model(
         predictor.eval(), task, title=f"{weights}, after {read.step} steps", notes=notes, config=config, run=run,
-        source=Source(predictor, task, str(weights), step=read.step, ranges=read.ranges))
+        source=Source(predictor, task, str(weights), step=read.step, ranges=read.ranges,
+                      fingerprint=read.fingerprint))
 
 
 def _exported(path: Path) -> Model:

@@ -60,6 +60,10 @@ class Checkpoint:
     ranges: dict[str, Tensor] | None = None
     """Of a run with `qat`, by the name of the module whose output it is: [low, high] of an activation, the ends of its
     8-bit integers."""
+    teacher: dict[str, str] | None = None
+    """Of a run with `distill`: the teacher's fingerprint, and a digest of its weights."""
+    adapters: dict[str, Tensor] | None = None
+    """Of such a run: the weights of the convolutions that only the loss uses."""
 
     @property
     def weights(self) -> dict[str, Tensor]:
@@ -169,16 +173,18 @@ def config_differences(checkpoint: Checkpoint, text: str, fingerprint: Mapping[s
     Its fingerprint differs, by value; or its text, as a unified diff, comments, docstrings and layout aside. A
     checkpoint that carries neither has nothing to compare.
     """
-    lines = []
-    if checkpoint.fingerprint is not None:
-        lines = [f"  {line}" for line in differences(checkpoint.fingerprint, fingerprint)]
-    if len(lines) > _MOST_LINES:
-        lines[_MOST_LINES:] = [f"  and {len(lines) - _MOST_LINES} more"]
+    lines = [] if checkpoint.fingerprint is None else fingerprint_differences(checkpoint.fingerprint, fingerprint)
     if checkpoint.config_text is not None and _code(checkpoint.config_text) != _code(text):
         lines += difflib.unified_diff(
             checkpoint.config_text.splitlines(), text.splitlines(), "the config it was trained with", "the config here",
             lineterm="", n=1)
     return lines
+
+
+def fingerprint_differences(there: Mapping[str, str], here: Mapping[str, str], *, of: str = "") -> list[str]:
+    """Where two fingerprints differ, a line each, the first of them; `of` stands before their names."""
+    lines = [f"  {of}{line}" for line in differences(there, here)]
+    return lines if len(lines) <= _MOST_LINES else [*lines[:_MOST_LINES], f"  and {len(lines) - _MOST_LINES} more"]
 
 
 def not_compared(path: Path) -> str:

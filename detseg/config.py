@@ -23,7 +23,7 @@ from detseg.data.faults import Fault
 from detseg.from_data import Choice, FromData
 from detseg.interfaces import Dataset, Losses, Metric, Task, TrainingBatch
 from detseg.model import Predictor
-from detseg.optim import EMA, QAT, OptimizerSettings, Schedule
+from detseg.optim import EMA, QAT, Distill, OptimizerSettings, Schedule
 from detseg.resize import Resize
 from detseg.settings import (
     CHECKPOINT,
@@ -33,6 +33,7 @@ from detseg.settings import (
     FILE,
     QAT_OPTION,
     SAMPLE,
+    TEACHER_OPTION,
     Entry,
     Settings,
     Value,
@@ -164,6 +165,8 @@ class Experiment(Settings):
     """The averaged weights are then evaluated and shipped."""
     qat: QAT | None = None
     """Training for 8-bit integers, from weights that were trained without; validation then tells the score of those."""
+    distill: Distill | None = None
+    """Learning from a teacher too."""
     clip_norm: float | None = None
     """The largest norm of the whole gradient."""
     repeat_rare: float = 0.0
@@ -184,7 +187,7 @@ class Experiment(Settings):
     """What follows from the training data before the first step."""
     sample: SampleRun = field(default_factory=SampleRun)
     objective: Objective = head_loss
-    """What a step makes smaller, for example with the help of a teacher."""
+    """What a step makes smaller; of a run with `distill` the head's loss is a part of that."""
     prepare: Callable[[Predictor], Predictor] | None = None
     """What happens to the new network before it is trained or resumed, for example fake quantisation."""
 
@@ -213,16 +216,22 @@ class Experiment(Settings):
         if self.qat is not None and self.sync_batch_norm:
             raise ValueError("qat and sync_batch_norm do not go together; leave one out, or let a process have more "
                              "images")
+        if self.distill is not None and self.qat is not None:
+            raise ValueError("distill and qat do not go together; distil first, then train what came of it with --qat "
+                             "--weights RUN")
+        if self.distill is not None and self.objective is not head_loss:
+            raise ValueError(f"distill adds to the head's loss, and does not go together with the objective "
+                             f"{_name_of(self.objective)}; leave one out")
 
 
 _QAT_FEWER_EPOCHS = 10
 """What `--qat` divides epochs and warm-up steps by."""
 _QAT_SMALLER_LR = 100
 """What `--qat` divides the learning rate by."""
-_IF_ANY = frozenset({"qat", "from_data"})
-"""Groups that are settings only where there are any; most experiments have none."""
 _NOT_SETTINGS = frozenset({"task", "data", "model", "classes", "augment", "sample", "objective", "prepare"})
 """Fields of an experiment that are things, not values; `--show` names them, `--set` does not reach them."""
+_LATER_GROUPS = frozenset({"qat", "distill", "from_data"})
+"""Groups that older checkpoints know nothing of: where they are left out, they are no settings."""
 
 
 @dataclass(frozen=True)
@@ -244,7 +253,8 @@ class Config:
     def entries(self) -> dict[str, Entry]:
         """Every value by its dotted name, with who set it."""
         own = {name: entry for name, entry in flatten(self.experiment).items()
-               if name.partition(".")[0] not in _NOT_SETTINGS and (name not in _IF_ANY or entry.value is not None)}
+               if name.partition(".")[0] not in _NOT_SETTINGS
+               and (name not in _LATER_GROUPS or entry.value is not None)}
         return {f"model.{name}": entry for name, entry in self.model_settings.items()} | own
 
     def settings(self) -> dict[str, Value]:
@@ -283,6 +293,14 @@ class Config:
                 made = replace(made, experiment=override(made.experiment, choice.name, choice.value, origin=DATA))
         return replace(made, choices=tuple(choices))
 
+    def for_teacher(self, teacher: str, checkpoint: str | None) -> Config:
+        """As `--teacher` changes it: distillation, with the weights of the file where it has some."""
+        known = self.experiment.distill
+        distill = Distill(teacher, checkpoint) if known is None else known.changed(
+            "teacher", teacher, origin=TEACHER_OPTION).changed("checkpoint", checkpoint, origin=TEACHER_OPTION)
+        origin = TEACHER_OPTION if known is None else None
+        return replace(self, experiment=self.experiment.changed("distill", distill, origin=origin))
+
     def as_trained(self, settings: Mapping[str, Value]) -> Config:
         """With the model settings that a checkpoint was trained with, so that its network comes out the same."""
         trained = {name.removeprefix("model."): value for name, value in settings.items() if name.startswith("model.")}
@@ -311,9 +329,11 @@ class Config:
         return "\n".join(f"{name:{names}}  {value:{values}}  {origin}" for name, value, origin in rows)
 
 
-def load(path: Path, overrides: Sequence[str] = (), *, sample: bool = False, qat: bool = False) -> Config:
-    """Reads a config file, or the one of this name that comes with detseg, and applies `--sample`, `--qat` and the
-    texts `name=value` of `--set`, in this order.
+def load(
+    path: Path, overrides: Sequence[str] = (), *, sample: bool = False, qat: bool = False, teacher: Sequence[str] = (),
+) -> Config:
+    """Reads a config file, or the one of this name that comes with detseg, and applies `--sample`, `--qat`, `--teacher`
+    (one text or two: a run, or a config and its checkpoint) and the texts `name=value` of `--set`, in this order.
 
     ValueError says in a line or two what is wrong with the file or a text, FileNotFoundError that there is no file.
     """
@@ -331,6 +351,11 @@ def load(path: Path, overrides: Sequence[str] = (), *, sample: bool = False, qat
         config = _with_sample(config)
     if qat:
         config = config.for_qat()
+    if len(teacher) > 2:
+        raise ValueError(f"--teacher takes a run, or a config and its checkpoint, got {len(teacher)}: "
+                         f"{', '.join(teacher)}")
+    if teacher:
+        config = config.for_teacher(teacher[0], teacher[1] if len(teacher) == 2 else None)
     for text in overrides:
         config = _with_override(config, text)
     return config

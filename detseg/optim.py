@@ -1,4 +1,4 @@
-"""Optimisers, learning rate schedules, weight averaging and quantisation-aware training, as settings.
+"""Optimisers, learning rate schedules, weight averaging, quantisation-aware training and distillation, as settings.
 
 Schedules are pure functions of the step, so a resumed run needs no scheduler state.
 """
@@ -270,3 +270,35 @@ class QAT(Settings):
         _check("freeze_observers", self.freeze_observers, low=0.0, high=1.0)
         _check("freeze_batch_norm", self.freeze_batch_norm, low=0.0, high=1.0)
         _check("calibration_batches", self.calibration_batches, low=1)
+
+
+@dataclass(frozen=True)
+class Distill(Settings):
+    """Distillation: the loss is also the distance from what a trained network, the teacher, says of the same images.
+
+    Args:
+        teacher: a run folder, or a config with `checkpoint`. It predicts the student's classes.
+        checkpoint: of that config.
+        label_weight: the head's own loss counts so much; 0 learns from the teacher alone.
+        output_weight: that of predictions: classes and boxes, or a segmenter's logits.
+        feature_weight: that of the feature maps of the same name or stride, through 1 x 1 convolutions.
+        temperature: softens a segmenter's softmax.
+        min_score: predictions of a detector that is less sure are background.
+    """
+
+    teacher: str
+    checkpoint: str | None = None
+    label_weight: float = 1.0
+    output_weight: float = 1.0
+    feature_weight: float = 1.0
+    temperature: float = 1.0
+    min_score: float = 0.1
+
+    def __post_init__(self) -> None:
+        for name in ("label_weight", "output_weight", "feature_weight"):
+            _check(name, getattr(self, name), low=0.0)
+        _check("temperature", self.temperature, low=0.0, open_low=True)
+        _check("min_score", self.min_score, low=0.0, high=1.0)
+        if self.output_weight == self.feature_weight == 0:
+            raise ValueError("output_weight and feature_weight are both 0, so nothing is learned of the teacher; give "
+                             "one a weight, or leave the teacher out")

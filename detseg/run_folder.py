@@ -72,27 +72,33 @@ class RunFolder:
         """Validation images with predictions, made at the end."""
         return self.path / "predictions.jpg"
 
-    def create(self, config: Config, data: Location, *, kept: KeptSplit | None = None) -> None:
-        """Makes the folder, with a copy of the config, its resolved values, where the data lie, and which of them are
-        kept for validation, where the run has decided it."""
+    def create(
+        self, config: Config, data: Location, *, kept: KeptSplit | None = None,
+        teacher: Mapping[str, str] | None = None,
+    ) -> None:
+        """Makes the folder, with a copy of the config, its resolved values, where the data lie, which of them are kept
+        for validation, where the run has decided it, and what a teacher is, where there is one."""
         self.path.mkdir(parents=True, exist_ok=True)
-        self._describe(config, data=data.as_plain())
+        self._describe(config, data=data.as_plain(), teacher=teacher)
         self.split.unlink(missing_ok=True)
         if kept is not None:
             self.split.write_text(json.dumps(kept.as_plain(), indent=1) + "\n", "utf-8")
         self.log.write_text("", "utf-8")
         shutil.rmtree(self.tensorboard, ignore_errors=True)
 
-    def record_change(self, config: Config, changes: str, *, step: int) -> None:
+    def record_change(
+        self, config: Config, changes: str, *, step: int, teacher: Mapping[str, str] | None = None
+    ) -> None:
         """Keeps a config that goes on with a run which another one began, and notes in the log what has changed."""
         if not changes:
             return
-        self._describe(config, data=self.described()["data"])
+        self._describe(config, data=self.described()["data"], teacher=teacher)
         self.append_log({"kind": "config", "step": step, "changes": changes})
 
     def described(self) -> dict[str, Any]:
         """What stands in `resolved.json`: "config", the name of its copy; "data", a `Location` as plain values;
-        "settings"; "versions". ValueError where the folder holds no run."""
+        "settings"; "versions"; "teacher", where there is one: its fingerprint and a digest of its weights. ValueError
+        where the folder holds no run."""
         try:
             content: dict[str, Any] = json.loads(self.resolved.read_text("utf-8"))
         except (OSError, json.JSONDecodeError):
@@ -126,10 +132,12 @@ class RunFolder:
             raise ValueError(f"{self.split} is damaged; which images the run has trained on is not known any more, so "
                              "name other validation data with --val") from None
 
-    def _describe(self, config: Config, *, data: Any) -> None:
+    def _describe(self, config: Config, *, data: Any, teacher: Mapping[str, str] | None) -> None:
         (self.path / config.path.name).write_text(config.text, "utf-8")
         entries = {name: {"value": entry.value, "from": entry.origin} for name, entry in config.entries().items()}
         content = {"config": config.path.name, "data": data, "settings": entries, "versions": versions()}
+        if teacher is not None:
+            content["teacher"] = dict(teacher)
         self.resolved.write_text(json.dumps(content, indent=1) + "\n", "utf-8")
 
     def add_skipped(self, when: str, faults: Sequence[Fault]) -> list[Fault]:

@@ -32,7 +32,7 @@ Value: TypeAlias = int | float | bool | str | tuple[float, ...] | None
 Literal, or `Choices`); tuples are not."""
 
 DEFAULT, FILE, SAMPLE, COMMAND_LINE, CHECKPOINT = "default", "file", "--sample", "command line", "checkpoint"
-QAT_OPTION, DATA = "--qat", "the data"
+QAT_OPTION, TEACHER_OPTION, DATA = "--qat", "--teacher", "the data"
 
 
 @dataclass(frozen=True)

@@ -22,13 +22,25 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from detseg.checkpoint import Checkpoint, check_classes, config_differences, load, not_compared, restore_model, save
+from detseg.api import load_model
+from detseg.checkpoint import (
+    Checkpoint,
+    check_classes,
+    config_differences,
+    fingerprint_differences,
+    load,
+    not_compared,
+    restore_model,
+    save,
+)
 from detseg.config import Config, Experiment, Index, resolve_classes
 from detseg.data.faults import Fault, check_faults
 from detseg.data.loading import steps_per_epoch, training_batches
 from detseg.data.location import Location, Splits, read_splits
 from detseg.data.screening import screened, without
+from detseg.distillation import Distillation, Teacher
 from detseg.evaluate import draw_examples, evaluate, suitable_batch
+from detseg.export.artefact import is_artefact
 from detseg.fingerprint import fingerprint
 from detseg.interfaces import Dataset, Metric
 from detseg.launch import launch
@@ -43,8 +55,9 @@ from detseg.settings import DEFAULT, as_text
 from detseg.structures import Classes
 from detseg.training_step import TrainingStep, no_running_statistics
 
-_FREE = frozenset({"workers", "log_every", "save_minutes", "validate_every", "eval_batch_size"})
-"""Settings that may change on resume: no weight depends on them."""
+_FREE = frozenset({"workers", "log_every", "save_minutes", "validate_every", "eval_batch_size", "distill.teacher",
+                   "distill.checkpoint"})
+"""Settings that may change on resume: no weight depends on them. A teacher may have moved; what it is gets compared."""
 
 _SMALLEST_SCORE_DRAWN = 0.4
 
@@ -81,7 +94,8 @@ def fit(
         data: where they lie; None takes the config's folder, or where the data of the run lie that is resumed.
         out: the run folder; None takes the next of runs/<config>, or the newest to resume.
         resume: go on with the run in it.
-        config_changed: resume although the config is another one; the run keeps a record of it.
+        config_changed: resume although the config is another one, of which the run keeps a record; and take a teacher
+            although it was trained with another config.
         skip_broken: leave out what is broken in place of refusing it, before the first step and as it is met; the run's
             skipped.txt names it.
         initialise: loads published weights into the new model and says what it did; a resumed run has its own.
@@ -112,18 +126,18 @@ def fit(
     plan = _Plan.of(experiment, splits.train, model=model, fabric=fabric)
     _check_batch_norm(model, train_set, plan, experiment=experiment, fabric=fabric)
     qat = _quantisation_aware(model, train_set, plan, experiment=experiment, fabric=fabric, fresh=checkpoint is None)
-    step = TrainingStep(model, experiment, fabric=fabric, through=None if qat is None else qat.network,
-                        around=None if qat is None else qat.step)
-    state = _State(config, run, step, plan, meaning, partial(experiment.data.metric, splits.val), qat)
+    distillation = _distillation(model, experiment, fabric=fabric, config_changed=config_changed)
+    step = _training_step(model, experiment, fabric=fabric, qat=qat, distillation=distillation)
+    state = _State(config, run, step, plan, meaning, partial(experiment.data.metric, splits.val), qat, distillation)
 
     # ---- fresh start, or resume
     changes = "" if checkpoint is None else state.resume(checkpoint, config_changed=config_changed)
     fabric.barrier()
     if fabric.is_global_zero and checkpoint is not None:
         run.cut_log(step=state.step, validated=state.validated)
-        run.record_change(config, changes, step=state.step)
+        run.record_change(config, changes, step=state.step, teacher=state.teacher)
     elif fabric.is_global_zero:
-        run.create(config, location, kept=splits.kept)
+        run.create(config, location, kept=splits.kept, teacher=state.teacher)
         state.save(run.last)  # from here on it can be resumed; and a folder that refuses files is found out now
     fabric.barrier()
 
@@ -217,6 +231,7 @@ class _State:
     """The fingerprint."""
     new_metric: Callable[[], Metric[Any]]
     qat: QuantisationAwareTraining | None
+    distillation: Distillation | None
     metric: Metric[Any] = field(init=False)
     """That of the last validation."""
     step: int = 0
@@ -236,6 +251,11 @@ class _State:
         """The network to evaluate: as 8-bit integers compute it, where it is trained for these."""
         return self.training.evaluated if self.qat is None else self.qat.evaluated(self.training.evaluated)
 
+    @property
+    def teacher(self) -> dict[str, str] | None:
+        """What it is."""
+        return None if self.distillation is None else self.distillation.teacher.identity
+
     def save(self, path: Path) -> None:
         """Writes what has to be kept; of several processes the first does."""
         self.saved_at, training = time.monotonic(), self.training
@@ -246,7 +266,8 @@ class _State:
                 optimizer=training.optimizer.state_dict(), validated=self.validated, numbers=self.numbers,
                 best=self.best_so_far, classes=training.model.classes, settings=self.config.settings(),
                 versions=versions(*(() if self.qat is None else PACKAGES)), config_text=self.config.text,
-                fingerprint=self.meaning, ranges=None if self.qat is None else self.qat.ranges()))
+                fingerprint=self.meaning, ranges=None if self.qat is None else self.qat.ranges(),
+                teacher=self.teacher, adapters=None if self.distillation is None else self.distillation.adapters()))
 
     def resume(self, checkpoint: Checkpoint, *, config_changed: bool) -> str:
         """Goes on from there, and says what has changed since. ValueError where that is the network or the classes, or
@@ -264,6 +285,8 @@ class _State:
         training.optimizer.load_state_dict(checkpoint.optimizer)
         if self.qat is not None and checkpoint.ranges is not None:
             self.qat.load_ranges(checkpoint.ranges)
+        if self.distillation is not None and checkpoint.adapters is not None:
+            self.distillation.load_adapters(checkpoint.adapters, what=what)
         self.step, self.validated = checkpoint.step, checkpoint.validated
         self.numbers, self.best_so_far = checkpoint.numbers, checkpoint.best
         return changes
@@ -387,8 +410,38 @@ def _quantisation_aware(
     return qat
 
 
+def _distillation(
+    model: Predictor, experiment: Experiment, *, fabric: Fabric, config_changed: bool
+) -> Distillation | None:
+    """What a run with `distill` has; every process has a teacher of its own."""
+    settings = experiment.distill
+    if settings is None:
+        return None
+    if is_artefact(Path(settings.teacher)):
+        raise ValueError(f"{settings.teacher} is an exported file, which cannot teach; name the run it was made of")
+    source = load_model(
+        Path(settings.teacher), None if settings.checkpoint is None else Path(settings.checkpoint),
+        config_changed=config_changed).source
+    assert source is not None, "only an exported file has none"
+    teacher = Teacher(source.predictor, source.task, name=source.name, meaning=source.fingerprint)
+    return Distillation(model.to(fabric.device), experiment.task, settings=settings, teacher=teacher)
+
+
+def _training_step(
+    model: Predictor, experiment: Experiment, *, fabric: Fabric, qat: QuantisationAwareTraining | None,
+    distillation: Distillation | None,
+) -> TrainingStep:
+    """The step, through what stands around the network."""
+    if distillation is not None:
+        return TrainingStep(model, experiment, fabric=fabric, through=distillation.student,
+                            beside=distillation.student.adapters, objective=distillation)
+    return TrainingStep(model, experiment, fabric=fabric, through=None if qat is None else qat.network,
+                        around=None if qat is None else qat.step)
+
+
 def _changes(checkpoint: Checkpoint, state: _State) -> str:
-    """Where going on would not be going on with the same run: settings, the config, the number of steps; a line each.
+    """Where going on would not be going on with the same run: settings, the config, the teacher, the number of steps; a
+    line each.
 
     Files of older versions do not have all settings; what they lack is what a default leaves as it was.
     """
@@ -402,6 +455,8 @@ def _changes(checkpoint: Checkpoint, state: _State) -> str:
     if checkpoint.total_steps != state.plan.total_steps and not lines:
         lines.append(f"  steps: {checkpoint.total_steps} in the run, with these data they are "
                      f"{state.plan.total_steps}; resume with the data it was started with")
+    if checkpoint.teacher is not None and state.teacher is not None:
+        lines += fingerprint_differences(checkpoint.teacher, state.teacher, of="teacher's ")
     return "\n".join([*lines, *config_differences(checkpoint, state.config.text, state.meaning)])
 
 
@@ -426,6 +481,8 @@ def _introduction(state: _State, checkpoint: Checkpoint | None, splits: Splits[I
                f"activations stay from step {math.ceil(qat.freeze_observers * plan.total_steps)} on, BatchNorm's "
                f"statistics from step {math.ceil(qat.freeze_batch_norm * plan.total_steps)} on; validation tells the "
                "score of 8-bit integers")
+    if state.distillation is not None:
+        yield state.distillation.describe()
     yield (f"{len(train)} images to train on, {len(val)} to validate on, {len(classes.used)} classes; "
            f"{plan.total_steps} steps ({plan.epoch_steps} an epoch) on {fabric.world_size} x {fabric.device.type}, in "
            f"{run.path}" + (f", from step {state.step} on" if state.step else ""))

@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 from torch.utils._pytree import tree_map_only
 
-from detseg.config import Experiment
+from detseg.config import Experiment, Objective
 from detseg.interfaces import Losses, TrainingBatch
 from detseg.model import Predictor
 
@@ -32,23 +32,26 @@ class TrainingStep:
         lr: a fixed learning rate in place of the experiment's; benchmarks take 0, so that every step is alike.
         through: gives the raw outputs in place of `model`, whose parameters it uses, and `model` is a part of it.
         around: of a step's number and how many there are: what its gradient is taken in.
+        beside: layers that learn too and are no part of `model`, but of `through`.
+        objective: in place of the experiment's.
     """
 
     def __init__(
         self, model: Predictor, experiment: Experiment, *, fabric: Fabric, lr: float | None = None,
         through: nn.Module | None = None,
         around: Callable[[int, int], AbstractContextManager[object]] | None = None,
+        beside: nn.Module | None = None, objective: Objective | None = None,
     ) -> None:
         self.model, self.experiment, self.fabric, self.lr = model, experiment, fabric, lr
-        self.around = around
+        self.around, self.objective = around, experiment.objective if objective is None else objective
         self.forward = model if through is None else through
         self.averaged: AveragedModel | None = None
         if experiment.ema is not None:
             self.averaged = experiment.ema.build(model).to(fabric.device)
         self.network: nn.Module
         self.optimizer: Optimizer
-        self.network, self.optimizer = cast(
-            Any, fabric.setup(self.forward, experiment.optimizer.build(model)))
+        learning = model if beside is None else nn.ModuleList([model, beside])
+        self.network, self.optimizer = cast(Any, fabric.setup(self.forward, experiment.optimizer.build(learning)))
 
     @property
     def evaluated(self) -> Predictor:
@@ -108,7 +111,7 @@ class TrainingStep:
         if counts is None:
             # The processes' gradients were averaged, their sum is wanted.
             scale = self.fabric.world_size / max(float(normalizers[0]), 1.0)
-            for parameter in self.model.parameters():
+            for parameter in self.forward.parameters():
                 if parameter.grad is not None:
                     parameter.grad.mul_(scale)
         named = {f"loss/{name}": value / max(count, 1.0)
@@ -117,7 +120,7 @@ class TrainingStep:
 
     def _losses(self, network: nn.Module, part: TrainingBatch[Any]) -> Losses:
         with self.fabric.autocast():
-            return self.experiment.objective(network, self.model, part)
+            return self.objective(network, self.model, part)
 
     @torch.no_grad()
     def _total_counts(self, first: Losses, others: Sequence[TrainingBatch[Any]]) -> Tensor:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from detseg.config import Data
 from detseg.data.faults import Fault
+from detseg.distillation import Relation, output_losses
 from detseg.interfaces import (
     Backbone,
     Dataset,
@@ -32,6 +33,7 @@ from detseg.interfaces import (
 )
 from detseg.layers import ConvNormAct, Norm
 from detseg.model import Predictor
+from detseg.optim import Distill
 from detseg.report.pictures import draw
 from detseg.report.results import records, summary
 from detseg.resize import MEAN_COLOUR, Placement, Resize
@@ -212,6 +214,13 @@ def _(prediction: Prediction, classes: Classes, *, threshold: float) -> str:
 @records.register
 def _(prediction: Prediction, classes: Classes) -> list[Mapping[str, Any]]:
     return [{"image_id": prediction.image_id, "score": float(prediction.probabilities.max())}]
+
+
+@output_losses.register
+def _(dense: Tensor, teacher: Tensor, /, *, relation: Relation, settings: Distill) -> Losses:
+    wanted = teacher.index_select(1, relation.teacher_columns)
+    entropy = -(wanted * dense.index_select(1, relation.columns).clamp(1e-6).log()).sum()
+    return {"distill_class": Term(entropy, entropy.new_tensor(len(dense)))}
 
 
 class Trunk(Backbone):

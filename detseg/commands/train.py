@@ -2,6 +2,7 @@
 
     detseg train CONFIG [--data PLACE | --sample] [--out DIR] [--weights FILE|NAME] [--resume] [--set a.b=c ...]
     detseg train CONFIG --qat --weights RUN [--data PLACE | --sample] [--set a.b=c ...]
+    detseg train CONFIG --teacher RUN | --teacher CONFIG CHECKPOINT [--set distill.feature_weight=0 ...]
     detseg train CONFIG --data DIR --val-share 0.1
     detseg train CONFIG --data train.json --images DIR --val val.json
 
@@ -47,6 +48,9 @@ def build_parser() -> argparse.ArgumentParser:
                         help="quantisation-aware training: goes on from --weights, a run or a checkpoint of the same "
                              "config, in a tenth of the epochs at a hundredth of the learning rate unless --set "
                              "says otherwise (qat.* are its settings)")
+    parser.add_argument("--teacher", nargs="+", default=[], metavar="RUN",
+                        help="learn from a trained network too: a run, or a config and its checkpoint, of the same "
+                             "classes (distill.* are its settings)")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out, or with the newest")
     parser.add_argument("--config-changed", action="store_true",
                         help="resume although the config is not the one that the run was started with")
@@ -67,7 +71,8 @@ def _train(options: argparse.Namespace) -> None:
     path = find_config(options.config)
     from detseg import config as configs
 
-    config = configs.load(path, options.overrides, sample=options.sample, qat=options.qat)
+    config = configs.load(path, options.overrides, sample=options.sample, qat=options.qat,
+                          teacher=options.teacher)
     if options.show:
         print(config.describe())
         return

@@ -55,6 +55,8 @@ class Source(NamedTuple):
     licence: str | None = None
     ranges: Mapping[str, Tensor] | None = None
     """Of activations, [low, high] by name, where the network was trained with `qat`."""
+    fingerprint: Mapping[str, str] | None = None
+    """That of the checkpoint; None where it carries none, as published weights."""
 
 
 class Int8(NamedTuple):
