@@ -447,8 +447,10 @@ def _changes(checkpoint: Checkpoint, state: _State) -> str:
     """
     entries, there = state.config.entries(), checkpoint.settings
     here = {name: entry.value for name, entry in entries.items()}
+    groups = {name.rpartition(".")[0] for name in there}
     added = {name for name in here.keys() - there.keys()
-             if checkpoint.fingerprint is None or entries[name].origin == DEFAULT}
+             if checkpoint.fingerprint is None
+             or (entries[name].origin == DEFAULT and name.rpartition(".")[0] in groups | {""})}
     names = (here.keys() | there.keys()) - _FREE - added
     lines = [f"  {name}: {there.get(name, 'absent')} in the run, {here.get(name, 'absent')} now"
              for name in sorted(names) if here.get(name) != there.get(name)]

@@ -486,7 +486,7 @@ def test_predictions_of_an_unknown_kind_are_refused() -> None:
     (["distill.min_score=2"], ["a"], "min_score must be at least 0 and at most 1, got 2"),
     (["distill.feature_weight=0", "distill.output_weight=0"], ["a"],
      "output_weight and feature_weight are both 0, so nothing is learned of the teacher"),
-    (["distill.teacher=b"], ["a"], "distill.teacher is text; --set changes numbers"),
+    (["distill.teacher=b"], ["a"], "distill.teacher is text or a list; --set changes numbers"),
     (["distill.output_weight=1"], [], "there is no setting 'distill.output_weight'"),
 ])
 def test_settings_that_cannot_be(

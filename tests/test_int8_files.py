@@ -42,7 +42,7 @@ def test_four_formats_have_int8() -> None:
 
 
 @pytest.mark.parametrize(("name", "head"), [
-    ("onnx", "ssdlite"), ("openvino", "lraspp"), ("executorch", "lraspp"),
+    ("onnx", "ssdlite"), ("openvino", "lraspp"), pytest.param("executorch", "lraspp", marks=pytest.mark.slow),
     pytest.param("litert", "lraspp", marks=pytest.mark.slow), pytest.param("litert", "ssdlite", marks=pytest.mark.slow),
     pytest.param("executorch", "ssdlite", marks=pytest.mark.slow),
     pytest.param("openvino", "ssdlite", marks=pytest.mark.slow)])
@@ -74,6 +74,17 @@ def _computed(
     with torch.no_grad():
         wanted = exported(given.pack(images[0]))
     return {key: torch.from_numpy(np.array(value)) for key, value in outputs.items()}, wanted
+
+
+@pytest.mark.parametrize("name", [
+    "executorch", *(pytest.param(name, marks=pytest.mark.slow) for name in ("litert", "onnx", "openvino"))])
+def test_label_maps_have_all_classes(name: str, tmp_path: Path) -> None:
+    """Classes are enlarged one by one, and none is lost on the way."""
+    predictor, task = micro.network("lraspp")
+    outputs, wanted = _computed(name, predictor, task, "final", tmp_path)
+    share = wanted["labels"].flatten().bincount(minlength=len(predictor.classes)) / wanted["labels"].numel()
+    assert (share > 0.02).sum() > 1
+    assert (outputs["labels"] == wanted["labels"]).float().mean() > 0.97
 
 
 @pytest.mark.parametrize("name", ["onnx", pytest.param("openvino", marks=pytest.mark.slow)])

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from detseg.export import appended
 from detseg.export.format import Arrays, Format, Job, Operators, PhoneBenchmark, Run
+from detseg.export.marks import marked
 
 _CALL = "native_call_"
 """What the trace's names of operators outside a delegate begin with."""
@@ -28,7 +29,8 @@ def write(job: Job, path: Path) -> None:
     from executorch.exir import EdgeCompileConfig, to_edge_transform_and_lower
     from executorch.exir.passes.constant_prop_pass import constant_prop_pass
 
-    program = constant_prop_pass(job.network.program(), custom_skip_targets=_kept_operators())
+    network = job.network if job.network.int8 is None else marked(job.network)
+    program = constant_prop_pass(network.program(), custom_skip_targets=_kept_operators())
     # Between bytes and floats, copies with an order of dimensions take over ten times as long as copies without.
     lowered = to_edge_transform_and_lower(
         program, partitioner=[XnnpackPartitioner()], compile_config=EdgeCompileConfig(_skip_dim_order=True))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,13 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detseg.export import appended
-from detseg.export.contract import ExportedNetwork
 from detseg.export.format import Arrays, Format, Job, Operators, PhoneBenchmark, Run
-from detseg.quantization.recorded import HARD_SWISH, aten
+from detseg.export.marks import NOTHING, marked
+from detseg.quantization.recorded import HARD_SWISH
 
 _DELEGATE = "DELEGATE"
-_NOTHING = 1e-30
-"""Which no activation feels."""
 
 
 def write(job: Job, path: Path) -> None:
@@ -26,7 +23,9 @@ def write(job: Job, path: Path) -> None:
 
     int8 = None
     if job.network.int8 is not None:
-        job = job._replace(network=_convertible(job.network))
+        # The converter makes h-swish between integers one of integers, which XNNPACK has not, so that each would end a
+        # part of the network that XNNPACK computes.
+        job = job._replace(network=marked(job.network, HARD_SWISH))
         from litert_torch.quantize import pt2e_quantizer, quant_config
 
         # Nothing is quantised by it, but the converter is told to make integers of what is.
@@ -40,31 +39,13 @@ def write(job: Job, path: Path) -> None:
         _halve(path)
 
 
-def _convertible(network: ExportedNetwork) -> ExportedNetwork:
-    """A copy with a mark, a sum of floats that changes nothing, where the converter would make integers of floats.
-
-    It makes h-swish between integers one of integers, which XNNPACK has not, so that each would end a part of the
-    network that XNNPACK computes. And what only moves numbers behind the raw outputs, such as what makes one tensor of
-    all maps' boxes, it computes in int8 of one scale, which does not hold all of them.
-    """
-    copied = copy.deepcopy(network)
-    module: Any = copied.int8
-    for node in list(module.graph.nodes):
-        if node.target in HARD_SWISH or node.op == "output":
-            with module.graph.inserting_before(node):
-                for given in list(node.all_input_nodes):
-                    node.replace_input_with(given, module.graph.call_function(aten.add.Tensor, (given, _NOTHING)))
-    module.recompile()
-    return copied
-
-
 def _without_marks(path: Path) -> None:
-    """Takes the sums of `_convertible` out of the file."""
+    """Takes the sums of `marked` out of the file."""
     from ai_edge_litert.tools import flatbuffer_utils as flatbuffer
 
     model = flatbuffer.read_model(str(path))
     is_sum = [flatbuffer.opcode_to_name(model, number) == "ADD" for number in range(len(model.operatorCodes))]
-    nothing = np.float32(_NOTHING).tobytes()
+    nothing = np.float32(NOTHING).tobytes()
     for graph in model.subgraphs:
         marks = {number for number, tensor in enumerate(graph.tensors)
                  if _bytes(model.buffers[tensor.buffer].data) == nothing}
