@@ -76,11 +76,12 @@ def _computed(
     return {key: torch.from_numpy(np.array(value)) for key, value in outputs.items()}, wanted
 
 
-@pytest.mark.parametrize("name", [
-    "executorch", *(pytest.param(name, marks=pytest.mark.slow) for name in ("litert", "onnx", "openvino"))])
-def test_label_maps_have_all_classes(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "head"), [
+    ("executorch", "lraspp"), ("executorch", "raspp"),
+    *(pytest.param(name, "lraspp", marks=pytest.mark.slow) for name in ("litert", "onnx", "openvino"))])
+def test_label_maps_have_all_classes(name: str, head: str, tmp_path: Path) -> None:
     """Classes are enlarged one by one, and none is lost on the way."""
-    predictor, task = micro.network("lraspp")
+    predictor, task = micro.network(head)
     outputs, wanted = _computed(name, predictor, task, "final", tmp_path)
     share = wanted["labels"].flatten().bincount(minlength=len(predictor.classes)) / wanted["labels"].numel()
     assert (share > 0.02).sum() > 1

@@ -1,8 +1,7 @@
 """The operators that a network computes in int8, told to torch's export quantisation (pt2e), in training and in files.
 
 Weights are symmetric, with a scale for each output channel; activations have one scale and zero point. A ReLU or ReLU6
-belongs to the operator before it. Raw outputs have a scale each, for each map: boxes and scores never share one. A map
-of integers that is enlarged keeps its scale, because XNNPACK's integers are enlarged as they are.
+belongs to the operator before it. Raw outputs have a scale each, for each map: boxes and scores never share one.
 h-swish, sigmoids, attention and everything behind the raw outputs stay in floating point.
 """
 
@@ -16,19 +15,13 @@ from torch import fx
 from torchao.quantization.pt2e import FakeQuantize
 from torchao.quantization.pt2e.observer import MinMaxObserver, PerChannelMinMaxObserver
 from torchao.quantization.pt2e.quantize_pt2e import prepare_pt2e
-from torchao.quantization.pt2e.quantizer import (
-    QuantizationAnnotation,
-    QuantizationSpec,
-    Quantizer,
-    SharedQuantizationSpec,
-)
+from torchao.quantization.pt2e.quantizer import QuantizationAnnotation, QuantizationSpec, Quantizer
 from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
 
 from detseg.quantization.packages import quiet
 from detseg.quantization.recorded import (
     BINARY,
     MEANS,
-    RESIZES,
     WEIGHTED,
     activation_behind,
     float_only,
@@ -87,11 +80,6 @@ class Int8Quantizer(Quantizer):  # type: ignore[misc]
                 self._annotate(node, dict.fromkeys(node.args, self.activation))
             elif node.target in MEANS:
                 self._annotate(node, {node.args[0]: self.activation})
-        for node in model.graph.nodes:  # now that it is known what gives integers
-            if node.target in RESIZES and _gives_integers(node.args[0]):
-                node.meta[Q_ANNOTATION_KEY] = QuantizationAnnotation(
-                    input_qspec_map={node.args[0]: self.activation},
-                    output_qspec=SharedQuantizationSpec((node.args[0], node)), _annotated=True)
         return model
 
     def _annotate(self, node: fx.Node, inputs: dict[Any, QuantizationSpec]) -> None:
@@ -103,11 +91,6 @@ class Int8Quantizer(Quantizer):  # type: ignore[misc]
 
     def validate(self, model: fx.GraphModule) -> None:
         """There is nothing that could be wrong."""
-
-
-def _gives_integers(node: fx.Node) -> bool:
-    annotation = node.meta.get(Q_ANNOTATION_KEY)
-    return annotation is not None and annotation.output_qspec is not None
 
 
 def prepared(module: fx.GraphModule, quantizer: Int8Quantizer) -> fx.GraphModule:

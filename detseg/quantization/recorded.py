@@ -24,7 +24,6 @@ HARD_SWISH = frozenset({aten.hardswish.default, aten.hardswish_.default})
 HARD_SIGMOID = frozenset({aten.hardsigmoid.default, aten.hardsigmoid_.default})
 BINARY = frozenset({aten.add.Tensor, aten.add_.Tensor, aten.mul.Tensor, aten.mul_.Tensor})
 MEANS = frozenset({aten.mean.dim, aten.adaptive_avg_pool2d.default, aten.avg_pool2d.default})
-RESIZES = frozenset({aten.upsample_bilinear2d.vec, aten.upsample_bilinear2d.default})
 _FLOAT_ONLY = frozenset({
     aten.bmm.default, aten.softmax.int, aten.matmul.default, aten.scaled_dot_product_attention.default,
     aten.gelu.default})
