@@ -36,16 +36,14 @@ def browse(config: Config, location: Location, *, number: int, epoch: int, colum
     if not len(index):
         check_faults(index.faults, f"no image is left to look at in {location}")
     classes = resolve_classes(config.experiment.classes, index.classes)
-    config = config.suited(index.relabel(classes), classes)
+    index = index.relabel(classes)
+    config = config.suited(index, classes)
     experiment = config.experiment
     num_epochs = experiment.schedule.epochs
     if not 0 <= epoch < num_epochs:
         raise ValueError(f"--epoch counts from 0, and the run has {num_epochs} epochs, 0 to {num_epochs - 1}; got "
                          f"{epoch}")
-    resize = config.build_model(classes).resize
-    augment = None if experiment.augment is None else experiment.augment(resize)
-    dataset = experiment.data.dataset(index.relabel(classes), resize, augment=augment, seed=experiment.seed,
-                                      num_epochs=num_epochs)
+    dataset = experiment.training_set(index, config.build_model(classes).resize)
     items = spread(len(dataset), number)
     pictures = []
     for item in items:

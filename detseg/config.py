@@ -223,6 +223,11 @@ class Experiment(Settings):
             raise ValueError(f"distill adds to the head's loss, and does not go together with the objective "
                              f"{_name_of(self.objective)}; leave one out")
 
+    def training_set(self, index: Index, resize: Resize) -> Dataset[Any]:
+        """The images of an index as they are augmented, for a network with this resize."""
+        augment = None if self.augment is None else self.augment(resize)
+        return self.data.dataset(index, resize, augment=augment, seed=self.seed, num_epochs=self.schedule.epochs)
+
 
 _QAT_FEWER_EPOCHS = 10
 """What `--qat` divides epochs and warm-up steps by."""

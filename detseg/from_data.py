@@ -20,8 +20,8 @@ from detseg.data.box_index import BoxIndex
 from detseg.data.check.network import NetworkView, anchor_fit, at_network_size
 from detseg.data.label_index import LabelIndex
 from detseg.data.loading import spread
-from detseg.model import Predictor
-from detseg.ops.anchors import CachedAnchors, SSDAnchors
+from detseg.model import Predictor, anchored_maps
+from detseg.ops.anchors import SSDAnchors
 from detseg.settings import Settings, Value
 from detseg.structures import VOID, Size
 
@@ -123,11 +123,13 @@ class DetectorFromData(FromData):
         chosen = _some_of_each_class(index, ~index.crowd & (boxes[:, 2:] - boxes[:, :2] >= 1).all(1))
         if not chosen.any():
             return
-        maps = _map_sizes(model)
+        anchored = anchored_maps(model)
+        assert anchored is not None, "it has SSD's"
+        sizes = [(x.shape[2], x.shape[3]) for x in anchored[1]]
 
         def met(candidate: SSDAnchors) -> float:
             """The mean over classes, as AP is one."""
-            placed = candidate(maps, model.resize.size, device=torch.device("cpu")).numpy()
+            placed = candidate(sizes, model.resize.size, device=torch.device("cpu")).numpy()
             fit = anchor_fit(boxes, chosen, view._replace(anchors=placed))
             labels = index.labels[fit.rows]
             return float(np.mean([fit.best_iou[labels == label].mean() for label in np.unique(labels)]))
@@ -148,18 +150,6 @@ def _some_of_each_class(index: BoxIndex, usable: NDArray[np.bool_]) -> NDArray[n
         rows = np.flatnonzero(usable & (index.labels == label))
         chosen[rows[spread(len(rows), max(5, _MOST_BOXES // len(labels)))]] = True
     return chosen
-
-
-def _map_sizes(model: Predictor) -> list[tuple[int, int]]:
-    """Of the maps that anchors lie on, (height, width)."""
-    (known,) = (value for value in vars(model.head).values() if isinstance(value, CachedAnchors))
-    assert known is not None
-    height, width = model.resize.size
-    was_training = model.training
-    with torch.no_grad():
-        raw = model.eval()(torch.zeros(1, 3, height, width))
-    model.train(was_training)
-    return [(logits.shape[2], logits.shape[3]) for logits in raw.logits]
 
 
 def _candidates(anchors: SSDAnchors) -> Iterator[SSDAnchors]:

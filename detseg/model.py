@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from detseg.inference import fold
 from detseg.interfaces import Backbone, Features, Head, Neck, Task
+from detseg.ops.anchors import CachedAnchors
 from detseg.resize import Resize
 from detseg.split_execution import split
 from detseg.structures import Classes
@@ -122,3 +124,16 @@ class Predictor(nn.Module):
     def ready(self) -> Predictor:
         """A copy to predict with on the device it is on: `folded`. A network that is ready is given back."""
         return self.folded() if self.form == _AS_TRAINED else self
+
+
+@torch.no_grad()
+def anchored_maps(model: Predictor) -> tuple[CachedAnchors, Sequence[Tensor]] | None:
+    """The anchors of a network's head, and the maps [1, C, H, W] that they lie on for an image of `resize.size`; None
+    of a head without anchors."""
+    known = [value for value in vars(model.head).values() if isinstance(value, CachedAnchors)]
+    if not known:
+        return None
+    was_training = model.training
+    raw = model.eval()(torch.zeros(1, 3, *model.resize.size))
+    model.train(was_training)
+    return known[0], raw.logits  # every head with anchors keeps its logits map by map

@@ -121,7 +121,7 @@ def fit(
     if initialise is not None and checkpoint is None:
         console.print(initialise(model), soft_wrap=True)
     model = _prepared(model, experiment, fabric=fabric)
-    train_set = _training_set(experiment, splits.train, model)
+    train_set = experiment.training_set(splits.train, model.resize)
     val_set = experiment.data.dataset(splits.val, model.resize, augment=None, seed=experiment.seed)
     plan = _Plan.of(experiment, splits.train, model=model, fabric=fabric)
     _check_batch_norm(model, train_set, plan, experiment=experiment, fabric=fabric)
@@ -340,13 +340,6 @@ def _read_data(
     return splits._replace(train=train.relabel(classes), val=val.relabel(classes)), classes
 
 
-def _training_set(experiment: Experiment, index: Index, model: Predictor) -> Dataset[Any]:
-    """The training images as they are augmented."""
-    augment = None if experiment.augment is None else experiment.augment(model.resize)
-    return experiment.data.dataset(
-        index, model.resize, augment=augment, seed=experiment.seed, num_epochs=experiment.schedule.epochs)
-
-
 def _check_batch_norm(
     model: Predictor, dataset: Dataset[Any], plan: _Plan, *, experiment: Experiment, fabric: Fabric
 ) -> None:
@@ -447,10 +440,10 @@ def _changes(checkpoint: Checkpoint, state: _State) -> str:
     """
     entries, there = state.config.entries(), checkpoint.settings
     here = {name: entry.value for name, entry in entries.items()}
-    groups = {name.rpartition(".")[0] for name in there}
+    groups = {"", *(name.rpartition(".")[0] for name in there)}
     added = {name for name in here.keys() - there.keys()
              if checkpoint.fingerprint is None
-             or (entries[name].origin == DEFAULT and name.rpartition(".")[0] in groups | {""})}
+             or (entries[name].origin == DEFAULT and name.rpartition(".")[0] in groups)}
     names = (here.keys() | there.keys()) - _FREE - added
     lines = [f"  {name}: {there.get(name, 'absent')} in the run, {here.get(name, 'absent')} now"
              for name in sorted(names) if here.get(name) != there.get(name)]

@@ -8,13 +8,17 @@ from __future__ import annotations
 import importlib
 import multiprocessing
 import os
+import signal
 import socket
 import sys
+import time
 import traceback
 from collections.abc import Mapping, Sequence
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import NamedTuple
+
+from detseg.checkpoint import load
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["detseg.commands.train", "detseg.commands.test", "detseg.train",
@@ -30,6 +34,17 @@ class Started(NamedTuple):
     def said(self) -> str:
         """What it has said so far."""
         return self.output.read_text()
+
+    def kill_when_saved(self, last: Path, *, step: int, timeout: float = 120) -> int:
+        """Kills it as soon as it has saved this step, or a later one, and gives which."""
+        deadline = time.monotonic() + timeout
+        while not last.exists() or load(last).step < step:
+            assert self.process.is_alive(), f"the run ended before it could be killed: {self.said()}"
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        self.process.kill()
+        assert self.exit_code() == -signal.SIGKILL
+        return load(last).step
 
     def exit_code(self, *, timeout: float = 120) -> int | None:
         """Waits for its end."""

@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import signal
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -364,15 +362,8 @@ def test_killed_and_resumed_is_bit_identical(brightness: str) -> None:
     overrides = ["schedule.epochs=25", "validate_every=10"]
     started = start("train", ["brightness.py", "--data", "data", "--out", "run", "--teacher", brightness, "--set",
                               *overrides, "save_minutes=0"])
-    last = Path("run/last.pt")
-    deadline = time.monotonic() + 240
-    while not last.exists() or load(last).step < 8:
-        assert started.process.is_alive(), f"the run ended before it could be killed: {started.said()}"
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    started.process.kill()
-    assert started.exit_code() == -signal.SIGKILL
-    assert 8 <= load(last).step < 75
+    killed_at = started.kill_when_saved(Path("run/last.pt"), step=8, timeout=240)
+    assert 8 <= killed_at < 75
     resumed = train(*overrides, teacher=[brightness], resume=True)
     undisturbed = train(*overrides, teacher=[brightness], out="undisturbed")
     assert_same(load(resumed.run.last), load(undisturbed.run.last))

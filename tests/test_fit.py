@@ -166,15 +166,7 @@ def test_an_interrupted_validation_is_made_up_for(monkeypatch: pytest.MonkeyPatc
 def test_killed_and_resumed_is_bit_identical() -> None:
     overrides = ["schedule.epochs=40", "validate_every=10"]
     started = start("train", ["brightness.py", "--data", "data", "--out", "run", "--set", *overrides, "save_minutes=0"])
-    last = Path("run/last.pt")
-    deadline = time.monotonic() + 120
-    while not last.exists() or load(last).step < 8:
-        assert started.process.is_alive(), f"the run ended before it could be killed: {started.said()}"
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    started.process.kill()
-    assert started.exit_code() == -signal.SIGKILL
-    killed_at = load(last).step
+    killed_at = started.kill_when_saved(Path("run/last.pt"), step=8)
     assert 8 <= killed_at < 120
     resumed, undisturbed = run(*overrides, resume=True), run(*overrides, out="undisturbed")
     assert_same_state(load(resumed.run.last), load(undisturbed.run.last))
