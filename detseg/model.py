@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from detseg.inference import fold
 from detseg.interfaces import Backbone, Features, Head, Neck, Task
-from detseg.ops.anchors import CachedAnchors
+from detseg.ops.anchors import CachedAnchors, Cells
 from detseg.resize import Resize
 from detseg.split_execution import split
 from detseg.structures import Classes
@@ -130,7 +130,8 @@ class Predictor(nn.Module):
 def anchored_maps(model: Predictor) -> tuple[CachedAnchors, Sequence[Tensor]] | None:
     """The anchors of a network's head, and the maps [1, C, H, W] that they lie on for an image of `resize.size`; None
     of a head without anchors."""
-    known = [value for value in vars(model.head).values() if isinstance(value, CachedAnchors)]
+    known = [value for value in vars(model.head).values()
+             if isinstance(value, CachedAnchors) and not isinstance(value.anchors, Cells)]
     if not known:
         return None
     was_training = model.training

@@ -65,6 +65,8 @@ class SSDLite(Head[BoxTargets, AnchorRaw, DenseBoxes]):
         super().__init__()
         if num_classes < 1:
             raise ValueError(f"a detector needs at least one class, got {num_classes}")
+        if class_loss == "task_aligned" and box_loss == "smooth_l1":
+            raise ValueError('class_loss="task_aligned" compares decoded boxes: box_loss must be "ciou" or "giou"')
         anchors.check_maps(len(specs), len(extra_channels))
         self.taps = tuple(specs)
         self.num_outputs = num_classes + 1
@@ -97,9 +99,10 @@ class SSDLite(Head[BoxTargets, AnchorRaw, DenseBoxes]):
         logits, deltas = raw.rows(self.num_outputs)
         anchors = self._anchors(raw.logits, size)
         if self.class_loss == "task_aligned":
+            assert self.box_loss != "smooth_l1"
             return losses.task_aligned_losses(
-                logits, deltas, anchors, targets, size, first=1, weights=self.box_weights, kind=self.box_loss,
-                box_weight=self.box_weight)
+                logits, boxes.decode(deltas, anchors, self.box_weights), anchors, targets, size, first=1,
+                kind=self.box_loss, box_weight=self.box_weight)
         matched_BN = matching.match(anchors, targets, size, positive=0.5, negative=0.5, keep_best=True)
         if self.class_loss == "focal":
             # TensorFlow's V3 config encodes background as zeros: a negative anchor wants no output.

@@ -269,6 +269,28 @@ class GridAnchors:
         return torch.cat(maps)
 
 
+@dataclass(frozen=True)
+class Cells:
+    """The cells of maps as boxes, for heads without anchors: where each of their predictions stands.
+
+    strides: how many pixels a cell of each map spans.
+    """
+
+    strides: tuple[int, ...]
+
+    def __call__(self, map_sizes: Sequence[Size], size: Size, *, device: torch.device) -> Tensor:
+        """All cells of an image of any size, float32 [N, 4] xyxy in pixels: by map, row, column."""
+        if len(map_sizes) != len(self.strides):
+            raise ValueError(f"cells of {len(self.strides)} maps were asked for {len(map_sizes)}")
+        maps = []
+        for (rows, columns), stride in zip(map_sizes, self.strides, strict=True):
+            y = torch.arange(rows, dtype=torch.float32, device=device) * stride
+            x = torch.arange(columns, dtype=torch.float32, device=device) * stride
+            corners = torch.stack((x.expand(rows, columns), y[:, None].expand(rows, columns)), -1)
+            maps.append(torch.cat((corners, corners + stride), -1).reshape(-1, 4))
+        return torch.cat(maps)
+
+
 def _check_scales(num_maps: int, min_scale: float, max_scale: float) -> None:
     """A ValueError where scales cannot run evenly over the maps."""
     if num_maps < 2:

@@ -64,3 +64,14 @@ def decode(deltas: Tensor, anchors: Tensor, weights: tuple[float, float, float, 
     scale = (deltas[..., 2:] / deltas.new_tensor((scale_x, scale_y))).clamp(max=_MAX_LOG_SCALE).exp()
     centres, half = centres + shift * anchor_sizes, anchor_sizes * scale / 2
     return torch.cat((centres - half, centres + half), -1)
+
+
+def from_distances(distances: Tensor, cells: Tensor) -> Tensor:
+    """Boxes around the middles of cells, [..., 4] (Tian et al. 2019, arXiv 1904.01355, section 3.1).
+
+    distances: [..., 4], the logarithms of how many cells the left, upper, right and lower side are away.
+    """
+    size = cells[..., 2:] - cells[..., :2]
+    away = distances.clamp(max=_MAX_LOG_SCALE).exp() * size.repeat(1, 2)
+    middles = cells[..., :2] + size / 2
+    return torch.cat((middles - away[..., :2], middles + away[..., 2:]), -1)

@@ -16,6 +16,7 @@ from detseg.ops import boxes, matching
 from detseg.ops.matching import IGNORED, gather_targets
 from detseg.structures import VOID, BoxTargets, LabelTargets, Size
 
+IoULoss: TypeAlias = Literal["ciou", "giou"]
 BoxLoss: TypeAlias = Literal["smooth_l1", "l1", "huber", "ciou", "giou"]
 
 _DELTA_LOSSES: dict[BoxLoss, Callable[..., Tensor]] = {
@@ -74,13 +75,13 @@ def quality_focal_loss(logits_BNC: Tensor, wanted_BNC: Tensor, *, beta: float = 
 
 def box_loss(
     deltas_BN4: Tensor, anchors_N4: Tensor, targets: BoxTargets, matched_BN: Tensor, *,
-    weights: tuple[float, float, float, float], kind: BoxLoss, quality_BN: Tensor | None = None,
+    weights: tuple[float, float, float, float], kind: BoxLoss,
 ) -> Tensor:
     """The localisation loss of the matched anchors, a scalar sum.
 
     On the encoded deltas: "smooth_l1" (SSD), "l1" (torchvision's RetinaNet) or "huber", Huber's loss with a bend at 0.1
     (TensorFlow's RetinaNet). "ciou": 1 - complete IoU of the decoded boxes (Zheng et al. 2020); "giou": the same of the
-    generalised IoU (Rezatofighi et al. 2019). quality_BN: by what each anchor's counts.
+    generalised IoU (Rezatofighi et al. 2019).
     """
     positive_BN = matched_BN >= 0
     wanted_BN4, _ = gather_targets(targets, matched_BN)
@@ -89,19 +90,23 @@ def box_loss(
         loss_BN = _DELTA_LOSSES[kind](
             deltas_BN4, boxes.encode(wanted_BN4, anchors_N4, weights), reduction="none").sum(-1)
     else:
-        # Sides of 0 have no aspect ratio; the gradient would not be a number, and poison that of the other anchors.
         decoded_BN4 = boxes.decode(torch.where(positive_BN[..., None], deltas_BN4, 0.0), anchors_N4, weights)
-        corners = decoded_BN4[..., :2], torch.maximum(decoded_BN4[..., 2:], decoded_BN4[..., :2] + _SMALLEST_SIDE)
-        measure = complete_box_iou_loss if kind == "ciou" else generalized_box_iou_loss
-        loss_BN = measure(torch.cat(corners, -1), wanted_BN4)
-    if quality_BN is not None:
-        loss_BN = loss_BN * quality_BN
+        loss_BN = _iou_loss(decoded_BN4, wanted_BN4, kind)
     return torch.where(positive_BN, loss_BN, 0.0).sum()
 
 
+def _iou_loss(found_BN4: Tensor, wanted_BN4: Tensor, kind: IoULoss) -> Tensor:
+    """1 - the complete or generalised IoU, [B, N]."""
+    # Sides of 0 have no aspect ratio; the gradient would not be a number, and poison that of the other anchors.
+    corners = found_BN4[..., :2], torch.maximum(found_BN4[..., 2:], found_BN4[..., :2] + _SMALLEST_SIDE)
+    measure = complete_box_iou_loss if kind == "ciou" else generalized_box_iou_loss
+    loss_BN: Tensor = measure(torch.cat(corners, -1), wanted_BN4)
+    return loss_BN
+
+
 def task_aligned_losses(
-    logits_BNC: Tensor, deltas_BN4: Tensor, anchors_N4: Tensor, targets: BoxTargets, size: Size, *, first: int,
-    weights: tuple[float, float, float, float], kind: BoxLoss, box_weight: float,
+    logits_BNC: Tensor, found_BN4: Tensor, anchors_N4: Tensor, targets: BoxTargets, size: Size, *, first: int,
+    kind: IoULoss, box_weight: float,
 ) -> Losses:
     """The losses "class" and "box" of anchors matched by `matching.align`: each learns to score as well as its box
     fits, and its box counts by that; the count of both is the sum of the qualities (Feng et al. 2021, section 3.3, with
@@ -109,24 +114,27 @@ def task_aligned_losses(
 
     Args:
         logits_BNC: scores are their sigmoids.
-        deltas_BN4: encoded with `weights`.
-        anchors_N4: their anchors.
+        found_BN4: decoded boxes.
+        anchors_N4: their anchors, or cells.
         targets: true boxes.
         size: of the network's image.
         first: the column of the first class.
-        weights, kind: see `box_loss`.
+        kind: see `box_loss`.
         box_weight: the box loss counts so much.
     """
-    found = boxes.decode(deltas_BN4.detach(), anchors_N4, weights)
     scores_BNK = logits_BNC.detach()[..., first:].sigmoid()
-    matched_BN, quality_BN = matching.align(scores_BNK, found, anchors_N4, targets, size)
+    matched_BN, quality_BN = matching.align(scores_BNK, found_BN4.detach(), anchors_N4, targets, size)
     outputs_BN = matching.wanted_outputs(targets, matched_BN, first=first, negative=-1)
     wanted_BNC = torch.zeros_like(logits_BNC).scatter_(2, outputs_BN.clamp(min=0)[..., None], quality_BN[..., None])
     classification = quality_focal_loss(logits_BNC, wanted_BNC) * (matched_BN != IGNORED)[..., None]
-    localisation = box_loss(
-        deltas_BN4, anchors_N4, targets, matched_BN, weights=weights, kind=kind, quality_BN=quality_BN)
+
+    positive_BN1 = (matched_BN >= 0)[..., None]
+    wanted_BN4, _ = gather_targets(targets, matched_BN)
+    anything = found_BN4.new_tensor((0.0, 0.0, 1.0, 1.0))
+    loss_BN = _iou_loss(torch.where(positive_BN1, found_BN4, anything), torch.where(positive_BN1, wanted_BN4, anything),
+                        kind)
     count = quality_BN.sum()
-    return {"class": Term(classification.sum(), count), "box": Term(box_weight * localisation, count)}
+    return {"class": Term(classification.sum(), count), "box": Term(box_weight * (loss_BN * quality_BN).sum(), count)}
 
 
 def segmentation_cross_entropy(
