@@ -368,9 +368,9 @@ def load_model(
     if weights is not None and is_artefact(weights):
         raise ValueError(f"{weights} is an exported file, which needs no config; name it alone")
     run = None
-    if weights is None:
+    if weights is None or source.is_dir():
         run = trained_run(source)
-        source, weights = run.config, run.weights
+        source, weights = run.config, weights or run.weights
     config = configs.load(source, settings, sample=sample)
     content = None if is_plain(weights) else read_checkpoint(weights)
     if not checkpoints.is_checkpoint(content):

@@ -23,7 +23,7 @@ from detseg.data.faults import Fault
 from detseg.from_data import Choice, FromData
 from detseg.interfaces import Dataset, Losses, Metric, Task, TrainingBatch
 from detseg.model import Predictor
-from detseg.optim import EMA, QAT, Distill, OptimizerSettings, Schedule
+from detseg.optim import EMA, QAT, Distill, Freeze, OptimizerSettings, Schedule
 from detseg.resize import Resize
 from detseg.settings import (
     CHECKPOINT,
@@ -167,6 +167,8 @@ class Experiment(Settings):
     """Training for 8-bit integers, from weights that were trained without; validation then tells the score of those."""
     distill: Distill | None = None
     """Learning from a teacher too."""
+    freeze: Freeze = field(default_factory=Freeze)
+    """What of the backbone keeps its values."""
     clip_norm: float | None = None
     """The largest norm of the whole gradient."""
     repeat_rare: float = 0.0
@@ -183,6 +185,8 @@ class Experiment(Settings):
     """Epochs."""
     save_minutes: float = 5.0
     """`last.pt` is written after every epoch and at least this often."""
+    keep_every: int | None = None
+    """Epochs after which a checkpoint of its own is kept, which `detseg average` can take; None keeps none."""
     from_data: FromData | None = None
     """What follows from the training data before the first step."""
     sample: SampleRun = field(default_factory=SampleRun)
@@ -192,7 +196,7 @@ class Experiment(Settings):
     """What happens to the new network before it is trained or resumed, for example fake quantisation."""
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "accumulate", "eval_batch_size", "log_every", "validate_every"):
+        for name in ("batch_size", "accumulate", "eval_batch_size", "log_every", "validate_every", "keep_every"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.batch_size % self.accumulate:

@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -17,7 +20,11 @@ from torch.optim.swa_utils import AveragedModel
 
 from detseg.settings import Settings
 
+NO_FACTORS: Mapping[nn.Parameter, float] = MappingProxyType({})
 _Tensors: TypeAlias = tuple[Tensor, ...] | list[Tensor]
+
+
+_NOISE_SEED = 42
 
 
 def _check(name: str, value: float, *, low: float, high: float = math.inf, open_low: bool = False) -> None:
@@ -30,15 +37,18 @@ def _check(name: str, value: float, *, low: float, high: float = math.inf, open_
         raise ValueError(f"{name} must be {limits}, got {value!r}")
 
 
-def _parameter_groups(model: nn.Module, *, weight_decay: float, decay_norms: bool) -> list[dict[str, Any]]:
+def _parameter_groups(
+    model: nn.Module, factors: Mapping[nn.Parameter, float], *, weight_decay: float, decay_norms: bool
+) -> list[dict[str, Any]]:
     """Trainable parameters, each in exactly one group. Those of at most one dimension are the biases and the
-    normalisation weights."""
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    if decay_norms:
-        return [{"params": trainable, "weight_decay": weight_decay}]
-    groups = [{"params": [p for p in trainable if p.ndim > 1], "weight_decay": weight_decay},
-              {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0}]
-    return [group for group in groups if group["params"]]
+    normalisation weights. `lr_factor` is what a group's learning rate is multiplied with."""
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            decayed = decay_norms or parameter.ndim > 1
+            groups.setdefault((factors.get(parameter, 1.0), decayed), []).append(parameter)
+    return [{"params": parameters, "weight_decay": weight_decay if decayed else 0.0, "lr_factor": factor}
+            for (factor, decayed), parameters in groups.items()]
 
 
 @dataclass(frozen=True)
@@ -46,13 +56,20 @@ class OptimizerSettings(Settings, ABC):
     """What every optimiser has: the peak learning rate, which the schedule scales."""
 
     lr: float
+    backbone_lr: float = field(default=1.0, kw_only=True)
+    """The backbone's rate is so many times `lr`."""
+    layer_decay: float = field(default=1.0, kw_only=True)
+    """Each layer of the backbone has so many times the rate of the one behind it, the last of the head's (Clark et al.
+    2020, arXiv 2003.10555, appendix A)."""
 
     def __post_init__(self) -> None:
         _check("lr", self.lr, low=0.0, open_low=True)
+        _check("backbone_lr", self.backbone_lr, low=0.0, open_low=True)
+        _check("layer_decay", self.layer_decay, low=0.0, high=1.0, open_low=True)
 
     @abstractmethod
-    def build(self, model: nn.Module) -> Optimizer:
-        """The optimiser of the model's trainable parameters."""
+    def build(self, model: nn.Module, factors: Mapping[nn.Parameter, float] = NO_FACTORS) -> Optimizer:
+        """The optimiser of the model's trainable parameters, whose rates are `lr` times the factor that is given."""
 
 
 @dataclass(frozen=True)
@@ -74,9 +91,9 @@ class SGD(OptimizerSettings):
         if self.nesterov and self.momentum == 0:
             raise ValueError("nesterov needs a momentum above 0")
 
-    def build(self, model: nn.Module) -> Optimizer:
+    def build(self, model: nn.Module, factors: Mapping[nn.Parameter, float] = NO_FACTORS) -> Optimizer:
         """torch.optim.SGD."""
-        groups = _parameter_groups(model, weight_decay=self.weight_decay, decay_norms=self.decay_norms)
+        groups = _parameter_groups(model, factors, weight_decay=self.weight_decay, decay_norms=self.decay_norms)
         return torch.optim.SGD(groups, lr=self.lr, momentum=self.momentum, nesterov=self.nesterov)
 
 
@@ -101,9 +118,9 @@ class RMSprop(OptimizerSettings):
         _check("eps", self.eps, low=0.0, open_low=True)
         _check("weight_decay", self.weight_decay, low=0.0)
 
-    def build(self, model: nn.Module) -> Optimizer:
+    def build(self, model: nn.Module, factors: Mapping[nn.Parameter, float] = NO_FACTORS) -> Optimizer:
         """torch.optim.RMSprop."""
-        groups = _parameter_groups(model, weight_decay=self.weight_decay, decay_norms=self.decay_norms)
+        groups = _parameter_groups(model, factors, weight_decay=self.weight_decay, decay_norms=self.decay_norms)
         return torch.optim.RMSprop(groups, lr=self.lr, alpha=self.alpha, momentum=self.momentum, eps=self.eps)
 
 
@@ -124,9 +141,9 @@ class AdamW(OptimizerSettings):
         _check("eps", self.eps, low=0.0, open_low=True)
         _check("weight_decay", self.weight_decay, low=0.0)
 
-    def build(self, model: nn.Module) -> Optimizer:
+    def build(self, model: nn.Module, factors: Mapping[nn.Parameter, float] = NO_FACTORS) -> Optimizer:
         """torch.optim.AdamW."""
-        groups = _parameter_groups(model, weight_decay=self.weight_decay, decay_norms=self.decay_norms)
+        groups = _parameter_groups(model, factors, weight_decay=self.weight_decay, decay_norms=self.decay_norms)
         return torch.optim.AdamW(groups, lr=self.lr, betas=(self.beta1, self.beta2), eps=self.eps)
 
 
@@ -140,11 +157,20 @@ class Schedule(Settings, ABC):
     epochs: int
     warmup_steps: int = 0
     warmup_start: float = 0.001
+    noise: float = field(default=0.0, kw_only=True)
+    """The largest share by which an epoch's factor is off at random, up or down (timm's lr_noise_pct; its MobileNetV3
+    has 0.67)."""
+    noise_span: tuple[float, float] = field(default=(0.42, 0.9), kw_only=True)
+    """From which share of the epochs to which there is noise; the default is timm's MobileNetV3's."""
 
     def __post_init__(self) -> None:
         _check("epochs", self.epochs, low=1)
         _check("warmup_steps", self.warmup_steps, low=0)
         _check("warmup_start", self.warmup_start, low=0.0, high=1.0)
+        if not 0.0 <= self.noise < 1.0:
+            raise ValueError(f"noise must be at least 0 and below 1, got {self.noise!r}")
+        if not 0.0 <= self.noise_span[0] <= self.noise_span[1] <= 1.0:
+            raise ValueError(f"noise_span is two rising shares of the epochs, 0..1, got {self.noise_span}")
 
     def factor(self, step: int, total_steps: int) -> float:
         """The factor of step 0..total_steps - 1. ValueError where the warm-up would not end within the run."""
@@ -154,7 +180,14 @@ class Schedule(Settings, ABC):
                 f"longer, or shorten it, for example --set schedule.warmup_steps={total_steps // 10}")
         if step < self.warmup_steps:
             return self.warmup_start + (1.0 - self.warmup_start) * step / self.warmup_steps
-        return self.decayed(step, total_steps)
+        return self.decayed(step, total_steps) * (1.0 + self._noise(step * self.epochs // total_steps))
+
+    def _noise(self, epoch: int) -> float:
+        """Of an epoch: a normal number of std 1, drawn again until it lies within `noise` (timm's)."""
+        if self.noise == 0 or not self.noise_span[0] <= epoch / self.epochs < self.noise_span[1]:
+            return 0.0
+        draws = np.random.default_rng((_NOISE_SEED, epoch)).standard_normal(10_000)
+        return float(draws[np.abs(draws) < self.noise][0])
 
     def shortened(self, divisor: int) -> Schedule:
         """The same in a `divisor`-th of the epochs and warm-up steps, at least one epoch."""
@@ -209,6 +242,24 @@ class Steps(Schedule):
 
 
 @dataclass(frozen=True)
+class Exponential(Schedule):
+    """The rate times `gamma` after every `every` epochs; MobileNetV3's article takes 0.99 every 3 (section 6.1), which
+    it calls a decay rate of 0.01."""
+
+    gamma: float = 0.99
+    every: int = 3
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check("gamma", self.gamma, low=0.0, high=1.0, open_low=True)
+        _check("every", self.every, low=1)
+
+    def decayed(self, step: int, total_steps: int) -> float:
+        """gamma ** (times `every` epochs passed)."""
+        return math.pow(self.gamma, step * self.epochs // total_steps // self.every)
+
+
+@dataclass(frozen=True)
 class Poly(Schedule):
     """(1 - t) ** power, t the part of the run that is over, warm-up included (DeepLab, arXiv 1606.00915, 4.1)."""
 
@@ -251,6 +302,22 @@ class EMA(Settings):
                     mine.copy_(theirs)
 
         return AveragedModel(model, multi_avg_fn=average, use_buffers=True)
+
+
+@dataclass(frozen=True)
+class Freeze(Settings):
+    """What of the backbone keeps its values; nothing, unless it is said.
+
+    stride: all layers whose maps have at most this stride, from the stem on; 0 for none. norms: whether all of its
+    BatchNorms normalise by their running statistics, and keep these (mmdetection's `norm_eval`); those of frozen layers
+    always do.
+    """
+
+    stride: int = 0
+    norms: bool = False
+
+    def __post_init__(self) -> None:
+        _check("stride", self.stride, low=0)
 
 
 @dataclass(frozen=True)

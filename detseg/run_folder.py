@@ -42,6 +42,20 @@ class RunFolder:
         """What to evaluate and predict with: the best checkpoint, before the first validation the newest."""
         return self.best if self.best.is_file() else self.last
 
+    def kept_after(self, step: int) -> Path:
+        """The checkpoint of a step that a run with `keep_every` keeps."""
+        return self.path / f"step-{step:07d}.pt"
+
+    @property
+    def kept(self) -> dict[int, Path]:
+        """Such checkpoints by step."""
+        return {int(path.stem.removeprefix("step-")): path for path in sorted(self.path.glob("step-*.pt"))}
+
+    @property
+    def average(self) -> Path:
+        """The checkpoint that `detseg average` makes."""
+        return self.path / "average.pt"
+
     @property
     def log(self) -> Path:
         """One JSON object a line: training steps and validations."""
@@ -80,7 +94,8 @@ class RunFolder:
         for validation, where the run has decided it, and what a teacher is, where there is one."""
         self.path.mkdir(parents=True, exist_ok=True)
         self._describe(config, data=data.as_plain(), teacher=teacher)
-        self.split.unlink(missing_ok=True)
+        for left in (self.split, self.average, *self.kept.values()):
+            left.unlink(missing_ok=True)
         if kept is not None:
             self.split.write_text(json.dumps(kept.as_plain(), indent=1) + "\n", "utf-8")
         self.log.write_text("", "utf-8")

@@ -55,8 +55,8 @@ from detseg.settings import DEFAULT, as_text
 from detseg.structures import Classes
 from detseg.training_step import TrainingStep, no_running_statistics
 
-_FREE = frozenset({"workers", "log_every", "save_minutes", "validate_every", "eval_batch_size", "distill.teacher",
-                   "distill.checkpoint"})
+_FREE = frozenset({"workers", "log_every", "save_minutes", "validate_every", "eval_batch_size", "keep_every",
+                   "distill.teacher", "distill.checkpoint"})
 """Settings that may change on resume: no weight depends on them. A teacher may have moved; what it is gets compared."""
 
 _SMALLEST_SCORE_DRAWN = 0.4
@@ -299,8 +299,11 @@ class _State:
 
     def save_if_due(self) -> None:
         """After every epoch, and every few minutes."""
+        kept, epoch_steps = self.config.experiment.keep_every, self.plan.epoch_steps
+        if kept is not None and self.step % (kept * epoch_steps) == 0:
+            self.save(self.run.kept_after(self.step))
         waited = time.monotonic() - self.saved_at >= 60 * self.config.experiment.save_minutes
-        if waited or self.step % self.plan.epoch_steps == 0:
+        if waited or self.step % epoch_steps == 0:
             self.save(self.run.last)
 
 

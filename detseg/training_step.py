@@ -18,6 +18,7 @@ from torch.optim.swa_utils import AveragedModel
 from torch.utils._pytree import tree_map_only
 
 from detseg.config import Experiment, Objective
+from detseg.fine_tuning import freeze, learning_rates
 from detseg.interfaces import Losses, TrainingBatch
 from detseg.model import Predictor
 
@@ -45,13 +46,15 @@ class TrainingStep:
         self.model, self.experiment, self.fabric, self.lr = model, experiment, fabric, lr
         self.around, self.objective = around, experiment.objective if objective is None else objective
         self.forward = model if through is None else through
+        self.frozen_norms = freeze(model, experiment.freeze)
         self.averaged: AveragedModel | None = None
         if experiment.ema is not None:
             self.averaged = experiment.ema.build(model).to(fabric.device)
         self.network: nn.Module
         self.optimizer: Optimizer
         learning = model if beside is None else nn.ModuleList([model, beside])
-        self.network, self.optimizer = cast(Any, fabric.setup(self.forward, experiment.optimizer.build(learning)))
+        optimizer = experiment.optimizer.build(learning, learning_rates(model, experiment.optimizer))
+        self.network, self.optimizer = cast(Any, fabric.setup(self.forward, optimizer))
 
     @property
     def evaluated(self) -> Predictor:
@@ -68,7 +71,9 @@ class TrainingStep:
         torch.manual_seed(int(state[0]))
         lr = experiment.optimizer.lr * experiment.schedule.factor(number, total_steps) if self.lr is None else self.lr
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group.get("lr_factor", 1.0)  # older checkpoints have none
+        for norm in self.frozen_norms:
+            norm.eval()
         self.optimizer.zero_grad()
         with nullcontext() if self.around is None else self.around(number, total_steps):
             losses = self.gradient(fabric.to_device(batch))

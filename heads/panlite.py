@@ -29,7 +29,7 @@ NORM = Norm(momentum=0.1, eps=1e-3)
 """PyTorch's momentum: a norm of the usual 0.03 has not forgotten the untrained network after a few hundred steps."""
 PRIOR = 0.01
 """What the classifier first says of every class in every cell."""
-FIRST_DISTANCE = 2.0
+FIRST_DISTANCE = 1.0
 """Cells from the middle to each side of the first boxes."""
 
 
@@ -81,7 +81,7 @@ class PANLite(Head[BoxTargets, AnchorRaw, DenseBoxes]):
         return AnchorRaw(deltas=tuple(self.locate(x) for x in maps), logits=tuple(self.classify(x) for x in maps))
 
     def loss(self, raw: AnchorRaw, targets: BoxTargets, size: Size) -> Losses:
-        """Classification and localisation; the count is the sum of the matched cells' qualities."""
+        """Classification and localisation; see `losses.task_aligned_losses`."""
         logits, distances = raw.rows(self.num_outputs)
         cells = self._cells(raw.logits, size)
         return losses.task_aligned_losses(

@@ -28,7 +28,8 @@ PRIOR = 0.01
 """What the classifier first says of every class at every anchor; the many negatives would drown all else if not."""
 
 Activation: TypeAlias = Literal["relu", "relu6"]
-BoxLoss: TypeAlias = Literal["l1", "huber"]
+ClassLoss: TypeAlias = Literal["focal", "task_aligned"]
+BoxLoss: TypeAlias = Literal["l1", "huber", "ciou", "giou"]
 
 
 class RetinaNet(Head[BoxTargets, AnchorRaw, DenseBoxes]):
@@ -42,8 +43,10 @@ class RetinaNet(Head[BoxTargets, AnchorRaw, DenseBoxes]):
         anchors: of all maps.
         num_convs: before each predictor.
         separable, norm, activation: of these; every map has its own norm, None leaves it out.
+        class_loss: "focal" as published, or "task_aligned": anchors stand for boxes by what the network says of them,
+            and scores learn how well boxes fit (`ops.matching.align`); box_loss is then "ciou" or "giou".
         gamma: the focal loss's exponent.
-        box_loss: "l1" (torchvision) or "huber" (TensorFlow), on the encoded boxes.
+        box_loss: "l1" (torchvision) or "huber" (TensorFlow), on the encoded boxes; "ciou" or "giou" on the decoded.
         box_weights: of the encoding.
         box_weight: the box loss counts so much; TensorFlow's 50 is for the mean of a box's four numbers, which is 12.5
             for their sum.
@@ -53,9 +56,10 @@ class RetinaNet(Head[BoxTargets, AnchorRaw, DenseBoxes]):
 
     def __init__(
         self, specs: Mapping[str, FeatureSpec], num_classes: int, *, anchors: GridAnchors, num_convs: int = 4,
-        separable: bool = False, norm: Norm | None = None, activation: Activation = "relu", gamma: float = 2.0,
-        box_loss: BoxLoss = "l1", box_weights: tuple[float, float, float, float] = BOX_WEIGHTS,
-        box_weight: float = 1.0, max_negative_iou: float = 0.4,
+        separable: bool = False, norm: Norm | None = None, activation: Activation = "relu",
+        class_loss: ClassLoss = "focal", gamma: float = 2.0, box_loss: BoxLoss = "l1",
+        box_weights: tuple[float, float, float, float] = BOX_WEIGHTS, box_weight: float = 1.0,
+        max_negative_iou: float = 0.4,
     ) -> None:
         super().__init__()
         if num_classes < 1:
@@ -67,13 +71,15 @@ class RetinaNet(Head[BoxTargets, AnchorRaw, DenseBoxes]):
         if len(widths) > 1 or len(shapes) > 1:
             raise ValueError("all maps share their predictors and need the same number of channels and of anchors a "
                              f"cell, got {sorted(widths)} channels and {sorted(shapes)} anchors")
+        if class_loss == "task_aligned" and box_loss not in ("ciou", "giou"):
+            raise ValueError('class_loss="task_aligned" compares decoded boxes: box_loss must be "ciou" or "giou"')
         if not 0 <= max_negative_iou <= 0.5:
             raise ValueError(f"max_negative_iou must lie in 0..0.5, got {max_negative_iou}")
         (channels,), (num_anchors,) = widths, shapes
         self.maps, self.stride = tuple(specs), next(iter(specs.values())).stride
         self.num_outputs = num_classes + 1
         self.anchors, self._anchors = anchors, CachedAnchors(anchors, stride=self.stride)
-        self.gamma, self.max_negative_iou = gamma, max_negative_iou
+        self.class_loss, self.gamma, self.max_negative_iou = class_loss, gamma, max_negative_iou
         self.box_loss, self.box_weights, self.box_weight = box_loss, box_weights, box_weight
         self.classify, self.locate = (
             _Tower(channels, num_anchors * columns, num_maps=len(specs), num_convs=num_convs, separable=separable,
@@ -92,6 +98,11 @@ class RetinaNet(Head[BoxTargets, AnchorRaw, DenseBoxes]):
         """Classification and localisation; the count is that of the matched anchors."""
         logits, deltas = raw.rows(self.num_outputs)
         anchors = self._anchors(raw.logits, size)
+        if self.class_loss == "task_aligned":
+            assert self.box_loss == "ciou" or self.box_loss == "giou"
+            return losses.task_aligned_losses(
+                logits, boxes.decode(deltas, anchors, self.box_weights), anchors, targets, size, first=1,
+                kind=self.box_loss, box_weight=self.box_weight)
         matched_BN = matching.match(
             anchors, targets, size, positive=0.5, negative=self.max_negative_iou, keep_best=False, keep_ties=True)
         classification = losses.focal_loss(

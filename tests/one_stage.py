@@ -9,6 +9,7 @@ from torch import Tensor
 
 from detseg.interfaces import Losses
 from detseg.model import Predictor
+from detseg.ops import boxes
 from detseg.ops.anchors import AnchorRaw
 from detseg.structures import BoxTargets
 
@@ -27,6 +28,28 @@ def box_targets(*images: list[Object]) -> BoxTargets:
             targets.labels[row, number] = label
             targets.crowd[row, number] = crowd
     return targets
+
+
+def assert_task_aligned_training_finds(targets: BoxTargets, predictor: Predictor, *, steps: int) -> None:
+    """That after a few steps on two random images the surest box of each object's class is the right one. (The losses
+    themselves are sums over qualities that grow, so they say little.)"""
+    size = predictor.resize.size
+    images = torch.rand(len(targets.labels), 3, *size) * 255
+    optimizer = torch.optim.AdamW(predictor.train().parameters(), lr=0.01)
+    for _ in range(steps):
+        losses = predictor.head.loss(predictor(images), targets, size)
+        optimizer.zero_grad()
+        torch.autograd.backward(torch.stack([term.sum / term.count.clamp(min=1) for term in losses.values()]).sum())
+        optimizer.step()
+    dead = [name for name, parameter in predictor.named_parameters() if parameter.grad is None]
+    assert not dead
+    with torch.no_grad():
+        dense = predictor.head.decode(predictor(images), size)
+    for image, number in (targets.labels >= 0).nonzero().tolist():
+        scores = dense.scores[image, :, targets.labels[image, number]]
+        overlap = boxes.iou(dense.boxes[image, scores.argmax()][None], targets.boxes[image, number][None])
+        assert float(overlap) > 0.7
+        assert float(scores.max()) > 0.4
 
 
 def row_gradients(predictor: Predictor, targets: BoxTargets) -> tuple[Losses, Tensor, Tensor]:

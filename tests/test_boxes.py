@@ -134,3 +134,10 @@ def test_coding_broadcasts_over_a_batch() -> None:
         torch.testing.assert_close(deltas[image], boxes.encode(wanted[image], anchors, SSD_WEIGHTS))
     torch.testing.assert_close(boxes.decode(deltas, anchors, SSD_WEIGHTS), wanted, rtol=0, atol=1e-3)
     assert boxes.decode(deltas[:, :0], anchors[:0], SSD_WEIGHTS).shape == (2, 0, 4)
+
+
+def test_boxes_from_distances_by_hand() -> None:
+    """From the middle (12, 4) of a cell of 8 pixels: 1, 2, 1/2 and 4 of them to the left, up, right and down."""
+    found = boxes.from_distances(torch.tensor([1.0, 2, 0.5, 4]).log(), torch.tensor([8.0, 0, 16, 8]))
+    assert found.tolist() == pytest.approx([4, -12, 16, 36])
+    assert boxes.from_distances(torch.full((3, 4), 1e9), torch.tensor([[0.0, 0, 8, 8]])).isfinite().all()

@@ -1,4 +1,4 @@
-"""The anchors of feature pyramids, against torchvision's and by hand."""
+"""The anchors of feature pyramids, against torchvision's and by hand, and the cells of heads without anchors."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
 
-from detseg.ops.anchors import GridAnchors
+from detseg.ops.anchors import Cells, GridAnchors
 
 CPU = torch.device("cpu")
 RETINANET = tuple((x, int(x * 2 ** (1 / 3)), int(x * 2 ** (2 / 3))) for x in (32, 64, 128, 256, 512))
@@ -62,3 +62,11 @@ def test_ratios_that_make_no_anchors_are_refused(ratios: tuple[float, ...]) -> N
 def test_another_number_of_maps_is_refused() -> None:
     with pytest.raises(ValueError, match="anchors for 2 maps were asked for 1"):
         GridAnchors(((32.0,), (64.0,)))([(3, 3)], (96, 96), device=CPU)
+
+
+def test_cells_of_maps_by_hand() -> None:
+    """Of a map of 1 x 2 and one of 1 x 1, whatever the image's size."""
+    found = Cells((8, 16))([(1, 2), (1, 1)], (5, 11), device=CPU)
+    assert found.tolist() == [[0, 0, 8, 8], [8, 0, 16, 8], [0, 0, 16, 16]]
+    with pytest.raises(ValueError, match="cells of 2 maps were asked for 1"):
+        Cells((8, 16))([(1, 2)], (8, 16), device=CPU)

@@ -341,19 +341,21 @@ def test_a_box_takes_the_anchors_that_say_it_best() -> None:
     targets = _targets([(0, 0, 20, 10)])
     found = torch.tensor([[[0.0, 0, 10, 10], [0, 0, 20, 30], [10, 0, 20, 10], [0, 0, 20, 10], [0, 0, 20, 10]]])
     scores = _scores([0.4, 0.9, 0.8, 1.0, 1.0])
-    matched, quality = _align(targets, scores, found=found)
+    matched, quality, weight = _align(targets, scores, found=found)
     assert matched.tolist() == [[0, 0, 0, -1, -1]], "the last two say it best, but lie elsewhere"
     # Of 0.4 / 64, 0.9 / 729 and 0.8 / 64 the last is the best, and gets the largest IoU.
     torch.testing.assert_close(quality, torch.tensor([[0.25, 0.5 * 0.9 / 729 / (0.8 / 64), 0.5, 0.0, 0.0]]))
+    torch.testing.assert_close(weight, 2 * quality)
     assert _align(targets, scores, found=found, most=2).matched.tolist() == [[0, -1, 0, -1, -1]]
     assert _align(targets, scores, found=found, most=1).matched.tolist() == [[-1, -1, 0, -1, -1]]
 
 
 def test_a_box_between_the_centres_takes_the_anchor_that_overlaps_it_most() -> None:
     targets = _targets([(106, 106, 109, 109)])
-    matched, quality = _align(targets, _scores([0.5] * 5))
+    matched, quality, weight = _align(targets, _scores([0.5] * 5))
     assert matched.tolist() == [[-1, -1, -1, -1, 0]]
     assert quality[0, 4] == pytest.approx(0.09)
+    assert weight[0].tolist() == [0, 0, 0, 0, 1], "however little it overlaps"
     assert _align(_targets([(200, 100, 210, 110)]), _scores([0.5] * 5)).matched.tolist() == [[-1] * 5]
 
 
@@ -361,24 +363,29 @@ def test_an_anchor_that_two_boxes_want_stands_for_the_one_it_overlaps_more() -> 
     targets = _targets([(0, 0, 20, 10), (4, 0, 16, 10)])
     scores = _scores([0.5] * 5)
     scores[..., 11] = 0.5
-    matched, quality = _align(targets, scores)
+    matched, quality, weight = _align(targets, scores)
     assert matched.tolist() == [[0, 1, 0, -1, -1]]
     assert quality[0].tolist() == pytest.approx([0.5, 10 / 12, 0.5, 0, 0])
+    assert weight[0].tolist() == [1, 1, 1, 0, 0]
 
 
 def test_alignment_leaves_crowds_and_padding_alone() -> None:
     targets = _targets([(0, 0, 10, 10), (98, 98, 112, 112)], [], crowd=((0, 1),))
     scores = torch.full((2, 5, 12), 0.5)
-    matched, quality = _align(targets, scores)
+    matched, quality, weight = _align(targets, scores)
     assert matched.tolist() == [[0, -1, -1, -1, IGNORED], [-1] * 5], "the second's centre lies on the border"
-    assert quality[0, 2:].eq(0).all()
-    assert quality[1].eq(0).all()
+    for each in (quality, weight):
+        assert each[0, 2:].eq(0).all()
+        assert each[1].eq(0).all()
     nothing = _align(BoxTargets(*(part[:, :0] for part in targets[:3])), scores)
     assert nothing.matched.tolist() == [[-1] * 5] * 2
     assert nothing.quality.eq(0).all()
+    assert nothing.weight.eq(0).all()
 
 
-def _plain_alignment(scores: Tensor, found: Tensor, targets: BoxTargets, most: int) -> tuple[list[int], list[float]]:
+def _plain_alignment(
+    scores: Tensor, found: Tensor, targets: BoxTargets, most: int
+) -> tuple[list[int], list[float], list[float]]:
     """The rule word for word for one image, box by box; no crowds."""
     real = [number for number, label in enumerate(targets.labels[0].tolist()) if label >= 0]
     fits, ious = dict[tuple[int, int], float](), dict[tuple[int, int], float]()
@@ -392,15 +399,15 @@ def _plain_alignment(scores: Tensor, found: Tensor, targets: BoxTargets, most: i
                 candidates[anchor] = float(scores[0, anchor, targets.labels[0, box]]) * ious[box, anchor] ** 6
         best = sorted(candidates, key=lambda anchor: -candidates[anchor])[:most]
         fits |= {(box, anchor): candidates[anchor] for anchor in best if candidates[anchor] > 0}
-    matched, quality = [NEGATIVE] * len(ANCHORS), [0.0] * len(ANCHORS)
+    matched, quality, weight = [NEGATIVE] * len(ANCHORS), [0.0] * len(ANCHORS), [0.0] * len(ANCHORS)
     for anchor in {anchor for _, anchor in fits}:
         matched[anchor] = max((box for box, other in fits if other == anchor), key=lambda box: ious[box, anchor])
     for box in real:
         own = [anchor for anchor, owner in enumerate(matched) if owner == box]
         for anchor in own:
-            quality[anchor] = fits[box, anchor] * max(ious[box, one] for one in own) / max(
-                fits[box, one] for one in own)
-    return matched, quality
+            weight[anchor] = fits[box, anchor] / max(fits[box, one] for one in own)
+            quality[anchor] = weight[anchor] * max(ious[box, one] for one in own)
+    return matched, quality, weight
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -411,8 +418,9 @@ def test_alignment_equals_plain_python(seed: int) -> None:
                          torch.tensor([[0, 1, 2, 0, 1, 2, -1]]), torch.zeros(1, 7, dtype=torch.bool))
     found = ANCHORS[None] + torch.randn(1, len(ANCHORS), 4) * 4
     scores = torch.rand(1, len(ANCHORS), 3)
-    matched, quality = align(scores, found, ANCHORS, targets, SIZE, most=9)
-    wanted, qualities = _plain_alignment(scores, found, targets, 9)
+    matched, quality, weight = align(scores, found, ANCHORS, targets, SIZE, most=9)
+    wanted, qualities, weights = _plain_alignment(scores, found, targets, 9)
     assert matched[0].tolist() == wanted
     assert quality[0].tolist() == pytest.approx(qualities, rel=1e-4)
+    assert weight[0].tolist() == pytest.approx(weights, rel=1e-4)
     assert 6 < sum(number >= 0 for number in wanted) <= 6 * 9

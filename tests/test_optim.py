@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from detseg.optim import EMA, SGD, AdamW, Cosine, OptimizerSettings, Poly, RMSprop, Schedule, Steps
+from detseg.optim import EMA, SGD, AdamW, Cosine, Exponential, Freeze, OptimizerSettings, Poly, RMSprop, Schedule, Steps
 
 
 def network() -> nn.Sequential:
@@ -45,6 +45,32 @@ def test_numbers_reach_torch() -> None:
     assert (adam["lr"], adam["betas"], adam["eps"]) == (0.1, (0.8, 0.7), 0.5)
 
 
+def test_rates_of_their_own_make_groups_of_their_own() -> None:
+    model = network()
+    slow = dict.fromkeys([*model[0].parameters(), *model[2].parameters()], 0.5)
+    groups = SGD(0.1).build(model, slow).param_groups
+    assert [(group["lr_factor"], len(group["params"])) for group in groups] == [(0.5, 4), (1.0, 2)]
+
+
+def test_the_rate_of_mobilenet_v3_falls_by_a_hundredth_every_three_epochs() -> None:
+    schedule = Exponential(epochs=10)
+    assert [schedule.factor(2 * epoch, 20) for epoch in range(10)] == pytest.approx(
+        [0.99 ** k for k in (0, 0, 0, 1, 1, 1, 2, 2, 2, 3)])
+
+
+def test_noise_on_the_rate_is_an_epochs_own_and_the_same_in_every_run() -> None:
+    plain = Cosine(epochs=100)
+    noisy = plain.changed("noise", 0.5)
+    found = [noisy.factor(step, 200) / plain.factor(step, 200) for step in range(199)]
+    assert found[:84] == [1.0] * 84
+    assert found[180:] == [1.0] * 19
+    inside = found[84:180]
+    assert all(0.5 < one < 1.5 for one in inside)
+    assert inside[::2] == pytest.approx(inside[1::2])
+    assert len({round(one, 6) for one in inside}) == 48
+    assert found == [noisy.factor(step, 200) / plain.factor(step, 200) for step in range(199)]
+
+
 def test_epsilon_is_the_root_of_tensorflows() -> None:
     assert RMSprop(0.1).eps == pytest.approx(math.sqrt(0.001), rel=1e-3)
 
@@ -58,6 +84,12 @@ def test_epsilon_is_the_root_of_tensorflows() -> None:
     (lambda: RMSprop(0.1, eps=0.0), "eps must be above 0"),
     (lambda: RMSprop(0.1, alpha=2.0), "alpha must be"),
     (lambda: AdamW(0.1, beta2=-0.1), "beta2 must be"),
+    (lambda: SGD(0.1, backbone_lr=0.0), "backbone_lr must be above 0, got 0.0"),
+    (lambda: SGD(0.1, layer_decay=1.1), "layer_decay must be above 0 and at most 1, got 1.1"),
+    (lambda: Cosine(9, noise=1.0), "noise must be at least 0 and below 1, got 1.0"),
+    (lambda: Cosine(9, noise_span=(0.9, 0.4)), "noise_span is two rising shares of the epochs"),
+    (lambda: Exponential(9, every=0), "every must be at least 1, got 0"),
+    (lambda: Freeze(stride=-1), "stride must be at least 0, got -1"),
     (lambda: Cosine(0), "epochs must be at least 1, got 0"),
     (lambda: Cosine(1, warmup_steps=-1), "warmup_steps must be at least 0"),
     (lambda: Cosine(1, warmup_start=2.0), "warmup_start must be at least 0 and at most 1"),

@@ -32,7 +32,7 @@ from detseg.tasks.detection import Detection
 from heads.retinanet import NORM, RetinaNet
 
 from .conftest import ROOT
-from .one_stage import box_targets, row_gradients
+from .one_stage import assert_task_aligned_training_finds, box_targets, row_gradients
 
 Wiring: TypeAlias = Literal["torchvision", "tensorflow"]
 WIRINGS: tuple[Wiring, ...] = ("torchvision", "tensorflow")
@@ -228,6 +228,14 @@ def test_it_learns(wiring: Wiring) -> None:
     assert not dead
 
 
+def test_task_aligned_it_learns_to_say_how_well_its_boxes_fit() -> None:
+    predictor = _predictor()
+    predictor.head = RetinaNet(
+        {f"p{k}": FeatureSpec(16, 2**k) for k in range(3, 8)}, 3, anchors=TENSORFLOW_ANCHORS, num_convs=1,
+        separable=True, norm=Norm(0.1, 1e-3), class_loss="task_aligned", box_loss="giou", box_weight=2.0)
+    assert_task_aligned_training_finds(TWO_IMAGES, predictor, steps=80)
+
+
 @pytest.mark.parametrize("wiring", WIRINGS)
 def test_shapes_and_ranges(wiring: Wiring) -> None:
     predictor = _with_different_scores(_predictor(wiring))
@@ -410,6 +418,7 @@ def test_without_norms_sharing_goes_on() -> None:
      "all maps share their predictors and need the same number of channels and of anchors a cell, got [8, 16] channels "
      "and [1] anchors"),
     ({"anchors": GridAnchors(((32.0,), (64.0, 80.0)), ratios=(1.0,))}, "got [8] channels and [1, 2] anchors"),
+    ({"class_loss": "task_aligned"}, 'box_loss must be "ciou" or "giou"'),
     ({"max_negative_iou": 0.6}, "max_negative_iou must lie in 0..0.5, got 0.6"),
 ])
 def test_bad_arguments_are_explained(change: dict[str, Any], message: str) -> None:

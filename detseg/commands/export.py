@@ -46,7 +46,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("model", type=Path, nargs="?", metavar="RUN|CONFIG",
                         help="a run folder, or the config that was trained")
     parser.add_argument("checkpoint", type=Path, nargs="?",
-                        help="with a config: best.pt or last.pt of its run, or published weights")
+                        help="another checkpoint of the run; with a config: best.pt or last.pt of its run, or "
+                             "published weights")
     parser.add_argument("--format", metavar="FORMAT", help=", ".join(format_names()))
     parser.add_argument("--contract", choices=CONTRACTS, default="final",
                         help="where the file ends: the head's raw outputs, decoded boxes or scores, final predictions "
@@ -108,7 +109,7 @@ def _export(options: argparse.Namespace) -> None:
             raise ValueError("name a run folder, or a config and a checkpoint; --formats lists the formats")
         if options.check is None and options.format is None:
             raise ValueError(f"name a format with --format: {', '.join(format_names())}")
-        if options.checkpoint is not None:
+        if options.checkpoint is not None and not options.model.is_dir():
             find_config(options.model)
     from detseg.report.console import plain_console
 

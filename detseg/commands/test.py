@@ -33,7 +33,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("model", type=Path, metavar="RUN|CONFIG|ARTEFACT",
                         help="a run folder, the config that was trained, or an exported file")
     parser.add_argument("checkpoint", type=Path, nargs="?",
-                        help="with a config: best.pt or last.pt of its run, or published weights")
+                        help="another checkpoint of the run; with a config: best.pt or last.pt of its run, or "
+                             "published weights")
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--data", type=Path, metavar="PLACE",
                         help="the data set's folder, or an annotation file (the run's, or the config's own)")
@@ -66,7 +67,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _test(options: argparse.Namespace) -> None:
-    if options.checkpoint is not None:
+    if options.checkpoint is not None and not options.model.is_dir():
         find_config(options.model)
     from detseg.api import load_model
     from detseg.data.location import Location

@@ -72,6 +72,6 @@ def from_distances(distances: Tensor, cells: Tensor) -> Tensor:
     distances: [..., 4], the logarithms of how many cells the left, upper, right and lower side are away.
     """
     size = cells[..., 2:] - cells[..., :2]
-    away = distances.clamp(max=_MAX_LOG_SCALE).exp() * size.repeat(1, 2)
+    away = distances.clamp(max=_MAX_LOG_SCALE).exp() * torch.cat((size, size), -1)
     middles = cells[..., :2] + size / 2
     return torch.cat((middles - away[..., :2], middles + away[..., 2:]), -1)

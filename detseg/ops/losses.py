@@ -86,7 +86,7 @@ def box_loss(
     positive_BN = matched_BN >= 0
     wanted_BN4, _ = gather_targets(targets, matched_BN)
     wanted_BN4 = torch.where(positive_BN[..., None], wanted_BN4, anchors_N4)  # keeps the logarithm finite elsewhere
-    if kind in _DELTA_LOSSES:
+    if kind != "ciou" and kind != "giou":
         loss_BN = _DELTA_LOSSES[kind](
             deltas_BN4, boxes.encode(wanted_BN4, anchors_N4, weights), reduction="none").sum(-1)
     else:
@@ -109,8 +109,10 @@ def task_aligned_losses(
     kind: IoULoss, box_weight: float,
 ) -> Losses:
     """The losses "class" and "box" of anchors matched by `matching.align`: each learns to score as well as its box
-    fits, and its box counts by that; the count of both is the sum of the qualities (Feng et al. 2021, section 3.3, with
-    the quality focal loss of Li et al. 2020).
+    fits (Feng et al. 2021, section 3.3, with the quality focal loss of Li et al. 2020).
+
+    Boxes count by `Alignment.weight`, so that every object counts alike. In the article they count by the quality, and
+    an object that nothing overlaps much is hardly learned: small ones stay behind (see benchmarks.md).
 
     Args:
         logits_BNC: scores are their sigmoids.
@@ -123,7 +125,7 @@ def task_aligned_losses(
         box_weight: the box loss counts so much.
     """
     scores_BNK = logits_BNC.detach()[..., first:].sigmoid()
-    matched_BN, quality_BN = matching.align(scores_BNK, found_BN4.detach(), anchors_N4, targets, size)
+    matched_BN, quality_BN, weight_BN = matching.align(scores_BNK, found_BN4.detach(), anchors_N4, targets, size)
     outputs_BN = matching.wanted_outputs(targets, matched_BN, first=first, negative=-1)
     wanted_BNC = torch.zeros_like(logits_BNC).scatter_(2, outputs_BN.clamp(min=0)[..., None], quality_BN[..., None])
     classification = quality_focal_loss(logits_BNC, wanted_BNC) * (matched_BN != IGNORED)[..., None]
@@ -133,8 +135,8 @@ def task_aligned_losses(
     anything = found_BN4.new_tensor((0.0, 0.0, 1.0, 1.0))
     loss_BN = _iou_loss(torch.where(positive_BN1, found_BN4, anything), torch.where(positive_BN1, wanted_BN4, anything),
                         kind)
-    count = quality_BN.sum()
-    return {"class": Term(classification.sum(), count), "box": Term(box_weight * (loss_BN * quality_BN).sum(), count)}
+    return {"class": Term(classification.sum(), quality_BN.sum()),
+            "box": Term(box_weight * (loss_BN * weight_BN).sum(), weight_BN.sum())}
 
 
 def segmentation_cross_entropy(

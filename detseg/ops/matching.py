@@ -81,6 +81,9 @@ class Alignment(NamedTuple):
     """The number of the true box, or NEGATIVE, or IGNORED: int64 [B, N]."""
     quality: Tensor
     """The score that a matched anchor should give, 0..1; 0 where there is no match: [B, N]."""
+    weight: Tensor
+    """By what the box of a matched anchor counts: 1 for the best anchor of a true box, less for the others; 0 where
+    there is no match: [B, N]."""
 
 
 @torch.no_grad()
@@ -109,7 +112,8 @@ def align(
     num_boxes = targets.labels.shape[1]
     if num_boxes == 0:
         negative_BN = torch.full(scores_BNK.shape[:2], NEGATIVE, device=anchors.device)
-        return Alignment(negative_BN, scores_BNK.new_zeros(scores_BNK.shape[:2]))
+        nothing_BN = scores_BNK.new_zeros(scores_BNK.shape[:2])
+        return Alignment(negative_BN, nothing_BN, nothing_BN)
     real_BM = (targets.labels >= 0) & ~targets.crowd
     centres_N2 = (anchors[:, :2] + anchors[:, 2:]) / 2
     inside_BMN = ((centres_N2 > targets.boxes[:, :, None, :2]) & (centres_N2 < targets.boxes[:, :, None, 2:])).all(-1)
@@ -127,8 +131,10 @@ def align(
 
     own_BMN = chosen_BMN & (owner_BN[:, None] == torch.arange(num_boxes, device=anchors.device)[:, None])
     fit_BMN, iou_BMN = fit_BMN * own_BMN, iou_BMN * own_BMN
-    scale_BM1 = iou_BMN.amax(2, keepdim=True) / fit_BMN.amax(2, keepdim=True).clamp(min=torch.finfo(fit_BMN.dtype).tiny)
-    return Alignment(_without_crowds(matched_BN, anchors, targets, size, crowd_coverage), (fit_BMN * scale_BM1).sum(1))
+    weight_BMN = fit_BMN / fit_BMN.amax(2, keepdim=True).clamp(min=torch.finfo(fit_BMN.dtype).tiny)
+    quality_BMN = weight_BMN * iou_BMN.amax(2, keepdim=True)
+    return Alignment(_without_crowds(matched_BN, anchors, targets, size, crowd_coverage), quality_BMN.sum(1),
+                     weight_BMN.sum(1))
 
 
 def gather_targets(targets: BoxTargets, matched_BN: Tensor) -> tuple[Tensor, Tensor]:
