@@ -5,7 +5,7 @@ epochs, SSD's crop, one cosine, an average of the weights.
 Backbone: Howard et al. 2019, arXiv 1905.02244. Head: own; its parts' papers stand in heads/panlite.py.
 Nobody has published an AP of it.
 Source: own; none published.
-Cost: 3,007,364 parameters, 573,993,600 multiply-adds at 320 x 320.
+Cost: 3,008,334 parameters, 576,009,600 multiply-adds at 320 x 320.
 
     detseg train panlite_v3_large --data data/coco --weights mobilenet_v3_large
 """

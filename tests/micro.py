@@ -24,6 +24,7 @@ from detseg.resize import Stretch
 from detseg.structures import DenseBoxes, Pixels, Size
 from detseg.tasks.detection import Detection
 from heads.faster_rcnn import FasterRCNN
+from heads.panlite import PANLite
 from heads.retinanet import RetinaNet
 from heads.ssd import SSD
 from heads.ssdlite import SSDLite
@@ -96,6 +97,8 @@ def _smaller(head: Head[Any, Any, Any], predictor: Predictor) -> Head[Any, Any, 
         two = dict(list(predictor.neck.specs.items())[:2])
         anchors = replace(head.anchors, sizes=head.anchors.sizes[:2])
         return RetinaNet(two, len(discovery.OWN), anchors=anchors, num_convs=1)
+    if isinstance(head, PANLite):
+        return PANLite(predictor.backbone.specs, len(discovery.OWN), channels=16, num_convs=1)
     if isinstance(head, FasterRCNN):
         head.proposals = 8
     return head

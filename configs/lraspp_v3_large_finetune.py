@@ -1,0 +1,61 @@
+"""LR-ASPP on MobileNetV3-Large fine-tuned on label maps of one's own: the recipe of lraspp_v2_finetune.py.
+
+The whole tail and not the reduced one of lraspp_v3_large.py, because ImageNet's weights fit no other.
+Paper of the network: Howard et al. 2019, arXiv 1905.02244. Nobody has published an mIoU of this recipe;
+what it gives on MobileNetV2 is in benchmarks.md.
+Source: own, for small data sets; none published.
+Cost: 2,860,526 parameters, 1,145,945,360 multiply-adds at 360 x 480.
+
+    detseg train lraspp_v3_large_finetune --data DIR --weights mobilenet_v3_large
+"""
+
+from detseg.backbones.mobilenet_v3 import mobilenet_v3_large
+from detseg.config import Experiment
+from detseg.data.augment import SegmentationAugment
+from detseg.data.masks import CAMVID
+from detseg.from_data import SegmenterFromData
+from detseg.layers import Norm
+from detseg.model import Predictor
+from detseg.optim import EMA, SGD, Poly
+from detseg.recipes import LABELS, segmenter_sample
+from detseg.resize import Letterbox, Resize
+from detseg.structures import IMAGENET_MEAN, IMAGENET_STD, Classes
+from detseg.tasks.segmentation import Segmentation
+from heads.lraspp import LRASPP
+
+NORM = Norm(momentum=0.1, eps=1e-3)
+"""The backbone's usual momentum of 0.01 would take a thousand steps to follow."""
+
+
+def model(
+    classes: Classes, *, width: float = 1.0, input_height: int = 360, input_width: int = 480, output_stride: int = 16,
+    class_weights: tuple[float, ...] | None = None,
+) -> Predictor:
+    """The head on the last bottleneck."""
+    backbone = mobilenet_v3_large(
+        width=width, taps=("c3.depthwise", "c5.bottleneck"), output_stride=output_stride, norm=NORM)
+    head = LRASPP(backbone.specs, len(classes), class_weights=class_weights)
+    return Predictor(backbone, head, classes=classes, resize=Letterbox((input_height, input_width)), mean=IMAGENET_MEAN,
+                     std=IMAGENET_STD)
+
+
+def augment(resize: Resize) -> SegmentationAugment:
+    """Half to double size, square crops of 8/9 of the shorter side, colours, mirror images."""
+    side = min(resize.size) * 8 // 9
+    return SegmentationAugment((side, side), resize.fill, shorter=min(resize.size), rare_classes=0.5)
+
+
+experiment = Experiment(
+    task=Segmentation(),
+    data=LABELS,
+    model=model,
+    classes=CAMVID,
+    augment=augment,
+    optimizer=SGD(lr=0.05, momentum=0.9, weight_decay=4e-5),
+    schedule=Poly(epochs=12, power=0.9, warmup_steps=40),
+    batch_size=8,
+    ema=EMA(decay=0.98),
+    clip_norm=10.0,
+    from_data=SegmenterFromData(passes=12),
+    sample=segmenter_sample(augment, {"input_height": 240, "input_width": 320}),
+)
