@@ -1,8 +1,8 @@
 """LR-ASPP on MobileNetV3-Large fine-tuned on label maps of one's own: the recipe of lraspp_v2_finetune.py.
 
 The whole tail and not the reduced one of lraspp_v3_large.py, because ImageNet's weights fit no other.
-Paper of the network: Howard et al. 2019, arXiv 1905.02244. Nobody has published an mIoU of this recipe;
-what it gives on MobileNetV2 is in benchmarks.md.
+Paper of the network: Howard et al. 2019, arXiv 1905.02244.
+Nobody has published an mIoU of this recipe; what it gives on MobileNetV2 is in benchmarks.md.
 Source: own, for small data sets; none published.
 Cost: 2,860,526 parameters, 1,145,945,360 multiply-adds at 360 x 480.
 

@@ -1,8 +1,8 @@
 """LR-ASPP on MobileNetV4-Conv-Small fine-tuned on label maps of one's own: the recipe of lraspp_v2_finetune.py.
 
 From timm's weights of mobilenetv4_conv_small (--weights FILE), whose mean and std are ImageNet's.
-Paper of the backbone: Qin et al. 2024, arXiv 2404.10518; of the head: Howard et al. 2019, arXiv 1905.02244. Nobody has published an mIoU of this recipe;
-what it gives on MobileNetV2 is in benchmarks.md.
+Paper of the backbone: Qin et al. 2024, arXiv 2404.10518; of the head: Howard et al. 2019, arXiv 1905.02244.
+Nobody has published an mIoU of this recipe; what it gives on MobileNetV2 is in benchmarks.md.
 Source: own, for small data sets; none published.
 Cost: 1,172,150 parameters, 1,023,332,224 multiply-adds at 360 x 480.
 

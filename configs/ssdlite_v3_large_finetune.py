@@ -1,8 +1,8 @@
 """SSDLite on MobileNetV3-Large fine-tuned on data of one's own: the recipe of ssdlite_v2_finetune.py.
 
 The whole tail and not the reduced one of ssdlite_v3_large.py, because ImageNet's weights fit no other.
-Paper of the network: Howard et al. 2019, arXiv 1905.02244. Nobody has published an AP of this recipe;
-what it gives on MobileNetV2 is in benchmarks.md.
+Paper of the network: Howard et al. 2019, arXiv 1905.02244.
+Nobody has published an AP of this recipe; what it gives on MobileNetV2 is in benchmarks.md.
 Source: own, for small data sets; none published.
 Cost: 5,198,540 parameters, 689,751,104 multiply-adds at 320 x 320.
 

@@ -1,8 +1,8 @@
 """SSDLite on MobileNetV4-Conv-Small fine-tuned on data of one's own: the recipe of ssdlite_v2_finetune.py.
 
 From timm's weights of mobilenetv4_conv_small (--weights FILE), whose mean and std are ImageNet's.
-Paper of the network: Qin et al. 2024, arXiv 2404.10518. Nobody has published an AP of this recipe;
-what it gives on MobileNetV2 is in benchmarks.md.
+Paper of the network: Qin et al. 2024, arXiv 2404.10518.
+Nobody has published an AP of this recipe; what it gives on MobileNetV2 is in benchmarks.md.
 Source: own, for small data sets; none published.
 Cost: 3,431,420 parameters, 606,323,904 multiply-adds at 320 x 320.
 
