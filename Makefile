@@ -5,13 +5,16 @@ READY := .venv/.ready
 # Tests run in so many processes of one thread each; one takes up to 3 GB.
 PROCESSES ?= 2
 
-.PHONY: train test test-all check clean
+.PHONY: train test test-files test-all check clean
 
 train: $(READY)
 	$(BIN)/python tools/train.py configs/ssdlite_v3_large.py --sample
 
 test: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow and not gpu" -n $(PROCESSES) --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow and not gpu and not conversion" -n $(PROCESSES) --dist loadfile
+
+test-files: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m "conversion and not slow and not gpu" -n $(PROCESSES) --dist loadfile
 
 test-all: $(READY)
 	$(BIN)/pytest

@@ -47,7 +47,7 @@ CASES = (("ssd", RESIZES[0], "uint8", "nhwc"), ("ssd", RESIZES[1], "float", "nch
 ODD = Classes(names=('a "quoted" \\ name', "dollar $name", "line\nbreak\x01", "größe 🚲"), source_ids=(1, 2, 3, 4))
 """Names that a language would take for something else."""
 
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.conversion, pytest.mark.filterwarnings("ignore")]
 
 
 @cache

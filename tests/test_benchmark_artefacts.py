@@ -11,7 +11,7 @@ import pytest
 
 from .conftest import ROOT
 
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.conversion, pytest.mark.filterwarnings("ignore")]
 CONFIG = str(ROOT / "configs" / "ssdlite_v3_small.py")
 SEGMENTER = str(ROOT / "configs" / "lraspp_v3_small.py")
 SMALL = ["--set", "model.size=96", "model.width=0.35", "--seconds", "0"]

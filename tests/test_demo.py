@@ -60,7 +60,7 @@ KINDS: Mapping[str, tuple[str, type[Stretch | Letterbox], Mapping[str, Any]]] = 
 }
 """Files for the page: a head, its resize, and what they take."""
 
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.conversion, pytest.mark.filterwarnings("ignore")]
 
 
 @pytest.fixture(scope="module")

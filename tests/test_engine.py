@@ -29,6 +29,8 @@ from . import discovery, micro
 from .commands import run
 from .tiny_segmenter import generate, write_config
 
+pytestmark = pytest.mark.conversion
+
 CONVERTING = "converting the network for ONNX Runtime; it is kept for the next time"
 
 

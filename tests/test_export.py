@@ -52,7 +52,7 @@ QUICK = ("ssd", "fcn")
 """Of every format; all heads go to ONNX."""
 PICTURES = micro.scenes(4, seed=1)
 
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.conversion, pytest.mark.filterwarnings("ignore")]
 
 
 @cache

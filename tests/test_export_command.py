@@ -24,7 +24,7 @@ CHANGED = """    predictor = tiny_segmenter.model(classes)
     return predictor
 """
 
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.conversion, pytest.mark.filterwarnings("ignore")]
 
 
 @pytest.fixture(scope="module")

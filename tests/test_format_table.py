@@ -15,7 +15,7 @@ from . import discovery
 from .commands import run
 from .conftest import ROOT
 
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.conversion, pytest.mark.filterwarnings("ignore")]
 CONFIG = str(ROOT / "configs" / "fcn_v3_large.py")
 SMALL = ["--images", "1", "--set", "model.width=0.35", "model.size=64"]
 

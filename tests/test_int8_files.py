@@ -32,7 +32,7 @@ from detseg.report.pictures import write_picture
 from . import micro, tiny_segmenter
 from .commands import run
 
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.conversion, pytest.mark.filterwarnings("ignore")]
 PLAIN = Recipe(equalised=False, corrected=False)
 INT8 = [name for name, kind in formats().items() if "int8" in kind.precisions]
 

@@ -106,6 +106,7 @@ def network() -> tuple[Predictor, Detection]:
     return predictor, task
 
 
+@pytest.mark.conversion
 def test_a_file_in_parts_is_the_checkpoint(tmp_path: Path) -> None:
     predictor, task = network()
     source, kind = Source(predictor, task, "small"), format_named("onnx")
@@ -124,7 +125,7 @@ def test_a_file_in_parts_is_the_checkpoint(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("arguments", [
-    pytest.param(["--artefact", "onnx"], marks=pytest.mark.slow), []], ids=["files too", "eager"])
+    pytest.param(["--artefact", "onnx"], marks=[pytest.mark.slow, pytest.mark.conversion]), []], ids=["files too", "eager"])
 def test_the_benchmark_compares_them(
     arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
