@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-from detseg.config import Config
+from detseg.config import Config, resolve_classes
+from detseg.data.box_index import BoxIndex
 from detseg.data.check.network import NetworkView
 from detseg.model import anchored_maps
 from detseg.resize import Resize
 
 
-def network_view(config: Config) -> NetworkView:
-    """The resize of a config's network, untrained, and the anchors of its head if it has some."""
-    model = config.build_model(config.experiment.classes)
+def network_view(config: Config, index: BoxIndex | None) -> NetworkView:
+    """The resize of a config's network, untrained, and the anchors of its head if it has some; as they follow from the
+    annotations where the config says so (`Experiment.from_data`). index: of the training data; None where there is
+    none."""
+    classes, has = config.experiment.classes, "has"
+    if index is not None and len(index) and not config.experiment.task.label_maps:
+        classes = resolve_classes(classes, index.classes)
+        suited = config.suited(index.relabel(classes), classes)
+        has, config = ("chooses" if suited.choices else "has"), suited
+    model = config.build_model(classes)
     height, width = model.resize.size
-    title = f"{width} x {height}{_about(model.resize)}, as {config.path.name} has it"
+    title = f"{width} x {height}{_about(model.resize)}, as {config.path.name} {has} it"
     anchored = anchored_maps(model)
     if anchored is None:
         return NetworkView(title, model.resize)

@@ -297,7 +297,7 @@ def test_anchors_meet_boxes_where_they_lie_or_by_their_shape() -> None:
 def test_what_no_anchor_meets_is_told_by_class(tmp_path: Path) -> None:
     coco(tmp_path)
     # The cup of desk is at 12.1, 19.0 to 45.5, 71.4 and the fork of drawer at 22.7, 7.7 to 90.9, 57.7 of 100 x 100.
-    checked = check_place(Location(tmp_path), view=view_of([[12, 19, 45, 71], [23, 8, 91, 58]]))
+    checked = check_place(Location(tmp_path), view=lambda _: view_of([[12, 19, 45, 71], [23, 8, 91, 58]]))
     finding = next(one for one in checked.report.findings if (one.kind, one.split) == ("no anchor", "val"))
     assert finding.text.startswith("33.3% of the boxes meet no anchor with an IoU of 0.5 at 100 x 100: plate 100%.")
     assert [box.name for spot in finding.spots for box in spot.boxes] == ["plate"]
@@ -427,6 +427,10 @@ def test_a_config_says_the_size_and_the_anchors(tmp_path: Path, capsys: pytest.C
     assert code == 0
     assert "classes (sides of train at 64 x 64, as ssdlite_v3_small.py has it)" in out
     assert "no anchor" in out
+    code, out, _ = run("check_data", str(tmp_path), "--config", "ssdlite_v2_finetune", "--set", "model.size=64",
+                       "model.width=0.35", capsys=capsys)
+    assert code == 0
+    assert "64 x 64, as ssdlite_v2_finetune.py chooses it)" in out, "the anchors that training would have"
     code, _, error = run("check_data", str(tmp_path), "--set", "model.size=64", capsys=capsys)
     assert (code, error) == (2, "error: --set changes a config; name one with --config\n")
     code, _, error = run("check_data", str(tmp_path), "--config", str(tmp_path / "gone.py"), capsys=capsys)

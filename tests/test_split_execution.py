@@ -125,7 +125,8 @@ def test_a_file_in_parts_is_the_checkpoint(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("arguments", [
-    pytest.param(["--artefact", "onnx"], marks=[pytest.mark.slow, pytest.mark.conversion]), []], ids=["files too", "eager"])
+    pytest.param(["--artefact", "onnx"], marks=[pytest.mark.slow, pytest.mark.conversion], id="files too"),
+    pytest.param([], id="eager")])
 def test_the_benchmark_compares_them(
     arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from functools import partial
 from pathlib import Path
 
 from detseg.cli import add_images, command_parser, exit_code
@@ -60,22 +61,22 @@ def _check(options: argparse.Namespace) -> int:
     config = None if options.config is None else find_config(options.config)
     # The checks read images, which takes torch; a misspelt argument should be answered at once.
     from detseg.atomic import check_new_folder
-    from detseg.data.check import NetworkView, check_place
+    from detseg.data.check import check_place, usual_view
     from detseg.data.location import Location
     from detseg.report.check import print_report, shown_progress
     from detseg.report.console import plain_console
 
     if options.fix is not None:
         check_new_folder(options.fix)
-    chosen: dict[str, NetworkView] = {}
+    view = usual_view
     if config is not None:
         from detseg import config as configs
         from detseg.network_view import network_view
 
-        chosen["view"] = network_view(configs.load(config, options.overrides))
+        view = partial(network_view, configs.load(config, options.overrides))
     location = Location(options.path, options.images, options.val, options.val_share)
     with shown_progress(plain_console(file=sys.stderr), "decoding") as progress:
-        checked = check_place(location, progress=progress, **chosen)
+        checked = check_place(location, view=view, progress=progress)
     print_report(plain_console(), checked.report, everything=options.everything)
     if options.html is not None:
         from detseg.report.check_page import write_check_page

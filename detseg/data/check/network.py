@@ -25,8 +25,9 @@ class NetworkView(NamedTuple):
     """[N, 4] xyxy in the pixels of an image of `resize.size`; None of one without anchors."""
 
 
-USUAL = NetworkView("320 x 320, the usual size", Stretch((320, 320)))
-"""Where no config is named."""
+def usual_view(_index: BoxIndex | None) -> NetworkView:
+    """Where no config is named, whatever the boxes."""
+    return NetworkView("320 x 320, the usual size", Stretch((320, 320)))
 
 
 def at_network_size(index: BoxIndex, view: NetworkView) -> NDArray[np.float64]:

@@ -14,7 +14,7 @@ from detseg.data.check.images import IMAGE_COLUMNS, Images, copy_findings, image
 from detseg.data.check.labels import LabelLook
 from detseg.data.check.looks import look_at, of_all
 from detseg.data.check.names import near_names
-from detseg.data.check.network import USUAL, NetworkView
+from detseg.data.check.network import NetworkView, usual_view
 from detseg.data.faults import Fault
 from detseg.data.label_index import LabelIndex
 from detseg.data.layouts import SPLITS, read_boxes, read_labels
@@ -39,14 +39,20 @@ class Checked(NamedTuple):
     """Images that EXIF data turn."""
 
 
-def check_place(location: Location, *, view: NetworkView = USUAL, progress: Progress | None = None) -> Checked:
+def check_place(
+    location: Location, *, view: Callable[[BoxIndex | None], NetworkView] = usual_view,
+    progress: Progress | None = None,
+) -> Checked:
     """Reads every split, decodes every image and every label map, and says what it finds.
 
     Boxes are checked where there are boxes, and label maps where there are files of them. Raises nothing about the
     data: what cannot be read is a finding.
+
+    view: what a network makes of the boxes, which may follow from those that it is trained on.
     """
     boxes, no_boxes = _read_boxes(location)
     labels, no_labels = _read_labels(location)
+    seen_by_network = view(None if boxes is None else _training_index(boxes))
     if boxes is not None and labels is not None and labels.layout.label_maps != "files":
         labels = None
     findings: list[Finding] = []
@@ -70,13 +76,13 @@ def check_place(location: Location, *, view: NetworkView = USUAL, progress: Prog
         numbers = {}
         for name, index in boxes.indexes.items():
             findings += [*_faults(index.faults, name), *image_findings(found[name], name)]
-            more, numbers[str(name)] = of_boxes.box_findings(index, name, view)
+            more, numbers[str(name)] = of_boxes.box_findings(index, name, seen_by_network)
             findings += more
         by_name: dict[str, BoxIndex] = {str(name): index for name, index in boxes.indexes.items()}
         tables.append(Table("boxes", of_boxes.SPLIT_COLUMNS, tuple(
             of_boxes.split_row(index, name) for name, index in by_name.items())))
         findings += [*_of_parts(boxes), *of_boxes.balance_findings(by_name, numbers)]
-        tables += [of_boxes.class_table(by_name, numbers, view)] if by_name else []
+        tables += [of_boxes.class_table(by_name, numbers, seen_by_network)] if by_name else []
         looked.append(found)
     if labels is not None:
         label_looks = {str(name): _looked_at_labels(index, advance) for name, index in labels.indexes.items()}
@@ -108,6 +114,11 @@ def check_place(location: Location, *, view: NetworkView = USUAL, progress: Prog
                      key=lambda finding: (finding.level != "problem", finding.kind != IN_TWO_SPLITS))
     report = Report(str(location), tuple(lines), tuple(tables), tuple(ordered), done)
     return Checked(report, boxes, labels, frozenset(broken), frozenset(turned))
+
+
+def _training_index(boxes: Parts[BoxIndex]) -> BoxIndex | None:
+    """The split that is trained on, or the only one."""
+    return boxes.indexes.get("train", next(iter(boxes.indexes.values()), None))
 
 
 def _read_boxes(location: Location) -> tuple[Parts[BoxIndex] | None, str]:
