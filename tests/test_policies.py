@@ -19,7 +19,7 @@ from torchvision.transforms.v2 import functional
 
 from detseg.data import augment, policies
 from detseg.data.augment import BoxSample, Context, LabelSample, Matrix, SSDAugment
-from detseg.data.policies import DetectionPolicy, RandAugment, moved
+from detseg.data.policies import DetectionPolicy, OneOf, RandAugment, moved
 from detseg.resize import Stretch
 from detseg.structures import VOID, Pixels, Size
 
@@ -303,11 +303,24 @@ def test_no_image_breaks_them(size: Size, seed: int, policy: Any, objects: int) 
     assert len(out.boxes) == len(out.labels) == len(out.crowd)
 
 
+def test_one_of_several_is_drawn_by_its_share_and_by_the_seed_alone() -> None:
+    sample = BoxSample(noise((20, 30)), *two_rectangles()[1:])
+    mixed = OneOf(tuple(lambda one, _, label=label: one._replace(labels=np.array([label])) for label in range(3)),
+                  shares=(2.0, 0.0, 6.0))
+    drawn = [int(mixed(sample, context(seed)).labels[0]) for seed in range(400)]
+    assert drawn == [int(mixed(sample, context(seed)).labels[0]) for seed in range(400)]
+    assert 70 < drawn.count(0) < 130
+    assert drawn.count(2) == 400 - drawn.count(0)
+
+
 @pytest.mark.parametrize(("make", "message"), [
     (partial(RandAugment, unchanged, FILL, number=-1), "number is how many operations follow each other, at least 0, "
      "got -1"),
     (partial(RandAugment, unchanged, FILL, magnitude=15), "magnitude is 0..10, got 15"),
     (partial(RandAugment, unchanged, FILL, translate=2.0), "translate is a share of the image's side, 0..1, got 2.0"),
+    (partial(OneOf, ()), "OneOf draws among augmentations, and got none"),
+    (partial(OneOf, (unchanged, unchanged), shares=(1.0,)), "a number of at least 0 for each of the 2 augmentations"),
+    (partial(OneOf, (unchanged, unchanged), shares=(0.0, 0.0)), "one of them above 0, got (0.0, 0.0)"),
     (partial(DetectionPolicy, unchanged, FILL, policy=cast(Any, "v4")), "policy is one of v0, v1, v2, v3, got 'v4'"),
 ])  # fmt: skip
 def test_impossible_options_are_refused(make: Callable[[], object], message: str) -> None:

@@ -1,7 +1,8 @@
-"""Colours and movements drawn from a list: RandAugment, and the policies that AutoAugment found for detection.
+"""Colours and movements drawn from a list: RandAugment, and the policies that AutoAugment found for detection; and one
+augmentation drawn from several.
 
-Both stand around another augmentation and change original pixels before it. An operation's level runs from 0 to 10, as
-in both papers.
+The first two stand around another augmentation and change original pixels before it. An operation's level runs from 0
+to 10, as in both papers.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from detseg.data.augment import (
     LabelSample,
     Matrix,
     PictureT,
+    SampleT,
     brightened,
     contrast_stretched,
     contrasted,
@@ -147,6 +149,30 @@ _PLAIN: Mapping[str, Callable[[Pixels], Pixels]] = {
 
 _RAND_AUGMENT = (*_PLAIN, *_FACTORS, "solarize", "posterize", "translate x", "translate y")
 """The 11 of the paper's 14 operations that neither shear nor rotate."""
+
+
+@dataclass(frozen=True)
+class OneOf(Generic[SampleT]):
+    """One of several augmentations for each image and epoch, drawn anew each time: the same images as several data sets
+    of differently augmented ones, mixed (Qin et al. 2024, MobileNetV4, arXiv 2404.10518, section 8)."""
+
+    augments: tuple[Augment[SampleT], ...]
+    shares: tuple[float, ...] | None = None
+    """How often each is drawn, as parts of their sum; None draws all equally often."""
+
+    def __post_init__(self) -> None:
+        if not self.augments:
+            raise ValueError("OneOf draws among augmentations, and got none")
+        if self.shares is not None and (len(self.shares) != len(self.augments) or min(self.shares) < 0
+                                        or sum(self.shares) <= 0):
+            raise ValueError(f"shares has a number of at least 0 for each of the {len(self.augments)} augmentations, "
+                             f"one of them above 0, got {self.shares}")
+
+    def __call__(self, sample: SampleT, context: Context[SampleT]) -> SampleT:
+        """See `Augment`."""
+        shares = np.array(self.shares or [1.0] * len(self.augments))
+        drawn = generator(context, "one of").choice(len(self.augments), p=shares / shares.sum())
+        return self.augments[int(drawn)](sample, context)
 
 
 class _Step(NamedTuple):
