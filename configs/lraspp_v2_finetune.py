@@ -48,7 +48,7 @@ experiment = Experiment(
     model=model,
     classes=CAMVID,
     augment=augment,
-    optimizer=SGD(lr=0.05, momentum=0.9, weight_decay=4e-5),
+    optimizer=SGD(lr=0.1, momentum=0.9, weight_decay=4e-5),
     schedule=Poly(epochs=12, power=0.9, warmup_steps=40),
     batch_size=8,
     ema=EMA(decay=0.98),

@@ -36,7 +36,7 @@ from heads.ssdlite import SSDLite
 
 
 def model(classes, *, width=0.1, size=64):
-    backbone = mobilenet_v2(width=width, taps=("c4.expansion", "c5"))
+    backbone = mobilenet_v2(width=width, taps=("c4.expansion", "c5"), scale_last=True)
     head = SSDLite(backbone.specs, len(classes), anchors=SSDAnchors(num_maps=3), extra_channels=(16,),
                    class_loss="task_aligned", box_loss="giou")
     return Predictor(backbone, head, classes=classes, resize=Stretch((size, size)), mean=IMAGENET_MEAN,
