@@ -38,6 +38,9 @@ def targets_for(manifest: Manifest, *, what: str, name: str | None = None) -> tu
         raise ValueError(f"{wanted.name} runs {wanted.format} files, {what} is of {manifest.format}: take --target "
                          f"{' or '.join(target.name for target in fitting)}, or a file of detseg export RUN --format "
                          f"{wanted.format}")
+    if manifest.task["kind"] == "classification":
+        raise ValueError(f"there is no app code for classifiers such as {what}; what it takes and gives stands in its "
+                         "manifest")
     if manifest.contract != "final":
         raise ValueError(f"{what} ends with {manifest.contract} predictions, and app code reads final ones: write it "
                          f"again with detseg export RUN --format {manifest.format} --contract final")

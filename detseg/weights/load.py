@@ -22,6 +22,7 @@ from detseg.data.cityscapes import CITYSCAPES
 from detseg.data.coco import COCO_80, COCO_90
 from detseg.data.voc import VOC_21
 from detseg.model import Predictor
+from detseg.run_folder import trained_run
 from detseg.structures import IMAGENET_MEAN, IMAGENET_STD, Classes
 from detseg.weights import openmmlab, tensorflow, tensorflow_detection, timm, torchvision, torchvision_retinanet
 from detseg.weights import torchvision_detection as detection
@@ -59,6 +60,9 @@ class Format(NamedTuple):
     """Whether it is a backbone alone."""
 
 
+_NORMALISATION = ("scale", "shift")
+
+
 def _own_names(state: Mapping[str, Tensor]) -> Mapping[str, str]:
     return {key: key for key in state}
 
@@ -66,6 +70,16 @@ def _own_names(state: Mapping[str, Tensor]) -> Mapping[str, str]:
 def _is_own(state: Mapping[str, Tensor]) -> bool:
     """Whether these are the tensors of a whole network of ours."""
     return {"scale", "shift"} <= state.keys() and any(key.startswith("head.") for key in state)
+
+
+def _is_classifier(state: Mapping[str, Tensor]) -> bool:
+    """Whether these are the tensors of a classifier of ours."""
+    return "head.classify.weight" in state and state["head.classify.weight"].ndim == 2
+
+
+def _of_backbone(state: Mapping[str, Tensor]) -> Mapping[str, str]:
+    """Our names for the backbone in a network of ours, and for how its images are normalised."""
+    return {key: key for key in state if key.startswith("backbone.") or key in _NORMALISATION}
 
 
 def _backbone_names(names: Names) -> Names:
@@ -135,12 +149,13 @@ class Report(NamedTuple):
 
 
 def load_weights(predictor: Predictor, source: str) -> Report:
-    """Loads a weight file, or the published weights of that name, strictly.
+    """Loads a weight file, a run's weights, or the published weights of that name, strictly.
 
     A whole network must fit everywhere; only what the loss alone uses may be missing, and starts anew. Where it
     predicts other classes, the class layers take the rows of the predictor's classes if it knows all of them, or start
-    anew. A backbone file must fill the backbone. Raises ValueError: unreadable or unknown file, tensors missing or of
-    another shape; FileNotFoundError: neither a file nor a name; ConnectionError: no network.
+    anew. A backbone file must fill the backbone. So must a classifier of ours in a network that is none: its backbone
+    alone is taken, with the normalisation that it learned with. Raises ValueError: unreadable or unknown file, tensors
+    missing or of another shape; FileNotFoundError: neither a file nor a name; ConnectionError: no network.
     """
     read = _read(source)
     state, classes, normalisation, licence = read.state, read.classes, read.normalisation, None
@@ -156,13 +171,15 @@ def load_weights(predictor: Predictor, source: str) -> Report:
         normalisation = normalisation or kind.normalisation
         if kind.matches is _is_own:
             own = dict(predictor.state_dict())
+    if _is_classifier(state) and not _is_classifier(own):
+        title, names, is_backbone = f"{title} of a classifier", _of_backbone(state), True
     found = {names[key]: tensor for key, tensor in state.items() if key in names}
     for norm in [key.removesuffix("running_mean") for key in found if key.endswith(".running_mean")]:
         if f"{norm}num_batches_tracked" in own:  # a frozen BatchNorm has counted none
             found.setdefault(f"{norm}num_batches_tracked", torch.tensor(0))
     other: list[str] = []
     if is_backbone:
-        fresh = [key for key in own if not key.startswith("backbone.")]
+        fresh = [key for key in own if not key.startswith("backbone.") and key not in _NORMALISATION]
     else:
         other = _fit_classes(found, predictor, classes)
         fresh = other + [key for key in _training_only(predictor) if key not in found and key not in other]
@@ -306,6 +323,8 @@ def read_checkpoint(path: Path) -> Any:
 
 def _read(source: str) -> _Read:
     path = Path(source)
+    if path.is_dir():
+        path = trained_run(path).weights
     if not path.is_file():
         if source.startswith(timm.HUB):
             state, mean, std = timm.download(source)
