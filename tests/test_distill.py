@@ -229,11 +229,11 @@ def test_boxes_and_classes_of_a_teacher_are_brought_to_the_students() -> None:
     (term,) = output_losses(DenseLogits(logits, (8, 8)), DenseLogits(logits[:, [2, 0]], (8, 8)), relation=relation,
                             settings=Distill("run")).values()
     assert term.sum.item() == pytest.approx(0, abs=1e-5)
-    mine, theirs = torch.randn(4, 3), torch.randn(4, 2)
-    (term,) = output_losses(ClassScores(mine.softmax(1)), ClassScores(theirs.softmax(1)), relation=relation,
+    of_images, taught = torch.randn(4, 3), torch.randn(4, 2)
+    (term,) = output_losses(ClassScores(of_images.softmax(1)), ClassScores(taught.softmax(1)), relation=relation,
                             settings=Distill("run", temperature=2.0)).values()
-    (wanted,) = logits_losses(mine[:, [0, 2]], theirs[:, [1, 0]], temperature=2.0).values()
-    torch.testing.assert_close(term.sum, wanted.sum)
+    (expected,) = logits_losses(of_images[:, [0, 2]], taught[:, [1, 0]], temperature=2.0).values()
+    torch.testing.assert_close(term.sum, expected.sum)
     assert int(term.count) == 4
 
 

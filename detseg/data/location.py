@@ -240,8 +240,8 @@ def _chosen(index: Any, names: Sequence[str], location: Location) -> Any:
 
 def _check_selectable(index: Any) -> None:
     if not isinstance(index, BoxIndex | LabelIndex | ClassIndex):
-        raise ValueError(f"--val-share needs a BoxIndex, a LabelIndex or a ClassIndex; this config's own function gives a "  # noqa: TRY004
-                         f"{type(index).__name__}. Name validation data with --val DIR")
+        raise ValueError(f"--val-share needs a BoxIndex, a LabelIndex or a ClassIndex; this config's own "  # noqa: TRY004
+                         f"function gives a {type(index).__name__}. Name validation data with --val DIR")
 
 
 def agreeing(indexes: Sequence[Any]) -> tuple[Any, ...]:

@@ -82,8 +82,8 @@ def _read(folder: Path, defining: Path) -> ClassIndex:
 
 
 def _without_classes(folder: Path) -> str:
-    return (f"the images of {folder} lie directly in it, and nothing says their classes: put those of each class into a "
-            f"folder of its name, {folder.name}/CLASS/NAME.jpg. For ImageNet's validation images the script "
+    return (f"the images of {folder} lie directly in it, and nothing says their classes: put those of each class into "
+            f"a folder of its name, {folder.name}/CLASS/NAME.jpg. For ImageNet's validation images the script "
             "extract_ILSVRC.sh does it (github.com/pytorch/examples, imagenet/)")
 
 
