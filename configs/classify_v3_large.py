@@ -1,15 +1,16 @@
 """MobileNetV3-Large on ImageNet, to pre-train a backbone, as the paper has it.
 
 Paper: Howard et al. 2019, arXiv 1905.02244, section 6.1 and Table 3: 75.2 top-1, 5.4 M parameters, 219 M
-multiply-adds. From there: RMSprop with 0.9 and 0.9, 0.1 for 4,096 images, 0.99 times that after every 3 epochs, a
-dropout that keeps 0.8, weight decay 1e-5, crops and values in -1..1 as for Inception, the average of the weights
-(0.9999) and BatchNorm's (0.99).
-It tells neither the epochs nor the warm-up: these are 600 and 5 here, timm's. Label smoothing is Inception-v3's; where
-Inception's preprocessing changes colours stands AutoAugment, with random erasing behind it, as in torchvision's recipe
-(600 epochs, 0.064 for 1,024 images times 0.973 after every 2 epochs, no label smoothing, no dropout changed: 74.0;
-its second weights, by a longer recipe, reach 75.3, timm's 75.8). No score of this recipe has been measured yet.
-What comes of it starts a detector or segmenter with the same tail: --weights runs/classify_v3_large. SSDLite's is
---set model.reduced_tail=detection, LR-ASPP's model.reduced_tail=segmentation.
+multiply-adds. From there: RMSprop with 0.9 and 0.9, a rate of 0.1 for 4,096 images that is multiplied by 0.99 after
+every 3 epochs, a dropout that keeps 0.8, weight decay 1e-5, crops and values in -1..1 as for Inception, the average of
+the weights (0.9999) and BatchNorm's (0.99).
+It tells neither epochs nor warm-up: 600 epochs are torchvision's and timm's, 5 epochs of warm-up our choice. Label
+smoothing is Inception-v3's. Where Inception's preprocessing changes colours stand AutoAugment and random erasing, as
+in torchvision's recipe, which multiplies 0.064 for 1,024 images by 0.973 after every 2 epochs, without label smoothing,
+and averages three checkpoints: 74.0; a longer one gave its second weights, 75.3. timm's have RandAugment, and reach
+75.8. No score of this recipe has been measured yet. torchvision's weights load with --weights mobilenet_v3_large.
+What comes of it starts a detector or segmenter with the same tail: --weights runs/classify_v3_large. The tail of
+SSDLite's configs is --set model.reduced_tail=detection, that of LR-ASPP's model.reduced_tail=segmentation.
 Source: paper; 75.2 top-1 on ImageNet val.
 Cost: 5,483,032 parameters, 216,589,760 multiply-adds at 224 x 224.
 

@@ -60,9 +60,10 @@ class Placement(NamedTuple):
 
     def labels_to_original(self, labels: LabelPixels, size: Size) -> LabelPixels:
         """A label map of the network's in an original image of `size`: each pixel has the label at its centre, which
-        always lies in the image and not in bars."""
+        never lies in bars; outside a crop, the nearest one."""
         rows = ((np.arange(size[0]) + 0.5) * self.scale_y + self.offset_y).astype(np.int64)
         columns = ((np.arange(size[1]) + 0.5) * self.scale_x + self.offset_x).astype(np.int64)
+        rows, columns = rows.clip(0, labels.shape[0] - 1), columns.clip(0, labels.shape[1] - 1)
         restored: LabelPixels = labels[rows[:, None], columns]
         return restored
 

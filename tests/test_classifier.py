@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import signal
-from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -28,6 +27,9 @@ from detseg.data.sample import CATEGORIES, generate_class_sample
 from detseg.demo.page import open_for_page
 from detseg.export.app_code import app_code
 from detseg.export.contract import outputs_of, task_from, task_values
+from detseg.export.convert import Source as ExportSource
+from detseg.export.convert import export
+from detseg.export.formats import format_named
 from detseg.export.manifest import fixed_resize
 from detseg.interfaces import FeatureSpec, Source
 from detseg.model import Predictor
@@ -45,6 +47,7 @@ from detseg.train import fit
 from detseg.weights.load import load_weights
 from heads.classifier import Classifier
 
+from . import micro
 from .commands import run
 from .conftest import ROOT
 
@@ -65,11 +68,11 @@ def sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def trained(sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def trained(sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of four steps with the reduced tail of detectors, whose weights are not as they began."""
     out = tmp_path_factory.mktemp("runs") / "classify"
     fit(small_config("model.reduced_tail=detection"), sample, out=out)
-    yield out
+    return out
 
 
 # ------------------------------------------------------------------------------------------ the head and its loss
@@ -123,27 +126,40 @@ def test_on_any_backbone() -> None:
 
 
 def test_the_network_is_torchvisions(tmp_path: Path) -> None:
-    """On its weights, seen as trained: BatchNorm's statistics are those of images."""
+    """On its weights, used as trained: BatchNorm's statistics are those of images."""
     torch.manual_seed(0)
-    theirs = torchvision_v3_large(num_classes=7)
+    theirs = torchvision_v3_large()
     theirs.classifier[3].weight.data.mul_(20)
     images = torch.from_numpy(np.stack(synthetic.textures(4, (96, 128), seed=1))).permute(0, 3, 1, 2).float()
     mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
     normalised = (images / 255 - mean) / std
     synthetic.calibrate(theirs, [normalised])
     torch.save(theirs.state_dict(), tmp_path / "theirs.pth")
-    model = config.load(CONFIG).build_model(Classes(tuple("abcdefg"), tuple(range(7)))).eval()
+    loaded = config.load(CONFIG)
+    model = loaded.build_model(loaded.experiment.classes).eval()
     assert sum(one.numel() for one in model.parameters()) == sum(one.numel() for one in theirs.parameters())
     report = load_weights(model, str(tmp_path / "theirs.pth"))
     assert report.renormalised
-    assert isinstance(model.head, Classifier)
-    assert model.head.hidden is not None
-    model.head.hidden.load_state_dict(theirs.classifier[0].state_dict())
-    model.head.classify.load_state_dict(theirs.classifier[3].state_dict())
+    assert not report.fresh
+    assert not report.left_over
     with torch.inference_mode():
         wanted, found = theirs(normalised), model(images).logits
     assert float(wanted.std()) > 1e-3
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4 * float(wanted.abs().max()))
+
+
+def test_a_published_classifier_of_other_layers_or_classes_gives_what_fits(tmp_path: Path) -> None:
+    torch.save(torchvision_v3_large(num_classes=1000).state_dict(), tmp_path / "theirs.pth")
+    source = str(tmp_path / "theirs.pth")
+    other_classes = load_weights(config.load(CONFIG).build_model(PETS), source)
+    assert other_classes.fresh == other_classes.other_classes == ("head.classify.weight", "head.classify.bias")
+    assert not other_classes.left_over
+    for changed in ("model.hidden=0", "model.hidden=100"):
+        report = load_weights(config.load(CONFIG, [changed]).build_model(PETS), source)
+        assert all(name.startswith("head.") for name in report.fresh)
+        assert len(report.fresh) == (2 if changed == "model.hidden=0" else 4)
+        assert report.left_over == ("classifier.0.weight", "classifier.0.bias", "classifier.3.weight",
+                                    "classifier.3.bias")
 
 
 # ------------------------------------------------------------------------------------------ the task
@@ -255,7 +271,8 @@ def test_a_classifier_of_other_classes_keeps_all_but_its_last_layer(trained: Pat
     model = small_config("model.reduced_tail=detection").build_model(PETS)
     report = load_weights(model, str(trained))
     assert report.other_classes == report.fresh == ("head.classify.weight", "head.classify.bias")
-    assert torch.equal(model.state_dict()["head.hidden.weight"], load(trained / "best.pt").weights["head.hidden.weight"])
+    learned = load(trained / "best.pt").weights
+    assert torch.equal(model.state_dict()["head.hidden.weight"], learned["head.hidden.weight"])
     some = Classes(("star", "disc"), (1, 2))
     report = load_weights(small_config("model.reduced_tail=detection").build_model(some), str(trained))
     assert not report.fresh, "it knows both"
@@ -303,6 +320,23 @@ def test_a_run_is_tested_predicted_and_exported(
     ):
         with pytest.raises(ValueError, match=re.escape(message)):
             refuse(file)
+
+
+def test_a_crop_is_for_classifiers_in_apps_and_on_the_page(tmp_path: Path) -> None:
+    """They would take it for a stretch, without a word."""
+    predictor, task = micro.network("fcn")
+    predictor.resize = CentreCrop(micro.SIZE, share=0.9)
+    pictures = micro.scenes(2, seed=1)
+    kind = format_named("onnx")
+    made = export(ExportSource(predictor, task, "runs/crop/best.pt"), tmp_path / "crop.onnx", kind,
+                  kind.usual_options(), images=pictures)
+    assert made.manifest.resize_rule == predictor.resize
+    found = detseg.load(made.path)(pictures[0])
+    assert found.labels.shape == pictures[0].shape[:2]
+    with pytest.raises(ValueError, match="sees the middle of a picture, and there is no app code for such a crop"):
+        app_code(made.path)
+    with pytest.raises(ValueError, match="sees the middle of a picture, and the page has no such crop"):
+        open_for_page(made.path)
 
 
 def test_python_gives_names(trained: Path, sample: Path) -> None:

@@ -74,7 +74,8 @@ def test_every_config_describes_itself(name: str) -> None:
     one = describe_config(built_in_configs()[name])
     assert one.name == name
     task = config.load(one.path).experiment.task
-    kinds = {Detection: ("detector", "AP"), Segmentation: ("segmenter", "mIoU"), Classification: ("classifier", "top-1")}
+    kinds = {Detection: ("detector", "AP"), Segmentation: ("segmenter", "mIoU"),
+             Classification: ("classifier", "top-1")}
     kind, metric = kinds[type(task)]
     assert one.kind == kind
     assert re.fullmatch(rf"\d\d\.\d {metric} on .+|none published|see benchmarks\.md", one.score)

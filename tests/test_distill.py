@@ -166,8 +166,8 @@ HEADS = sorted(discovery.head_classes())
 
 @pytest.mark.parametrize("head", HEADS)
 def test_every_head_learns_from_another(head: str) -> None:
-    """Boxes from RetinaNet, label maps from LR-ASPP, classes from a classifier, at another input size; the teacher stays
-    as it is."""
+    """Boxes from RetinaNet, label maps from LR-ASPP, classes from a classifier, at another input size; the teacher
+    stays as it is."""
     teachers = {Detection: "retinanet", Segmentation: "lraspp", Classification: "classifier"}
     student, objective = distillation(head, teachers[type(micro.network(head)[1])])
     before = {name: tensor.clone() for name, tensor in objective.teacher.network.state_dict().items()}

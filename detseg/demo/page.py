@@ -52,6 +52,9 @@ def open_for_page(path: Path) -> Artefact:
     if artefact.manifest.task["kind"] == "classification":
         raise ValueError(f"{path} is a classifier, and the page shows boxes and label maps; its classes are written "
                          f"on pictures by detseg predict {path} IMAGE")
+    if artefact.manifest.resize == "centre_crop":
+        raise ValueError(f"{path} sees the middle of a picture, and the page has no such crop; give the config's model "
+                         "a Stretch or a Letterbox")
     if artefact.manifest.contract != "final":
         raise ValueError(f'{path} ends with "{artefact.manifest.contract}", and the page needs a file that ends with '
                          f'"final"; export its checkpoint {artefact.manifest.checkpoint["name"]} again: '

@@ -20,6 +20,7 @@ from torchvision.models import get_model_weights
 from detseg import checkpoint
 from detseg.data.cityscapes import CITYSCAPES
 from detseg.data.coco import COCO_80, COCO_90
+from detseg.data.imagenet import IMAGENET
 from detseg.data.voc import VOC_21
 from detseg.model import Predictor
 from detseg.run_folder import trained_run
@@ -57,7 +58,9 @@ class Format(NamedTuple):
     licence: str | None = None
     """Under which its source publishes such files, as SPDX names it; None where files differ."""
     backbone: bool = False
-    """Whether it is a backbone alone."""
+    """Whether it is a backbone, with the classifier that it was trained with or without."""
+    classifier: Names | None = None
+    """Of a backbone: our names for that classifier's tensors, for ImageNet's classes."""
 
 
 _NORMALISATION = ("scale", "shift")
@@ -75,6 +78,14 @@ def _is_own(state: Mapping[str, Tensor]) -> bool:
 def _is_classifier(state: Mapping[str, Tensor]) -> bool:
     """Whether these are the tensors of a classifier of ours."""
     return "head.classify.weight" in state and state["head.classify.weight"].ndim == 2
+
+
+def _classifier_names(state: Mapping[str, Tensor], own: Mapping[str, Tensor], names: Names) -> Mapping[str, str]:
+    """Our names for a published classifier's tensors, where the network is one with the same layers, whatever its
+    classes; else none."""
+    found = names(state)
+    theirs = {ours: state[key].shape[1:] for key, ours in found.items()}
+    return found if theirs == {name: own[name].shape[1:] for name in own if name.startswith("head.")} else {}
 
 
 def _of_backbone(state: Mapping[str, Tensor]) -> Mapping[str, str]:
@@ -103,9 +114,9 @@ FORMATS = (
            licence=_BSD),
     Format("torchvision FCN", segmentation.is_fcn, segmentation.fcn_names, VOC_21, _IMAGENET, licence=_BSD),
     Format("torchvision MobileNet", torchvision.is_mobilenet, _backbone_names(torchvision.mobilenet_names), None,
-           _IMAGENET, licence=_BSD, backbone=True),
+           _IMAGENET, licence=_BSD, backbone=True, classifier=torchvision.classifier_names),
     Format("torchvision MnasNet", torchvision.is_mnasnet, _backbone_names(torchvision.mnasnet_names), None, _IMAGENET,
-           licence=_BSD, backbone=True),
+           licence=_BSD, backbone=True, classifier=torchvision.classifier_names),
     Format("OpenMMLab LR-ASPP", openmmlab.is_lraspp, openmmlab.lraspp_names, CITYSCAPES, _IMAGENET, licence=_APACHE),
     Format("OpenMMLab SSDLite", openmmlab.is_ssdlite, openmmlab.ssdlite_names, COCO_80, _IMAGENET,
            openmmlab.background_first, licence=_APACHE),
@@ -153,9 +164,10 @@ def load_weights(predictor: Predictor, source: str) -> Report:
 
     A whole network must fit everywhere; only what the loss alone uses may be missing, and starts anew. Where it
     predicts other classes, the class layers take the rows of the predictor's classes if it knows all of them, or start
-    anew. A backbone file must fill the backbone. So must a classifier of ours in a network that is none: its backbone
-    alone is taken, with the normalisation that it learned with. Raises ValueError: unreadable or unknown file, tensors
-    missing or of another shape; FileNotFoundError: neither a file nor a name; ConnectionError: no network.
+    anew. A backbone file must fill the backbone; its classifier is taken where the network is one with the same layers.
+    Of a classifier of ours the backbone is taken, with the normalisation that it learned with, where the network is no
+    classifier. Raises ValueError: unreadable or unknown file, tensors missing or of another shape; FileNotFoundError:
+    neither a file nor a name; ConnectionError: no network.
     """
     read = _read(source)
     state, classes, normalisation, licence = read.state, read.classes, read.normalisation, None
@@ -171,6 +183,8 @@ def load_weights(predictor: Predictor, source: str) -> Report:
         normalisation = normalisation or kind.normalisation
         if kind.matches is _is_own:
             own = dict(predictor.state_dict())
+        if kind.classifier is not None and (of_head := _classifier_names(state, own, kind.classifier)):
+            names, classes, is_backbone = {**names, **of_head}, IMAGENET, False
     if _is_classifier(state) and not _is_classifier(own):
         title, names, is_backbone = f"{title} of a classifier", _of_backbone(state), True
     found = {names[key]: tensor for key, tensor in state.items() if key in names}
