@@ -107,6 +107,16 @@ def test_evaluation_elsewhere_has_the_networks_ids(pets: Path) -> None:
     assert index.relabel(known).labels.tolist() == [1, 2]
 
 
+def test_a_class_that_only_validation_data_elsewhere_have_is_noted(pets: Path) -> None:
+    write(pets, "other/cat/1.jpg", "other/zebra/2.jpg")
+    splits = read_splits(read_image_classes, Location(pets, val=pets / "other"))
+    assert splits.train.classes.names == ("cat", "dog", "zebra")
+    assert splits.train.notes == (f"{pets / 'train'} has no image of zebra",)
+    assert splits.val.notes == (f"{pets / 'other'} has no image of dog",)
+    assert splits.train.labels.tolist() == [0, 0, 0, 1, 1]
+    assert splits.val.labels.tolist() == [0, 2]
+
+
 def test_a_class_without_validation_images_is_noted(pets: Path) -> None:
     write(pets, "train/eel/1.jpg", "train/fox/2.jpg")
     (pets / "val" / "fox").mkdir()
@@ -191,6 +201,9 @@ def test_labels_are_positions_in_other_classes() -> None:
     more = Classes(("eel", "unused", "dog", "cat"), (2, 7, 1, 0))
     assert index.relabel(more).labels.tolist() == [3, 2, 0, 2]
     assert index.relabel(more).classes == more
+    assert not index.relabel(more).notes
+    many = Classes(("cat", "dog", "eel", *"abcdefg"), tuple(range(10)))
+    assert index.relabel(many).notes == (". has no image of a, b, c, d, e and 2 more",)
     with pytest.raises(ValueError, match=r"the images have classes that are not asked for: 2 eel$"):
         index.relabel(Classes(("cat", "dog"), (0, 1)))
     common = index.common(Classes(("dog", "fox", "cat"), (5, 6, 7)))

@@ -27,10 +27,11 @@ from detseg.data.sample import CATEGORIES, generate_class_sample
 from detseg.demo.page import open_for_page
 from detseg.export.app_code import app_code
 from detseg.export.contract import outputs_of, task_from, task_values
+from detseg.export.convert import ParityError, check, export
 from detseg.export.convert import Source as ExportSource
-from detseg.export.convert import export
 from detseg.export.formats import format_named
 from detseg.export.manifest import fixed_resize
+from detseg.export.parity import TOLERANCES, Agreement, agree
 from detseg.interfaces import FeatureSpec, Source
 from detseg.model import Predictor
 from detseg.ops.losses import classification_losses
@@ -39,7 +40,7 @@ from detseg.recipes import BOXES, CLASSES, LABELS, usual_data
 from detseg.report.pictures import draw
 from detseg.report.results import records, summary
 from detseg.resize import CentreCrop, Placement
-from detseg.structures import IMAGENET_MEAN, IMAGENET_STD, Classes, ClassScores, ClassTargets, ImageClasses
+from detseg.structures import IMAGENET_MEAN, IMAGENET_STD, Classes, ClassScores, ClassTargets, ImageClasses, TopClasses
 from detseg.tasks.classification import Classification
 from detseg.tasks.detection import Detection
 from detseg.tasks.segmentation import Segmentation
@@ -146,6 +147,8 @@ def test_the_network_is_torchvisions(tmp_path: Path) -> None:
         wanted, found = theirs(normalised), model(images).logits
     assert float(wanted.std()) > 1e-3
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4 * float(wanted.abs().max()))
+    whole = detseg.load(CONFIG, tmp_path / "theirs.pth")  # as detseg test takes published weights
+    assert whole(synthetic.textures(1, (90, 130), seed=1)[0]).names[0] in loaded.experiment.classes.names
 
 
 def test_a_published_classifier_of_other_layers_or_classes_gives_what_fits(tmp_path: Path) -> None:
@@ -320,6 +323,40 @@ def test_a_run_is_tested_predicted_and_exported(
     ):
         with pytest.raises(ValueError, match=re.escape(message)):
             refuse(file)
+
+
+def test_which_best_classes_agree() -> None:
+    """Of scores at the edge of being told either may be; drifts are those of the same class."""
+    def agreed(wanted: list[tuple[int, float]], found: list[tuple[int, float]]) -> Agreement:
+        agreement = Agreement()
+        mine, theirs = (TopClasses(torch.tensor([[score for _, score in rows]]),
+                                   torch.tensor([[label for label, _ in rows]])) for rows in (wanted, found))
+        agree(mine, theirs, Classification(), agreement, TOLERANCES["fp32"])
+        return agreement
+
+    rows = [(3, 0.6), (1, 0.2), (4, 0.1)]
+    assert agreed(rows, rows) == Agreement(wanted=3, matched=3)
+    drifted = agreed(rows, [(1, 0.55), (3, 0.25), (4, 0.1)])
+    assert (drifted.wanted, drifted.matched) == (3, 3)
+    assert drifted.score_drift == pytest.approx(0.35)
+    edge = agreed([(3, 0.6), (1, 0.1005), (4, 0.1)], [(3, 0.6), (4, 0.1003), (7, 0.1002)])
+    assert (edge.wanted, edge.matched) == (2, 2)
+    lost = agreed(rows, [(5, 0.6), (1, 0.2), (4, 0.1)])
+    assert (lost.wanted, lost.matched) == (3, 2), "the best class is none at the edge"
+
+
+def test_a_file_with_its_classes_in_another_order_is_told(tmp_path: Path) -> None:
+    predictor, task = micro.network("classifier")
+    shuffled, _ = micro.network("classifier")
+    layer = shuffled.head.get_submodule("classify")
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.copy_(parameter[[1, 2, 0]].clone())
+    kind, pictures = format_named("onnx"), micro.scenes(8, seed=1)
+    made = export(ExportSource(shuffled, task, "x.pt"), tmp_path / "x.onnx", kind, kind.usual_options(),
+                  images=pictures)
+    with pytest.raises(ParityError, match=r"the classes are in another order: \d comes as \d"):
+        check(made.path, ExportSource(predictor, task, "y.pt"), pictures)
 
 
 def test_a_crop_is_for_classifiers_in_apps_and_on_the_page(tmp_path: Path) -> None:

@@ -13,6 +13,13 @@ from detseg.data.faults import Fault
 from detseg.data.images import read_image
 from detseg.structures import Classes, Pixels
 
+_NAMED = 5
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names for a sentence, the first of them."""
+    return ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
+
 
 @dataclass(frozen=True, eq=False)
 class ClassIndex:
@@ -56,15 +63,17 @@ class ClassIndex:
         return read_image(self.path(i))
 
     def relabel(self, classes: Classes, /) -> ClassIndex:
-        """The same with labels that are positions in `classes`, matched by source id; a ValueError where a class is not
-        among them, or has another name there."""
+        """The same with labels that are positions in `classes`, matched by source id, and a note of those that are new;
+        a ValueError where a class is not among them, or has another name there."""
         strange = [f"{source_id} {name}" for source_id, name in self.classes.used.items()
                    if classes.used.get(source_id) != name]
         if strange:
             raise ValueError(f"the images have classes that are not asked for: {', '.join(strange)}")
         position = {source_id: k for k, source_id in enumerate(classes.source_ids)}
         moved = np.array([position.get(source_id, -1) for source_id in self.classes.source_ids], np.int64)
-        return replace(self, classes=classes, labels=moved[self.labels])
+        new = [name for source_id, name in classes.used.items() if source_id not in self.classes.used]
+        notes = (f"{self.folder} has no image of {listed(new)}",) if new else ()
+        return replace(self, classes=classes, labels=moved[self.labels], notes=(*self.notes, *notes))
 
     def common(self, classes: Classes, /) -> ClassIndex:
         """The images of the classes that `classes` has too, by name; labels are positions in it."""

@@ -14,12 +14,11 @@ from functools import partial
 from pathlib import Path
 
 from detseg.data.class_index import ClassIndex
+from detseg.data.class_index import listed as listed_names
 from detseg.data.faults import Fault
 from detseg.data.files import has_images, list_images, sub_folders
 from detseg.data.layouts.layout import Found, Layout, Part, PartName, Place, listed, split_folders
 from detseg.structures import Classes
-
-_NAMED = 5
 
 
 def find(place: Place) -> Found | None:
@@ -109,5 +108,4 @@ def _notes(folder: Path, names: Sequence[str], by_class: Mapping[str, Sequence[s
     absent = [name for name in names if not by_class.get(name)]
     if not absent:
         return ()
-    more = f" and {len(absent) - _NAMED} more" if len(absent) > _NAMED else ""
-    return (f"{folder} has no image of {len(absent)} of the {len(names)} classes: {', '.join(absent[:_NAMED])}{more}",)
+    return (f"{folder} has no image of {len(absent)} of the {len(names)} classes: {listed_names(absent)}",)
