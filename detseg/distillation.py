@@ -207,7 +207,7 @@ def _(dense: DenseLogits, teacher: DenseLogits, /, *, relation: Relation, settin
 
 @output_losses.register
 def _(dense: ClassScores, teacher: ClassScores, /, *, relation: Relation, settings: Distill) -> Losses:
-    # A softmax does not change with its own logarithm: what probabilities are told of may be taken for logits.
+    # The logarithms of probabilities are logits of the same softmax.
     log_p, log_wanted = (one.scores.float().clamp(min=torch.finfo(torch.float32).tiny).log()
                          for one in (dense, teacher))
     return logits_losses(log_p.index_select(1, relation.columns), log_wanted.index_select(1, relation.teacher_columns),

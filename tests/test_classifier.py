@@ -235,7 +235,7 @@ def test_a_detector_takes_its_backbone(trained: Path, as_run: bool) -> None:
     assert all(torch.equal(mine[name], learned[name]) for name in learned)
     assert all(torch.equal(tensor, head[name]) for name, tensor in model.head.state_dict().items())
     lines = str(report).splitlines()
-    assert lines[0] == f"{source} (detseg checkpoint of a classifier): {len(learned) + 2} tensors loaded"
+    assert lines[0] == f"{source} (classifier's detseg checkpoint): {len(learned) + 2} tensors loaded"
     assert lines[1] == ("  4 left over in the file: head.hidden.weight, head.hidden.bias, head.classify.weight, "
                         "head.classify.bias")
     assert re.fullmatch(rf"  {len(head)} not in the file, start anew: head\..* and {len(head) - 6} more", lines[2])
@@ -258,12 +258,12 @@ def test_a_segmenter_takes_its_backbone_and_its_normalisation(sample: Path, tmp_
 def test_plain_tensors_of_a_classifier_serve_as_well(trained: Path, tmp_path: Path) -> None:
     torch.save(load(trained / "best.pt").weights, tmp_path / "plain.pth")
     report = load_weights(build("ssdlite_v3_large", "model.width=0.35", "model.size=96"), str(tmp_path / "plain.pth"))
-    assert report.title == f"{tmp_path / 'plain.pth'} (detseg state dict of a classifier)"
+    assert report.title == f"{tmp_path / 'plain.pth'} (classifier's detseg state dict)"
 
 
 def test_another_tail_is_refused_and_a_folder_without_a_run_too(trained: Path, tmp_path: Path) -> None:
     model = build("ssdlite_v3_large", "model.width=0.35", "model.reduced_tail=false")
-    with pytest.raises(ValueError, match=r"this detseg checkpoint of a classifier file does not fit the network; it is "
+    with pytest.raises(ValueError, match=r"this classifier's detseg checkpoint file does not fit the network; it is "
                                          r"of another family, width or tail(.|\n)*have another shape: backbone\."):
         load_weights(model, str(trained))
     with pytest.raises(ValueError, match=r"holds no run: it has neither best\.pt nor last\.pt"):

@@ -186,7 +186,7 @@ def load_weights(predictor: Predictor, source: str) -> Report:
         if kind.classifier is not None and (of_head := _classifier_names(state, own, kind.classifier)):
             names, classes, is_backbone = {**names, **of_head}, IMAGENET, False
     if _is_classifier(state) and not _is_classifier(own):
-        title, names, is_backbone = f"{title} of a classifier", _of_backbone(state), True
+        title, names, is_backbone = f"classifier's {title}", _of_backbone(state), True
     found = {names[key]: tensor for key, tensor in state.items() if key in names}
     for norm in [key.removesuffix("running_mean") for key in found if key.endswith(".running_mean")]:
         if f"{norm}num_batches_tracked" in own:  # a frozen BatchNorm has counted none
