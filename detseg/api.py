@@ -19,6 +19,7 @@ from detseg import config as configs
 from detseg.choices import CALIBRATION_IMAGES, Engine, Execution
 from detseg.config import Config, Data
 from detseg.data.box_index import BoxIndex
+from detseg.data.class_index import ClassIndex
 from detseg.data.images import read_image, to_rgb
 from detseg.data.label_index import LabelIndex
 from detseg.data.loading import drawn, spread
@@ -36,11 +37,11 @@ from detseg.model import Predictor
 from detseg.predict import predict_image
 from detseg.quantization.post_training import Recipe
 from detseg.recipes import sample_pictures, usual_data
-from detseg.report.pictures import draw_boxes, draw_labels
+from detseg.report.pictures import draw_boxes, draw_classes, draw_labels
 from detseg.run_folder import RunFolder, trained_run
 from detseg.settings import COMMAND_LINE
 from detseg.split_execution import check_splittable, number_of_parts
-from detseg.structures import Classes, ImageDetections, ImageLabels, LabelPixels, Pixels
+from detseg.structures import Classes, ImageClasses, ImageDetections, ImageLabels, LabelPixels, Pixels
 from detseg.validation import Validation, prepared
 from detseg.weights.load import is_plain, load_weights, read_checkpoint
 
@@ -59,6 +60,17 @@ class Boxes(NamedTuple):
     """float [R, 4] xyxy in the image's pixels."""
     scores: Tensor
     """float [R]."""
+    labels: Tensor
+    """int64 [R]: positions in `Model.classes.names`."""
+    names: tuple[str, ...]
+    """[R]: what the labels are called."""
+
+
+class BestClasses(NamedTuple):
+    """What a classifier says of an image, best first."""
+
+    scores: Tensor
+    """float [R]: the probabilities of these classes."""
     labels: Tensor
     """int64 [R]: positions in `Model.classes.names`."""
     names: tuple[str, ...]
@@ -154,7 +166,7 @@ class Model:
         index, _ = screened(index, whole=False)
         dataset = self.data.dataset(index, self.loaded.resize, augment=None, seed=0)
         items = drawn(len(dataset), number, seed=seed)
-        named = isinstance(index, BoxIndex | LabelIndex)
+        named = isinstance(index, BoxIndex | LabelIndex | ClassIndex)
         names = tuple(index.path(item).name if named else f"{item}" for item in items)
         return Calibration(tuple(dataset.original(item) for item in items), names, f"{location}", seed, number)
 
@@ -284,7 +296,8 @@ class Model:
     def __call__(
         self, images: ImageLike | Sequence[ImageLike], *, channel_order: ChannelOrder = "rgb"
     ) -> Any | list[Any]:
-        """Predicts an image, or each of a list: `Boxes`, or a `LabelMap`, in the image's own pixels.
+        """Predicts an image, or each of a list: `Boxes`, or a `LabelMap`, in the image's own pixels; or a
+        `BestClasses` of it.
 
         Args:
             images: a path, an array uint8 [H, W, 3], a Pillow image, or a list of these.
@@ -298,7 +311,7 @@ class Model:
         return self._one(images, channel_order)  # type: ignore[arg-type]
 
     def draw(
-        self, image: ImageLike, prediction: Boxes | LabelMap | None = None, *, threshold: float = 0.4,
+        self, image: ImageLike, prediction: Boxes | LabelMap | BestClasses | None = None, *, threshold: float = 0.4,
         channel_order: ChannelOrder = "rgb",
     ) -> Pixels:
         """The image with a prediction on it, RGB.
@@ -313,6 +326,8 @@ class Model:
         found = self(pixels) if prediction is None else prediction
         if isinstance(found, LabelMap):
             return draw_labels(pixels, found.labels, self.classes)
+        if isinstance(found, BestClasses):
+            return draw_classes(pixels, ImageClasses(0, found.scores, found.labels), self.classes)
         return draw_boxes(
             pixels, ImageDetections(0, found.boxes, found.scores, found.labels), self.classes, threshold=threshold)
 
@@ -475,3 +490,9 @@ def _(prediction: ImageDetections, classes: Classes) -> Boxes:
 @_named.register
 def _(prediction: ImageLabels, classes: Classes) -> LabelMap:
     return LabelMap(prediction.labels, classes.names)
+
+
+@_named.register
+def _(prediction: ImageClasses, classes: Classes) -> BestClasses:
+    return BestClasses(prediction.scores, prediction.labels,
+                          tuple(classes.names[label] for label in prediction.labels.tolist()))

@@ -15,11 +15,12 @@ import ast
 import difflib
 import re
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-Kind: TypeAlias = Literal["detector", "segmenter"]
+Kind: TypeAlias = Literal["detector", "segmenter", "classifier"]
 
 BUILT_IN = next(folder for folder in (Path(__file__).with_name("configs"), Path(__file__).parents[1] / "configs")
                 if folder.is_dir())
@@ -30,7 +31,8 @@ CONFIG_HELP = "a config file of your own, or the name of one that comes with det
 _SOURCE = re.compile(r"^Source: (?P<source>[^;]+); (?P<score>.+)\.$", re.MULTILINE)
 _COST = re.compile(r"^Cost: (?P<parameters>[\d,]+) parameters, (?P<macs>[\d,]+) multiply-adds at "
                    r"(?P<height>\d+) x (?P<width>\d+)(, and (?P<region>[\d,]+) for each region)?\.$", re.MULTILINE)
-_TASK = re.compile(r"^from detseg\.tasks\.(detection|segmentation) import", re.MULTILINE)
+_TASK = re.compile(r"^from detseg\.tasks\.(detection|segmentation|classification) import", re.MULTILINE)
+_KINDS: Mapping[str, Kind] = {"detection": "detector", "segmentation": "segmenter", "classification": "classifier"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +95,7 @@ def describe_config(path: Path) -> ConfigFile:
     region = cost["region"]
     return ConfigFile(
         name=path.stem, path=path, title=doc.partition("\n")[0],
-        kind="detector" if task[1] == "detection" else "segmenter", parameters=_number(cost["parameters"]),
+        kind=_KINDS[task[1]], parameters=_number(cost["parameters"]),
         macs=_number(cost["macs"]), region_macs=None if region is None else _number(region),
         size=(int(cost["height"]), int(cost["width"])), source=source["source"], score=source["score"])
 

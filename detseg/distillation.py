@@ -29,7 +29,7 @@ from detseg.ops.distillation import (
 )
 from detseg.optim import Distill
 from detseg.resize import Resize
-from detseg.structures import Classes, DenseBoxes, DenseLogits, Size
+from detseg.structures import Classes, ClassScores, DenseBoxes, DenseLogits, Size
 
 
 class Teacher:
@@ -203,6 +203,15 @@ def _(dense: DenseLogits, teacher: DenseLogits, /, *, relation: Relation, settin
     wanted = _resized(teacher.logits, dense.logits, align_corners=teacher.align_corners)
     return logits_losses(dense.logits.index_select(1, relation.columns),
                          wanted.index_select(1, relation.teacher_columns), temperature=settings.temperature)
+
+
+@output_losses.register
+def _(dense: ClassScores, teacher: ClassScores, /, *, relation: Relation, settings: Distill) -> Losses:
+    # The logarithms of probabilities are logits of the same softmax.
+    log_p, log_wanted = (one.scores.float().clamp(min=torch.finfo(torch.float32).tiny).log()
+                         for one in (dense, teacher))
+    return logits_losses(log_p.index_select(1, relation.columns), log_wanted.index_select(1, relation.teacher_columns),
+                         temperature=settings.temperature)
 
 
 def common_maps(mine: Mapping[str, FeatureSpec], theirs: Mapping[str, FeatureSpec]) -> dict[str, str]:

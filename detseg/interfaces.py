@@ -12,11 +12,11 @@ The way data goes:
            Head.forward(features)          -> Raw        NamedTuple of network outputs alone: no constants
       -> Head.loss(raw, targets, size)     -> Losses     {"name": Term(sum, count)}                training
       -> Head.decode(raw, size)            -> Dense      no shape depends on a value: this is exported
-      -> Task.postprocess(dense)           -> Finished   fixed rows and their number, or a label map: exported too
+      -> Task.postprocess(dense)           -> Finished   fixed rows, or a label map: exported too
       -> Task.to_original(finished, sources) -> predictions, in the pixels of the ORIGINAL images
       -> Metric.update(predictions, truths) / .merge / .compute -> {"name": number}
 
-Only the Task differs between detection and segmentation: the loop, evaluation and export know just this page. The
+Only the Task differs from detection to segmentation or classification: the rest knows just this page. The
 bundles are in `structures.py`; how an image becomes the network's, and the way back, in `resize.py`.
 
 Shape letters, used everywhere: B images, C channels, H W pixels, N anchors, M true boxes (padded), K classes,
@@ -219,7 +219,7 @@ class Metric(ABC, Generic[PredictionT]):
 
 
 class Task(ABC, Generic[TargetsT, DenseT, FinishedT, PredictionT]):
-    """What is particular to detection or to segmentation; the loop, evaluation and export ask it."""
+    """What is particular to detection, segmentation or classification; the loop, evaluation and export ask it."""
 
     scored: ClassVar[bool]
     """Whether predictions have scores, so that a threshold can leave out what is unsure."""

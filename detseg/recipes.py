@@ -8,34 +8,47 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import singledispatch
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
 from detseg.config import Data, SampleRun
-from detseg.data.augment import SegmentationAugment
+from detseg.data.augment import ClassificationAugment, SegmentationAugment
+from detseg.data.classification import ClassificationDataset
 from detseg.data.detection import DetectionDataset
-from detseg.data.layouts import read_boxes, read_labels
-from detseg.data.sample import draw_scene, generate_sample
+from detseg.data.layouts import read_boxes, read_image_classes, read_labels
+from detseg.data.sample import draw_scene, generate_class_sample, generate_sample
 from detseg.data.segmentation import SegmentationDataset
 from detseg.interfaces import Task
+from detseg.metrics.accuracy import Accuracy
 from detseg.metrics.coco_ap import CocoAP
 from detseg.metrics.mean_iou import MeanIoU
 from detseg.optim import EMA, SGD, AdamW, Cosine, Poly
 from detseg.resize import Resize
 from detseg.settings import Value
 from detseg.structures import Pixels
+from detseg.tasks.classification import Classification
 
 BOXES = Data(read=read_boxes, dataset=DetectionDataset, metric=CocoAP, generate=generate_sample)
 """Boxes in any layout that is known, measured with COCO's AP."""
 LABELS = Data(read=read_labels, dataset=SegmentationDataset, metric=MeanIoU, generate=generate_sample)
 """Label maps in any layout that is known, measured with mIoU."""
+CLASSES = Data(read=read_image_classes, dataset=ClassificationDataset, metric=Accuracy, generate=generate_class_sample,
+               folder="data/imagenet")
+"""Images in folders of their classes, measured with top-1 and top-5 accuracy."""
 
 
+@singledispatch
 def usual_data(task: Task[Any, Any, Any, Any]) -> Data:
     """Where no config says it: how data for a task are read and measured."""
     return LABELS if task.label_maps else BOXES
+
+
+@usual_data.register
+def _(task: Classification) -> Data:
+    return CLASSES
 
 
 def sample_pictures(number: int) -> list[Pixels]:
@@ -95,6 +108,25 @@ def segmenter_sample(
         optimizer=SGD(lr=0.1, momentum=0.9, weight_decay=4e-5),
         schedule=Poly(epochs=24, power=0.9, warmup_steps=50),
         batch_size=8,
+        ema=EMA(decay=0.99),
+        clip_norm=10.0,
+        validate_every=4,
+    )
+
+
+def classifier_sample(model: Mapping[str, Value]) -> SampleRun:
+    """A classifier, for 500 steps with gentle crops. model: its settings."""
+
+    def gentle(resize: Resize) -> ClassificationAugment:
+        """At least half of the area, and no colours."""
+        return ClassificationAugment(resize.size, area=(0.5, 1.0))
+
+    return SampleRun(
+        model=model,
+        augment=gentle,
+        optimizer=AdamW(lr=0.002, weight_decay=0.05, decay_norms=False),
+        schedule=Cosine(epochs=16, warmup_steps=50),
+        batch_size=32,
         ema=EMA(decay=0.99),
         clip_norm=10.0,
         validate_every=4,

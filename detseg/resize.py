@@ -12,6 +12,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
 from detseg.structures import IMAGENET_MEAN, VOID, LabelPixels, Pixels, Size
@@ -59,9 +60,10 @@ class Placement(NamedTuple):
 
     def labels_to_original(self, labels: LabelPixels, size: Size) -> LabelPixels:
         """A label map of the network's in an original image of `size`: each pixel has the label at its centre, which
-        always lies in the image and not in bars."""
+        never lies in bars; outside a crop, the nearest one."""
         rows = ((np.arange(size[0]) + 0.5) * self.scale_y + self.offset_y).astype(np.int64)
         columns = ((np.arange(size[1]) + 0.5) * self.scale_x + self.offset_x).astype(np.int64)
+        rows, columns = rows.clip(0, labels.shape[0] - 1), columns.clip(0, labels.shape[1] - 1)
         restored: LabelPixels = labels[rows[:, None], columns]
         return restored
 
@@ -241,6 +243,59 @@ class KeepAspect(Resize):
         sides = (side * wanted // given if self.antialias else int(side * (wanted / given)) for side in original)
         height, width = (max(1, side) for side in sides)
         return height, width
+
+
+@dataclass(frozen=True)
+class CentreCrop(Resize):
+    """The middle of the image at `size`, its aspect ratio kept: how classifiers are evaluated.
+
+    The largest window of the aspect ratio of `size` times `share` is seen. The default share is that of torchvision's
+    presets, a crop of 224 from an image whose shorter side has been made 256 pixels long, with antialias.
+    """
+
+    size: Size
+    share: float = 224 / 256
+    """Of the sides of the largest window (timm's `crop_pct`)."""
+    fill: RGB = MEAN_COLOUR
+
+    def __post_init__(self) -> None:
+        _check(self)
+        if not 0 < self.share <= 1:
+            raise ValueError(f"share is the crop's part of the resized image, above 0 and up to 1, got {self.share}")
+
+    def place(self, original: Size) -> Placement:
+        """Where an image of this size comes to lie; offsets are negative, for its margins are not seen."""
+        height, width = self._resized(original)
+        top, left = self._corner(original)
+        return Placement(height / original[0], width / original[1], float(-top), float(-left))
+
+    def apply(self, image: Pixels) -> NDArray[np.float32]:
+        """The crop of the image resized with antialias."""
+        original = (image.shape[0], image.shape[1])
+        resized = _bilinear(image, self._resized(original), antialias=True)
+        top, left = self._corner(original)
+        return np.ascontiguousarray(resized[top : top + self.size[0], left : left + self.size[1]])
+
+    def apply_rounded(self, image: Pixels) -> Pixels:
+        """The same by Pillow, whose bilinear filter has the same antialias."""
+        original = (image.shape[0], image.shape[1])
+        height, width = self._resized(original)
+        resized = np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
+        top, left = self._corner(original)
+        return np.ascontiguousarray(resized[top : top + self.size[0], left : left + self.size[1]])
+
+    def _resized(self, original: Size) -> Size:
+        """The size of the whole image, rounded as torchvision does: the side that decides to the nearest pixel, the
+        other down."""
+        wanted = [max(size, round(size / self.share)) for size in self.size]
+        axis = 0 if wanted[0] * original[1] >= wanted[1] * original[0] else 1
+        other = max(self.size[1 - axis], wanted[axis] * original[1 - axis] // original[axis])
+        return (wanted[0], other) if axis == 0 else (other, wanted[1])
+
+    def _corner(self, original: Size) -> tuple[int, int]:
+        """Top and left of the crop in the resized image."""
+        height, width = self._resized(original)
+        return round((height - self.size[0]) / 2), round((width - self.size[1]) / 2)
 
 
 @dataclass(frozen=True)

@@ -181,6 +181,39 @@ class ImageLabels(NamedTuple):
     """Without VOID: a network has an answer everywhere."""
 
 
+class ClassTargets(NamedTuple):
+    """The class of one image ([]) or of each of a batch ([B])."""
+
+    labels: Tensor
+    """int64, 0..K-1, or -1: ignored by the loss."""
+
+
+class ClassScores(NamedTuple):
+    """A classifier's probabilities."""
+
+    scores: Tensor
+    """float32 [B, K] in 0..1; they add up to 1."""
+
+
+class TopClasses(NamedTuple):
+    """The finished classes of a batch: R rows for each image, best first."""
+
+    scores: Tensor
+    """float [B, R]."""
+    labels: Tensor
+    """int64 [B, R]."""
+
+
+class ImageClasses(NamedTuple):
+    """The best classes of one image."""
+
+    image_id: int
+    scores: Tensor
+    """float [R], best first."""
+    labels: Tensor
+    """int64 [R]."""
+
+
 class MetricTable(NamedTuple):
     """Numbers in the rows that people of the field are used to, as plain values: for a terminal, a page or a file."""
 

@@ -21,7 +21,7 @@ from detseg.interfaces import Head, Task
 from detseg.model import Predictor
 from detseg.ops.anchors import SSDAnchors
 from detseg.resize import Stretch
-from detseg.structures import DenseBoxes, Pixels, Size
+from detseg.structures import ClassScores, DenseBoxes, Pixels, Size
 from detseg.tasks.detection import Detection
 from heads.faster_rcnn import FasterRCNN
 from heads.panlite import PANLite
@@ -56,6 +56,9 @@ def use(predictor: Predictor, size: Size) -> None:
     layers = [layer for layer, num_rows in head.class_layers.items() if num_rows == 1]
     for _ in range(60):
         dense = predictor.decode(pictures)
+        if isinstance(dense, ClassScores):
+            head.get_parameter(f"{layers[0]}.bias").sub_(dense.scores.log().mean(0))
+            return
         if not isinstance(dense, DenseBoxes):
             head.get_parameter(f"{layers[0]}.bias").sub_(dense.logits.mean((0, 2, 3)))
             return

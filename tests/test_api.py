@@ -83,7 +83,7 @@ def pixels() -> Any:
 
 
 def test_the_public_surface() -> None:
-    assert detseg.__all__ == ["Boxes", "LabelMap", "Model", "__version__", "load"]
+    assert detseg.__all__ == ["BestClasses", "Boxes", "LabelMap", "Model", "__version__", "load"]
     assert all(getattr(detseg, name) is not None for name in detseg.__all__)
     with pytest.raises(AttributeError, match="module 'detseg' has no attribute 'fit'"):
         detseg.fit  # noqa: B018

@@ -14,6 +14,9 @@ from detseg.api import load_model
 from detseg.benchmark.predictor import counts
 from detseg.commands.configs import END, START, listing, markdown
 from detseg.config_files import BUILT_IN, ConfigFile, built_in_configs, copy_config, describe_config, find_config
+from detseg.tasks.classification import Classification
+from detseg.tasks.detection import Detection
+from detseg.tasks.segmentation import Segmentation
 
 from . import discovery, tiny
 from .commands import run
@@ -71,8 +74,10 @@ def test_every_config_describes_itself(name: str) -> None:
     one = describe_config(built_in_configs()[name])
     assert one.name == name
     task = config.load(one.path).experiment.task
-    assert one.kind == ("segmenter" if task.label_maps else "detector")
-    metric = "mIoU" if task.label_maps else "AP"
+    kinds = {Detection: ("detector", "AP"), Segmentation: ("segmenter", "mIoU"),
+             Classification: ("classifier", "top-1")}
+    kind, metric = kinds[type(task)]
+    assert one.kind == kind
     assert re.fullmatch(rf"\d\d\.\d {metric} on .+|none published|see benchmarks\.md", one.score)
 
 
@@ -117,7 +122,8 @@ def test_tables_by_hand() -> None:
     box = describe_config(LARGE)
     two = describe_config(ROOT / "configs" / "fasterrcnn_v3_large_320_fpn.py")
     label = describe_config(ROOT / "configs" / "raspp_v2.py")
-    assert markdown([box, two, label]).splitlines() == [
+    image = describe_config(ROOT / "configs" / "classify_v3_large.py")
+    assert markdown([box, two, label, image]).splitlines() == [
         START, "",
         "| detector | parameters | multiply-adds | input | source of the wiring | published AP |",
         "|--|--|--|--|--|--|",
@@ -126,12 +132,17 @@ def test_tables_by_hand() -> None:
         "| 22.8 on val2017 |", "",
         "| segmenter | parameters | multiply-adds | input | source of the wiring | published mIoU |",
         "|--|--|--|--|--|--|",
-        "| `raspp_v2` | 2,113,557 | 2,740,709,056 | 513 | TensorFlow | 75.3 on VOC val |", "", END]
-    assert listing([box, label]).splitlines() == [
+        "| `raspp_v2` | 2,113,557 | 2,740,709,056 | 513 | TensorFlow | 75.3 on VOC val |", "",
+        "| classifier | parameters | multiply-adds | input | source of the wiring | published top-1 |",
+        "|--|--|--|--|--|--|",
+        "| `classify_v3_large` | 5,483,032 | 216,589,760 | 224 | paper | 75.2 on ImageNet val |", "", END]
+    assert listing([box, label, image]).splitlines() == [
         "detectors         parameters  multiply-adds  input  source of the wiring  published AP",
         "ssdlite_v3_large      3.44 M         0.58 B    320  torchvision           21.3 on val2017", "",
         "segmenters  parameters  multiply-adds  input  source of the wiring  published mIoU",
         "raspp_v2        2.11 M         2.74 B    513  TensorFlow            75.3 on VOC val", "",
+        "classifiers        parameters  multiply-adds  input  source of the wiring  published top-1",
+        "classify_v3_large      5.48 M         0.22 B    224  paper                 75.2 on ImageNet val", "",
         "detseg train NAME --data DIR trains one, detseg configs copy NAME gives one to edit"]
 
 

@@ -30,9 +30,13 @@ from detseg.ops.distillation import (
 )
 from detseg.optim import Distill
 from detseg.resize import Stretch
-from detseg.structures import VOID, Classes, DenseBoxes, DenseLogits, LabelTargets
+from detseg.structures import VOID, Classes, ClassScores, ClassTargets, DenseBoxes, DenseLogits, LabelTargets
+from detseg.tasks.classification import Classification
+from detseg.tasks.detection import Detection
+from detseg.tasks.segmentation import Segmentation
 from detseg.train import Result, fit
 from detseg.training_step import TrainingStep
+from heads.classifier import Classifier
 from tests import discovery, micro, tiny
 from tests.one_stage import box_targets
 from tests.processes import start, start_several
@@ -139,6 +143,8 @@ def distillation(student: str, teacher: str = "", *, settings: Distill | None = 
 
 def batch_of(student: Predictor, number: int) -> TrainingBatch[Any]:
     images = micro.inputs(micro.scenes(number, seed=5), micro.SIZE).to(torch.uint8)
+    if isinstance(student.head, Classifier):
+        return TrainingBatch(images, ClassTargets(torch.arange(number) % 3))
     if "distill_logits" in terms_of(student):
         labels = torch.randint(0, 3, (number, *micro.SIZE), dtype=torch.uint8)
         labels[:, :9] = VOID
@@ -160,9 +166,10 @@ HEADS = sorted(discovery.head_classes())
 
 @pytest.mark.parametrize("head", HEADS)
 def test_every_head_learns_from_another(head: str) -> None:
-    """Boxes from RetinaNet, label maps from LR-ASPP, at another input size; the teacher stays as it is."""
-    segments = terms_of(micro.network(head)[0]) == ("distill_logits",)
-    student, objective = distillation(head, "lraspp" if segments else "retinanet")
+    """Boxes from RetinaNet, label maps from LR-ASPP, classes from a classifier, at another input size; the teacher
+    stays as it is."""
+    teachers = {Detection: "retinanet", Segmentation: "lraspp", Classification: "classifier"}
+    student, objective = distillation(head, teachers[type(micro.network(head)[1])])
     before = {name: tensor.clone() for name, tensor in objective.teacher.network.state_dict().items()}
     losses = objective(objective.student.train(), student, batch_of(student, 2))
     own = {*losses} - {*terms_of(student), "distill_feature"}
@@ -189,7 +196,7 @@ def test_a_faster_rcnn_teaches(head: str) -> None:
     assert losses["distill_box"].sum.item() > 0
 
 
-@pytest.mark.parametrize("head", ["ssdlite", "lraspp"])
+@pytest.mark.parametrize("head", ["ssdlite", "lraspp", "classifier"])
 def test_who_is_its_own_teacher_has_nothing_to_learn(head: str) -> None:
     """Row by row, where heads and sizes are the same: there is nothing to match, and the distance is 0."""
     student, objective = distillation(head, settings=Distill("run", feature_weight=0, label_weight=0))
@@ -222,6 +229,12 @@ def test_boxes_and_classes_of_a_teacher_are_brought_to_the_students() -> None:
     (term,) = output_losses(DenseLogits(logits, (8, 8)), DenseLogits(logits[:, [2, 0]], (8, 8)), relation=relation,
                             settings=Distill("run")).values()
     assert term.sum.item() == pytest.approx(0, abs=1e-5)
+    of_images, taught = torch.randn(4, 3), torch.randn(4, 2)
+    (term,) = output_losses(ClassScores(of_images.softmax(1)), ClassScores(taught.softmax(1)), relation=relation,
+                            settings=Distill("run", temperature=2.0)).values()
+    (expected,) = logits_losses(of_images[:, [0, 2]], taught[:, [1, 0]], temperature=2.0).values()
+    torch.testing.assert_close(term.sum, expected.sum)
+    assert int(term.count) == 4
 
 
 def test_a_class_list_in_another_order_teaches_the_same() -> None:

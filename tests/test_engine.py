@@ -24,6 +24,7 @@ from detseg.interfaces import Task
 from detseg.model import Predictor
 from detseg.predict import predict_image
 from detseg.resize import KeepAspect
+from detseg.tasks.classification import Classification
 
 from . import discovery, micro
 from .commands import run
@@ -110,6 +111,10 @@ def _same_predictions(
         if task.scored:
             found += len(wanted.boxes)
             torch.testing.assert_close(mine.boxes, wanted.boxes, rtol=0, atol=2e-2)
+            torch.testing.assert_close(mine.scores, wanted.scores, rtol=0, atol=1e-4)
+            assert torch.equal(mine.labels, wanted.labels)
+        elif isinstance(task, Classification):
+            found += len(wanted.labels)
             torch.testing.assert_close(mine.scores, wanted.scores, rtol=0, atol=1e-4)
             assert torch.equal(mine.labels, wanted.labels)
         else:

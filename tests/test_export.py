@@ -41,6 +41,7 @@ from detseg.model import Predictor
 from detseg.ops.anchors import SSDAnchors
 from detseg.resize import KeepAspect, Letterbox, Rounded, Stretch
 from detseg.structures import IMAGENET_MEAN, IMAGENET_STD, Classes
+from detseg.tasks.classification import Classification
 from heads.ssdlite import SSDLite
 
 from . import discovery, micro
@@ -141,6 +142,11 @@ def _assert_contract(artefact: Artefact, contract: Contract) -> None:
         else:
             assert shapes == {"scores": (1, len(discovery.OWN), height, width)}
             assert types == {"scores": torch.float32}
+        return
+    if isinstance(artefact.task, Classification):
+        number = len(discovery.OWN)
+        assert shapes == ({"scores": (1, number)} | ({"labels": (1, number)} if contract == "final" else {}))
+        assert list(types.values()) == [torch.float32, torch.int32][: len(types)]
         return
     if contract == "final":
         rows = micro.MAX_DETECTIONS

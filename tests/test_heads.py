@@ -23,7 +23,8 @@ from detseg.config import Config
 from detseg.interfaces import Head, Losses, TrainingBatch
 from detseg.model import Predictor
 from detseg.ops.resample import enlarge
-from detseg.structures import VOID, BoxTargets, LabelTargets, Size
+from detseg.structures import VOID, BoxTargets, ClassTargets, LabelTargets, Size
+from detseg.tasks.classification import Classification
 from detseg.tasks.detection import Detection
 from detseg.training_step import TrainingStep
 
@@ -51,6 +52,11 @@ class Built:
     @property
     def task(self) -> Any:
         return self.config.experiment.task
+
+    @property
+    def has_boxes(self) -> bool:
+        """An image without objects then has negatives; of label maps and classes nothing is left to learn."""
+        return isinstance(self.task, Detection)
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +93,7 @@ def _objects(built: Built, number: int, size: Size = SIZE) -> list[Any]:
 
 def _nothing(built: Built, *, padding: int = 0) -> Any:
     """Targets of an image that shows no object."""
-    if built.task.label_maps:
+    if not built.has_boxes:
         return _ignored(built)
     return _boxes(torch.zeros(padding, 4), torch.full((padding,), -1))
 
@@ -96,6 +102,8 @@ def _ignored(built: Built, size: Size = SIZE) -> Any:
     """Targets of an image of which nothing is asked."""
     if built.task.label_maps:
         return LabelTargets(torch.full(size, VOID, dtype=torch.uint8))
+    if isinstance(built.task, Classification):
+        return ClassTargets(torch.tensor(-1))
     height, width = size
     return _boxes(torch.tensor([[0.0, 0.0, width, height]]), torch.tensor([1]), crowd=True)
 
@@ -162,11 +170,11 @@ def test_images_without_an_object(built: Built) -> None:
         for name, parameter in model.named_parameters():
             assert parameter.grad is not None, name
             assert bool(parameter.grad.isfinite().all()), name
-            if built.task.label_maps:
+            if not built.has_boxes:
                 assert not parameter.grad.any(), name
         found.append(_numbers(losses))
         assert np.isfinite(list(found[-1].values())).all()
-        if built.task.label_maps:
+        if not built.has_boxes:
             assert set(found[-1].values()) == {(0.0, 0.0)}
     _assert_equal(*found)
 
@@ -174,6 +182,8 @@ def test_images_without_an_object(built: Built) -> None:
 def test_crowds_and_void_are_ignored_by_the_loss(built: Built) -> None:
     if built.task.label_maps:
         _check_void(built)
+    elif isinstance(built.task, Classification):
+        _check_unknown(built)
     else:
         _check_crowds(built)
 
@@ -192,6 +202,16 @@ def _check_void(built: Built) -> None:
         half = len(columns) // 2
         assert bool((columns[:half] > 0).all())
         assert not columns[half + 1:].any()
+
+
+def _check_unknown(built: Built) -> None:
+    """An image of unknown class counts for nothing and gets no gradient."""
+    known = _objects(built, 2)
+    wanted, _ = _gradients(built, known)
+    found, (gradient,) = _gradients(built, [*known, _ignored(built)])
+    _assert_equal(found, wanted)
+    assert bool((gradient[:2] != 0).all())
+    assert not gradient[2].any()
 
 
 def _check_crowds(built: Built) -> None:
@@ -284,6 +304,10 @@ def test_dense_predictions_fit_the_image(built: Built, size: Size) -> None:
         assert logits.shape == (2, len(discovery.OWN), height, width)
         assert logits.dtype == torch.float32
         assert bool(logits.isfinite().all())
+        return
+    if isinstance(built.task, Classification):
+        assert dense.scores.shape == (2, len(discovery.OWN))
+        torch.testing.assert_close(dense.scores.sum(1), torch.ones(2))
         return
     assert dense.scores.shape == (2, dense.boxes.shape[1], len(discovery.OWN))
     assert bool(((dense.scores >= 0) & (dense.scores <= 1)).all())

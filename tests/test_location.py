@@ -235,7 +235,7 @@ def test_a_function_of_ones_own_reads_folders(tmp_path: Path) -> None:
                                          "with a "
                                          "function of its own"):
         read_splits(tiny.read, Location(tmp_path / "one", images=tmp_path))
-    with pytest.raises(ValueError, match=r"--val-share needs a BoxIndex or a LabelIndex; .* gives a Index\. Name "):
+    with pytest.raises(ValueError, match=r"needs a BoxIndex, a LabelIndex or a ClassIndex; .* gives a Index\. Name "):
         read_splits(tiny.read, Location(tmp_path / "one", val_share=0.1))
 
 

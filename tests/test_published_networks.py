@@ -195,5 +195,5 @@ def test_a_file_says_the_resize_by_name() -> None:
     assert fixed_resize(TensorFlowStretch((300, 300)), (96, 64)) == (
         "tensorflow_stretch", TensorFlowStretch((96, 64)))
     with pytest.raises(ValueError, match="a file cannot say how Rounded resizes images; export knows Stretch, "
-                                         "TensorFlowStretch, Letterbox and KeepAspect"):
+                                         "TensorFlowStretch, Letterbox, CentreCrop and KeepAspect"):
         fixed_resize(Rounded(Stretch((8, 8))), None)

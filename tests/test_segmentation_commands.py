@@ -146,7 +146,8 @@ def test_prediction_leaves_pictures_run_lengths_and_label_maps(
 
 @pytest.mark.parametrize(("tool", "arguments", "code", "message"), [
     ("predict", ["data/shades/images/val", "--threshold", "0.5"], 2,
-     "error: --threshold is for predictions with scores, and label maps have no scores; leave it out"),
+     "error: --threshold is for boxes: label maps have no scores, and an image always has its best classes; "
+     "leave it out"),
     ("predict", ["data/shades/images/val", "--labels", "predictions/../predictions"], 2,
      "error: --labels and --out are both predictions; label maps would replace pictures"),
     ("predict", ["data/shades/images/val", "--labels", "data/shades/images/val"], 2,

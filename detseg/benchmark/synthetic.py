@@ -20,7 +20,8 @@ from detseg.data.loading import collate_training
 from detseg.interfaces import Backbone, Features, FeatureSpec, Task, TrainingBatch, TrainingSample
 from detseg.layers import ConvNormAct, Norm
 from detseg.model import Predictor
-from detseg.structures import VOID, BoxTargets, LabelTargets, Pixels, Size
+from detseg.structures import VOID, BoxTargets, ClassTargets, LabelTargets, Pixels, Size
+from detseg.tasks.classification import Classification
 from detseg.tasks.detection import Detection
 from detseg.tasks.segmentation import Segmentation
 
@@ -85,6 +86,12 @@ def _(task: Segmentation, size: Size, num_classes: int, *, seed: int) -> LabelTa
     patches[random.uniform(size=(8, 8)) < 0.05] = VOID
     rows, columns = np.arange(height) * 8 // height, np.arange(width) * 8 // width
     return LabelTargets(torch.from_numpy(patches.astype(np.uint8)[rows[:, None], columns]))
+
+
+@targets.register
+def _(task: Classification, size: Size, num_classes: int, *, seed: int) -> ClassTargets:
+    """Consecutive seeds have consecutive classes."""
+    return ClassTargets(torch.tensor(seed % num_classes))
 
 
 class OneConvolution(Backbone):

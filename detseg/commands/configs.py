@@ -21,7 +21,7 @@ from detseg.config_files import ConfigFile, Kind, built_in_configs, copy_config,
 START, END = "<!-- detseg configs --markdown -->", "<!-- end of the configs -->"
 """What stands around the tables in a document."""
 
-_KINDS: tuple[tuple[Kind, str], ...] = (("detector", "AP"), ("segmenter", "mIoU"))
+_KINDS: tuple[tuple[Kind, str], ...] = (("detector", "AP"), ("segmenter", "mIoU"), ("classifier", "top-1"))
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -7,7 +7,8 @@
 Of a run folder, its own config and best weights are taken. Leaves in --out:
 
     <name of the image>   the picture with the predictions of at least --threshold on it, or under the colours of its
-                          classes; images of one name from several folders keep their folders
+                          classes, or with its best classes; images of one name from several folders keep their
+                          folders
     predictions.json      every prediction, also the unsure ones, in COCO's results format and original pixels
     images.json           which image_id is which file, its size, and the classes, in COCO's annotation format, so that
                           `COCO("images.json").loadRes("predictions.json")` of pycocotools reads both
@@ -51,7 +52,8 @@ def build_parser() -> argparse.ArgumentParser:
                         help="the folder to write to (%(default)s)")
     parser.add_argument("--threshold", type=float, metavar="T",
                         help=f"the smallest score, 0 to 1, that is drawn and counted here ({_THRESHOLD}); "
-                             "predictions.json has all. Label maps have none")
+                             "predictions.json has all. Label maps have none, and the "
+                             "best classes of an image are always drawn")
     add_engine(parser)
     parser.add_argument("--config-changed", action="store_true",
                         help="take the checkpoint although it was trained with another config")
@@ -126,7 +128,8 @@ def _threshold(asked: float | None, *, scored: bool) -> float:
     if asked is None:
         return _THRESHOLD
     if not scored:
-        raise ValueError("--threshold is for predictions with scores, and label maps have no scores; leave it out")
+        raise ValueError("--threshold is for boxes: label maps have no scores, and an image always has its best "
+                         "classes; leave it out")
     if not 0 <= asked <= 1:
         raise ValueError(f"--threshold is a score from 0 to 1, got {asked:g}")
     return asked

@@ -43,7 +43,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--val-share", type=float, metavar="SHARE",
                         help="keep a share of the images for validation, such as 0.1, by a hash of their names")
     parser.add_argument("--out", type=Path, help="the run's folder (runs/<config>, then -2, -3 ...)")
-    parser.add_argument("--weights", help="published weights to start from: a file, or a name to download")
+    parser.add_argument("--weights",
+                        help="weights to start from: a file, a run (of a classifier its backbone), or a name of "
+                             "published ones to download")
     parser.add_argument("--qat", action="store_true",
                         help="quantisation-aware training: goes on from --weights, a run or a checkpoint of the same "
                              "config, in a tenth of the epochs at a hundredth of the learning rate unless --set "

@@ -1,4 +1,5 @@
-"""What training does to images: the augmentations of detection (SSD's, scale jitter) and of segmentation, and erasing.
+"""What training does to images: the augmentations of detection (SSD's, scale jitter), of segmentation and of
+classification, and erasing.
 
 An augmentation turns a sample of original pixels into one of the network's. It may read other samples of the data set
 by number and knows the epoch; everything random in it comes from the seed that its `Context` gives, so that the result
@@ -10,11 +11,12 @@ Those that stand around another one are here and in `policies` (colours and move
 
 from __future__ import annotations
 
+import math
 import os
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Generic, NamedTuple, Protocol, TypeAlias, TypeVar
+from typing import Any, ClassVar, Generic, NamedTuple, Protocol, TypeAlias, TypeVar
 
 import cv2
 import numpy as np
@@ -61,9 +63,16 @@ class LabelSample(NamedTuple):
     labels: LabelPixels
 
 
+class ClassSample(NamedTuple):
+    """An image and its class, 0..K-1."""
+
+    image: Pixels
+    label: int
+
+
 SampleT = TypeVar("SampleT")
-PictureT = TypeVar("PictureT", BoxSample, LabelSample)
-"""What stands around augmentations of either kind."""
+PictureT = TypeVar("PictureT", BoxSample, LabelSample, ClassSample)
+"""What stands around augmentations of any kind."""
 
 
 class Context(NamedTuple, Generic[SampleT]):
@@ -443,18 +452,21 @@ class LargeScaleJitter:
         inner = (max(1, round(whole[0] * factor)), max(1, round(whole[1] * factor)))
         top, left = (random_offset(rng, frame[axis] - inner[axis]) for axis in (0, 1))
         image: Pixels = np.full((*frame, 3), self.resize.fill, np.uint8)
-        put(image, scaled(self._coloured(sample.image, rng, context.seed), inner), top=top, left=left)
+        coloured = sample.image
+        if self.photometric:
+            coloured = _coloured(self._colours, coloured, rng, context.seed)
+        put(image, scaled(coloured, inner), top=top, left=left)
         factors = np.array([inner[1] / width, inner[0] / height] * 2, np.float32)
         boxes = sample.boxes * factors + np.array([left, top, left, top], np.float32)
         jittered = visible_boxes(sample._replace(image=image, boxes=boxes))
         return mirrored(jittered) if rng.random() < self.flip else jittered
 
-    def _coloured(self, image: Pixels, rng: np.random.Generator, seed: int) -> Pixels:
-        if not self.photometric:
-            return image
-        self._colours.set_random_state(rng, random.Random(seed))
-        coloured: Pixels = self._colours(image=image)["image"]
-        return coloured
+
+def _coloured(colours: Any, image: Pixels, rng: np.random.Generator, seed: int) -> Pixels:
+    """The image as albumentations' `colours` change it."""
+    colours.set_random_state(rng, random.Random(seed))
+    coloured: Pixels = colours(image=image)["image"]
+    return coloured
 
 
 def mirrored(sample: BoxSample) -> BoxSample:
@@ -503,6 +515,8 @@ class RandomErasing(Generic[PictureT]):
             labels = done.labels.copy()
             labels[erased] = VOID
             return LabelSample(image, labels)
+        if isinstance(done, ClassSample):
+            return ClassSample(image, done.label)
         for box in done.boxes[~done.crowd] if self.objects else ():
             self._erase(image[pixels_of(box)], rng)
         return done._replace(image=image)
@@ -666,6 +680,67 @@ class _Margin(A.DualTransform):  # type: ignore[misc]
     def apply_to_mask(self, mask: LabelPixels, border: tuple[int, int, int, int], **params: Any) -> LabelPixels:
         canvas: LabelPixels = cv2.copyMakeBorder(mask, *border, cv2.BORDER_CONSTANT, value=(VOID,))
         return canvas
+
+
+@dataclass(frozen=True)
+class ClassificationAugment:
+    """What classifiers are trained with (Szegedy et al. 2015, arXiv 1409.4842, section 6; torchvision's
+    RandomResizedCrop): a window of random area and aspect ratio, resized, and a mirror image.
+
+    Where ten windows do not fit, it is the largest in the middle of an aspect ratio within `aspect`.
+    """
+
+    size: Size
+    """(height, width) of what comes out, in pixels."""
+    area: tuple[float, float] = (0.08, 1.0)
+    """The window's share of the image's area."""
+    aspect: tuple[float, float] = (3 / 4, 4 / 3)
+    """Its width over its height, for a square `size`; otherwise times that of `size`. Its logarithm is drawn
+    uniformly."""
+    flip: float = 0.5
+    """Probability of the mirror image."""
+    photometric: float = 0.0
+    """Probability of each of brightness, contrast, saturation and hue, as in `SSDAugment`."""
+    _colours: Any = field(init=False, repr=False, compare=False)
+
+    TRIES: ClassVar[int] = 10
+
+    def __post_init__(self) -> None:
+        if min(self.size) < 1:
+            raise ValueError(f"size is (height, width) in pixels, each at least 1, got {self.size}")
+        if not 0 < self.area[0] <= self.area[1] <= 1:
+            raise ValueError(f"area is the smallest and the largest share, above 0 and up to 1, got {self.area}")
+        if not 0 < self.aspect[0] <= self.aspect[1]:
+            raise ValueError(f"aspect is the smallest and the largest, both above 0, got {self.aspect}")
+        for name in ("flip", "photometric"):
+            check_probability(name, getattr(self, name))
+        object.__setattr__(self, "_colours", A.Compose([
+            A.RandomOrder(_colour_jitters(self.photometric), n=4, p=1.0)]))
+
+    def __call__(self, sample: ClassSample, context: Context[ClassSample]) -> ClassSample:
+        """See `Augment`."""
+        rng = np.random.default_rng(context.seed)
+        image = scaled(np.ascontiguousarray(sample.image[self._window(sample.image.shape, rng)]), self.size)
+        if self.photometric:
+            image = _coloured(self._colours, image, rng, context.seed)
+        if rng.random() < self.flip:
+            image = np.ascontiguousarray(image[:, ::-1])
+        return ClassSample(image, sample.label)
+
+    def _window(self, shape: tuple[int, ...], rng: np.random.Generator) -> tuple[slice, slice]:
+        """Rows and columns of the image."""
+        height, width = shape[:2]
+        least, most = (aspect * self.size[1] / self.size[0] for aspect in self.aspect)
+        for _ in range(self.TRIES):
+            area, aspect = rng.uniform(*self.area) * height * width, math.exp(rng.uniform(*np.log((least, most))))
+            high, wide = round(math.sqrt(area / aspect)), round(math.sqrt(area * aspect))
+            if 0 < high <= height and 0 < wide <= width:
+                top, left = int(rng.integers(height - high + 1)), int(rng.integers(width - wide + 1))
+                return slice(top, top + high), slice(left, left + wide)
+        aspect = min(max(width / height, least), most)
+        high, wide = max(1, min(height, round(width / aspect))), max(1, min(width, round(height * aspect)))
+        top, left = (height - high) // 2, (width - wide) // 2
+        return slice(top, top + high), slice(left, left + wide)
 
 
 def equalized(image: Pixels) -> Pixels:

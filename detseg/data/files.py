@@ -58,6 +58,17 @@ def list_files(folder: Path, *, recursive: bool = False) -> list[str]:
     return sorted(_walk(str(folder), "", recursive=recursive, above=()))
 
 
+def sub_folders(folder: Path) -> list[str]:
+    """The names of the folders directly in a folder, sorted, without hidden ones and those that file managers leave."""
+    return sorted(path.name for path in folder.iterdir()
+                  if path.is_dir() and not path.name.startswith(".") and path.name not in _JUNK_FOLDERS)
+
+
+def has_images(folder: Path) -> bool:
+    """Whether there is a picture in a folder, at any depth."""
+    return any(is_image(name) for name in _walk(str(folder), "", recursive=True, above=()))
+
+
 def list_images(folder: Path, *, recursive: bool = False) -> list[str]:
     """Of `list_files` those that are pictures."""
     return [name for name in list_files(folder, recursive=recursive) if is_image(name)]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Generic, NamedTuple, Self, TypeVar, cast
 
 from detseg.data.box_index import BoxIndex
+from detseg.data.class_index import ClassIndex
 from detseg.data.label_index import LabelIndex
 from detseg.data.layouts.layout import Place, Split, split_of
 from detseg.data.layouts.reader import LayoutReader
@@ -238,9 +239,9 @@ def _chosen(index: Any, names: Sequence[str], location: Location) -> Any:
 
 
 def _check_selectable(index: Any) -> None:
-    if not isinstance(index, BoxIndex | LabelIndex):
-        raise ValueError(f"--val-share needs a BoxIndex or a LabelIndex; this config's own function gives a "  # noqa: TRY004
-                         f"{type(index).__name__}. Name validation data with --val DIR")
+    if not isinstance(index, BoxIndex | LabelIndex | ClassIndex):
+        raise ValueError(f"--val-share needs a BoxIndex, a LabelIndex or a ClassIndex; this config's own "  # noqa: TRY004
+                         f"function gives a {type(index).__name__}. Name validation data with --val DIR")
 
 
 def agreeing(indexes: Sequence[Any]) -> tuple[Any, ...]:

@@ -1,8 +1,8 @@
-"""Colours and movements drawn from a list: RandAugment, and the policies that AutoAugment found for detection; and one
-augmentation drawn from several.
+"""Colours and movements drawn from a list: RandAugment, and the policies that AutoAugment found for detection and for
+classification; and one augmentation drawn from several.
 
-The first two stand around another augmentation and change original pixels before it. An operation's level runs from 0
-to 10, as in both papers.
+The first two stand around another augmentation and change original pixels before it; an operation's level runs from 0
+to 10, as in both papers. Classification's comes after another one, and its levels run from 0 to 9.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import numpy as np
 from detseg.data.augment import (
     Augment,
     BoxSample,
+    ClassSample,
     Context,
     LabelSample,
     Matrix,
@@ -50,6 +51,8 @@ def moved(sample: PictureT, matrix: Matrix, fill: RGB) -> PictureT:
     image = warped(sample.image, matrix, size, fill=fill)
     if isinstance(sample, LabelSample):
         return LabelSample(image, warped(sample.labels, matrix, size, fill=VOID, nearest=True))
+    if isinstance(sample, ClassSample):
+        return ClassSample(image, sample.label)
     corners = sample.boxes[:, [[0, 1], [2, 1], [0, 3], [2, 3]]] @ matrix[:, :2].T + matrix[:, 2]
     boxes = np.hstack([corners.min(axis=1), corners.max(axis=1)])
     return visible_boxes(sample._replace(image=image, boxes=boxes))
@@ -74,6 +77,12 @@ def sharpened(image: Pixels, factor: float) -> Pixels:
     smooth[1:-1, 1:-1] = cv2.filter2D(image, -1, kernel)[1:-1, 1:-1]
     sharp: Pixels = cv2.addWeighted(image, factor, smooth, 1 - factor, 0)
     return sharp
+
+
+def inverted(image: Pixels) -> Pixels:
+    """The negative."""
+    negative: Pixels = 255 - image
+    return negative
 
 
 def solar_added(image: Pixels, addition: int) -> Pixels:
@@ -128,15 +137,18 @@ class RandAugment(Generic[PictureT]):
             axis = 1 if operation == "translate x" else 0
             by = round(sign * strength * self.translate * sample.image.shape[axis])
             return moved(sample, _translation(by, 0) if axis else _translation(0, by), self.fill)
-        if operation == "solarize":
-            image = solarized(sample.image, 256 * (1 - strength))
-        elif operation == "posterize":
-            image = posterized(sample.image, 8 - round(4 * strength))
-        elif operation in _FACTORS:
-            image = _FACTORS[operation](sample.image, 1 + sign * 0.9 * strength)
-        else:
-            image = _PLAIN[operation](sample.image)
-        return sample._replace(image=image)
+        return sample._replace(image=_recoloured(sample.image, operation, strength=strength, sign=sign))
+
+
+def _recoloured(image: Pixels, operation: str, *, strength: float, sign: int) -> Pixels:
+    """The image after an operation on its colours, of which a larger strength, 0..1, changes more."""
+    if operation == "solarize":
+        return solarized(image, 256 * (1 - strength))
+    if operation == "posterize":
+        return posterized(image, 8 - round(4 * strength))
+    if operation in _FACTORS:
+        return _FACTORS[operation](image, 1 + sign * 0.9 * strength)
+    return _PLAIN[operation](image)
 
 
 _FACTORS: Mapping[str, Callable[[Pixels, float], Pixels]] = {
@@ -144,10 +156,11 @@ _FACTORS: Mapping[str, Callable[[Pixels, float], Pixels]] = {
 """By a factor, of which 1 changes nothing."""
 
 _PLAIN: Mapping[str, Callable[[Pixels], Pixels]] = {
-    "identity": np.copy, "autocontrast": contrast_stretched, "equalize": equalized}
+    "identity": np.copy, "autocontrast": contrast_stretched, "equalize": equalized, "invert": inverted}
 """Without a level."""
 
-_RAND_AUGMENT = (*_PLAIN, *_FACTORS, "solarize", "posterize", "translate x", "translate y")
+_RAND_AUGMENT = (
+    "identity", "autocontrast", "equalize", *_FACTORS, "solarize", "posterize", "translate x", "translate y")
 """The 11 of the paper's 14 operations that neither shear nor rotate."""
 
 
@@ -319,6 +332,76 @@ class DetectionPolicy:
         centre = float(rng.uniform(top, bottom)), float(rng.uniform(left, right))
         return sample._replace(image=_cut(sample.image, centre, (share * (bottom - top), share * (right - left)),
                                           self.fill))
+
+
+class _ImageNetStep(NamedTuple):
+    """An operation of AutoAugment's policy for ImageNet, how often it is done, and at which level, 0 to 9."""
+
+    operation: str
+    probability: float
+    level: int = 0
+
+
+_IMAGENET: tuple[tuple[_ImageNetStep, _ImageNetStep], ...] = (
+    (_ImageNetStep("posterize", 0.4, 8), _ImageNetStep("rotate", 0.6, 9)),
+    (_ImageNetStep("solarize", 0.6, 5), _ImageNetStep("autocontrast", 0.6)),
+    (_ImageNetStep("equalize", 0.8), _ImageNetStep("equalize", 0.6)),
+    (_ImageNetStep("posterize", 0.6, 7), _ImageNetStep("posterize", 0.6, 6)),
+    (_ImageNetStep("equalize", 0.4), _ImageNetStep("solarize", 0.2, 4)),
+    (_ImageNetStep("equalize", 0.4), _ImageNetStep("rotate", 0.8, 8)),
+    (_ImageNetStep("solarize", 0.6, 3), _ImageNetStep("equalize", 0.6)),
+    (_ImageNetStep("posterize", 0.8, 5), _ImageNetStep("equalize", 1.0)),
+    (_ImageNetStep("rotate", 0.2, 3), _ImageNetStep("solarize", 0.6, 8)),
+    (_ImageNetStep("equalize", 0.6), _ImageNetStep("posterize", 0.4, 6)),
+    (_ImageNetStep("rotate", 0.8, 8), _ImageNetStep("color", 0.4, 0)),
+    (_ImageNetStep("rotate", 0.4, 9), _ImageNetStep("equalize", 0.6)),
+    (_ImageNetStep("equalize", 0.0), _ImageNetStep("equalize", 0.8)),
+    (_ImageNetStep("invert", 0.6), _ImageNetStep("equalize", 1.0)),
+    (_ImageNetStep("color", 0.6, 4), _ImageNetStep("contrast", 1.0, 8)),
+    (_ImageNetStep("rotate", 0.8, 8), _ImageNetStep("color", 1.0, 2)),
+    (_ImageNetStep("color", 0.8, 8), _ImageNetStep("solarize", 0.8, 7)),
+    (_ImageNetStep("sharpness", 0.4, 7), _ImageNetStep("invert", 0.6)),
+    (_ImageNetStep("shear x", 0.6, 5), _ImageNetStep("equalize", 1.0)),
+    (_ImageNetStep("color", 0.4, 0), _ImageNetStep("equalize", 0.6)),
+    (_ImageNetStep("equalize", 0.4), _ImageNetStep("solarize", 0.2, 4)),
+    (_ImageNetStep("solarize", 0.6, 5), _ImageNetStep("autocontrast", 0.6)),
+    (_ImageNetStep("invert", 0.6), _ImageNetStep("equalize", 1.0)),
+    (_ImageNetStep("color", 0.6, 4), _ImageNetStep("contrast", 1.0, 8)),
+    (_ImageNetStep("equalize", 0.8), _ImageNetStep("equalize", 0.6)),
+)
+"""The 25 of the paper's appendix, Table 9."""
+
+
+@dataclass(frozen=True)
+class AutoAugment:
+    """What AutoAugment found for ImageNet (Cubuk et al. 2019, arXiv 1805.09501, appendix, Table 9): one of 25 pairs of
+    operations, drawn for each image, on what another augmentation gives.
+
+    Strengths are torchvision's: a larger level always changes more, and movements and factors go either way by chance.
+    """
+
+    after: Augment[ClassSample]
+    """What is done before."""
+    fill: RGB
+    """The colour of what a movement uncovers: the model's, `Resize.fill`."""
+
+    def __call__(self, sample: ClassSample, context: Context[ClassSample]) -> ClassSample:
+        """See `Augment`."""
+        sample = self.after(sample, context)
+        rng = generator(context, "AutoAugment")
+        for step in _IMAGENET[int(rng.integers(len(_IMAGENET)))]:
+            done, sign = rng.random() < step.probability, int(rng.choice((-1, 1)))
+            if done:
+                sample = self._done(sample, step.operation, strength=step.level / 9, sign=sign)
+        return sample
+
+    def _done(self, sample: ClassSample, operation: str, *, strength: float, sign: int) -> ClassSample:
+        if operation == "rotate":
+            size = (sample.image.shape[0], sample.image.shape[1])
+            return moved(sample, _rotation(sign * 30 * strength, size), self.fill)
+        if operation == "shear x":
+            return moved(sample, np.array([[1.0, sign * 0.3 * strength, 0.0], [0.0, 1.0, 0.0]]), self.fill)
+        return sample._replace(image=_recoloured(sample.image, operation, strength=strength, sign=sign))
 
 
 class _Distances(NamedTuple):

@@ -66,6 +66,7 @@ class _Recipe:
     num_train: int
     num_val: int
     version: int = VERSION
+    layout: str = "scenes"
 
 
 def generate_sample(folder: Path, *, seed: int = 0, num_train: int = 400, num_val: int = 100) -> Path:
@@ -79,18 +80,49 @@ def generate_sample(folder: Path, *, seed: int = 0, num_train: int = 400, num_va
 
     ValueError if there is something else in `folder`, or a number is below 1.
     """
-    if min(num_train, num_val) < 1:
-        raise ValueError(f"a sample needs at least 1 training and 1 validation image, got {num_train} and {num_val}")
-    recipe = _Recipe(seed, num_train, num_val)
+    def write(made: Path) -> None:
+        _write_split(made, "train", seed=(seed, 0), first_id=1, num_images=num_train)
+        _write_split(made, "val", seed=(seed, 1), first_id=1_000_001, num_images=num_val)
+        write_classes(class_file(made), LABELS)
+
+    return _generated(folder, _Recipe(seed, num_train, num_val), write)
+
+
+def generate_class_sample(folder: Path, *, seed: int = 0, num_train: int = 1000, num_val: int = 200) -> Path:
+    """Writes pictures of single objects in class folders, train/CLASS/ and val/CLASS/.
+
+    The folder is a neighbour of `folder`, for that is where the scenes go: its name ends in "-classes"; given back.
+    Classes follow each other, so that all have as many images, at least one for training. Otherwise as
+    `generate_sample`.
+    """
+    if num_train < len(CATEGORIES):
+        raise ValueError(f"a sample of {len(CATEGORIES)} classes needs as many training images, got {num_train}")
+
+    def write(made: Path) -> None:
+        for side, (split, number) in enumerate((("train", num_train), ("val", num_val))):
+            for _, name in CATEGORIES:
+                (made / split / name).mkdir(parents=True)
+            for k in range(number):
+                label = k % len(CATEGORIES)
+                picture = draw_object(np.random.default_rng([seed, side, k]), label)
+                _write_jpeg(made / split / CATEGORIES[label][1] / f"{k:06d}.jpg", picture)
+
+    return _generated(folder.with_name(f"{folder.name}-classes"),
+                      _Recipe(seed, num_train, num_val, layout="class folders"), write)
+
+
+def _generated(folder: Path, recipe: _Recipe, write: Callable[[Path], None]) -> Path:
+    """The folder with a sample of this recipe, which is written unless it is there."""
+    if min(recipe.num_train, recipe.num_val) < 1:
+        raise ValueError(f"a sample needs at least 1 training and 1 validation image, got {recipe.num_train} and "
+                         f"{recipe.num_val}")
     if _recipe_of(folder) == recipe:
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
         made = work / "made"
-        _write_split(made, "train", seed=(seed, 0), first_id=1, num_images=num_train)
-        _write_split(made, "val", seed=(seed, 1), first_id=1_000_001, num_images=num_val)
-        write_classes(class_file(made), LABELS)
+        write(made)
         (made / "sample.json").write_text(json.dumps(vars(recipe)) + "\n")
         if _recipe_of(folder) not in (None, recipe):
             with suppress(FileNotFoundError):  # another process may take it away first
@@ -132,8 +164,7 @@ def _write_split(root: Path, split: str, *, seed: tuple[int, int], first_id: int
         image_id = first_id + number
         height, width = scene.instances.shape
         images.append({"id": image_id, "file_name": f"{image_id:012d}.jpg", "width": width, "height": height})
-        jpeg = cv2.imencode(".jpg", scene.image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 92])[1]
-        (pictures / f"{image_id:012d}.jpg").write_bytes(jpeg.tobytes())
+        _write_jpeg(pictures / f"{image_id:012d}.jpg", scene.image)
         label_map = cv2.imencode(".png", _source_ids(scene))[1]
         (masks / f"{image_id:012d}.png").write_bytes(label_map.tobytes())
         for index, thing in enumerate(scene.things):
@@ -148,6 +179,11 @@ def _write_split(root: Path, split: str, *, seed: tuple[int, int], first_id: int
         "categories": categories,
     }
     (root / "annotations" / f"instances_{split}2017.json").write_text(json.dumps(contents))
+
+
+def _write_jpeg(path: Path, picture: Pixels) -> None:
+    jpeg = cv2.imencode(".jpg", picture[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 92])[1]
+    path.write_bytes(jpeg.tobytes())
 
 
 def _source_ids(scene: Scene) -> LabelPixels:
@@ -234,8 +270,29 @@ def draw_scene(rng: np.random.Generator) -> Scene:
         whole.append(int(seen[-1]))
         for shape, window, cover in zip(shapes, windows, covers, strict=True):
             _paint(rng, picture[window], shape, window=window, cover=cover, light=light)
-    picture += rng.standard_normal(size, dtype=np.float32)[..., None] * rng.uniform(0.005, 0.02)
-    return Scene((picture.clip(0, 1) * 255).astype(np.uint8), instances, tuple(things))
+    return Scene(_finished(rng, picture), instances, tuple(things))
+
+
+def draw_object(rng: np.random.Generator, label: int) -> Pixels:
+    """A picture of 96 to 192 pixels a side with one object, nearly whole.
+
+    label: position in CATEGORIES.
+    """
+    size = (int(rng.integers(96, 193)), int(rng.integers(96, 193)))
+    picture, light = _ground(rng, size), float(rng.uniform(0, 2 * np.pi))
+    side = float(rng.uniform(0.5, 0.9)) * min(size)
+    x, y = (float(rng.uniform(0.45 * side, length - 0.45 * side)) for length in (size[1], size[0]))
+    shape = _shape(rng, label, x=x, y=y, side=side)
+    window = _window(shape, size)
+    _paint(rng, picture[window], shape, window=window, cover=_cover(shape, window), light=light)
+    return _finished(rng, picture)
+
+
+def _finished(rng: np.random.Generator, picture: Field) -> Pixels:
+    """The picture with noise, as bytes."""
+    picture += rng.standard_normal(picture.shape[:2], dtype=np.float32)[..., None] * rng.uniform(0.005, 0.02)
+    pixels: Pixels = (picture.clip(0, 1) * 255).astype(np.uint8)
+    return pixels
 
 
 def _arrangement(rng: np.random.Generator, size: Size) -> list[tuple[Thing, list[_Shape]]]:

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detseg.data.box_index import BoxIndex
+from detseg.data.class_index import ClassIndex
 from detseg.data.faults import Fault
 from detseg.data.images import glance, read_image
 from detseg.data.label_index import LabelIndex
@@ -83,6 +84,20 @@ def _(index: LabelIndex, *, whole: bool) -> Screened:
     said = pixels_say(counts, sound.classes)
     notes = (f"no pixel of the label maps looked at is {said.absent}",) if said.absent else ()
     return Screened(replace(sound, notes=(*notes, *sound.notes)), said.nothing_to_learn)  # type: ignore[type-var]
+
+
+@screened.register
+def _(index: ClassIndex, *, whole: bool) -> Screened:
+    def look(i: int) -> str:
+        try:
+            if whole or glance(index.path(i)) is None:
+                index.image(i)
+        except (OSError, ValueError) as problem:
+            return str(problem)
+        return ""
+
+    sound: ClassIndex = _without(index, _of_all(look, range(len(index))))
+    return Screened(sound, sound.nothing_to_learn() if len(sound) else "no image is left")
 
 
 def without(index: Any, places: Collection[str]) -> Any:

@@ -39,8 +39,8 @@ _GENERATED = 8
 def open_for_page(path: Path) -> Artefact:
     """An exported file that browsers can run to the end.
 
-    ValueError for one of another format, or that ends before final predictions: the page has no suppression. Else as
-    `open_artefact`.
+    ValueError for one of another format, for a classifier, and for one that ends before final predictions: the page has
+    no suppression. Else as `open_artefact`.
     """
     if path.is_dir() and not is_artefact(path):
         raise ValueError(f"{path} is a folder, and the page runs an exported file; if it is a run: "
@@ -49,6 +49,12 @@ def open_for_page(path: Path) -> Artefact:
     if artefact.format.name != "onnx":
         raise ValueError(f"{path} is for {artefact.format.title}, and the page runs ONNX files; export its checkpoint "
                          f"{artefact.manifest.checkpoint['name']} again: {_export_command('RUN')}")
+    if artefact.manifest.task["kind"] == "classification":
+        raise ValueError(f"{path} is a classifier, and the page shows boxes and label maps; its classes are written "
+                         f"on pictures by detseg predict {path} IMAGE")
+    if artefact.manifest.resize == "centre_crop":
+        raise ValueError(f"{path} sees the middle of a picture, and the page has no such crop; give the config's model "
+                         "a Stretch or a Letterbox")
     if artefact.manifest.contract != "final":
         raise ValueError(f'{path} ends with "{artefact.manifest.contract}", and the page needs a file that ends with '
                          f'"final"; export its checkpoint {artefact.manifest.checkpoint["name"]} again: '

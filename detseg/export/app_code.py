@@ -38,6 +38,12 @@ def targets_for(manifest: Manifest, *, what: str, name: str | None = None) -> tu
         raise ValueError(f"{wanted.name} runs {wanted.format} files, {what} is of {manifest.format}: take --target "
                          f"{' or '.join(target.name for target in fitting)}, or a file of detseg export RUN --format "
                          f"{wanted.format}")
+    if manifest.task["kind"] == "classification":
+        raise ValueError(f"there is no app code for classifiers such as {what}; what it takes and gives stands in its "
+                         "manifest")
+    if manifest.resize == "centre_crop":
+        raise ValueError(f"{what} sees the middle of a picture, and there is no app code for such a crop; give the "
+                         "config's model a Stretch or a Letterbox")
     if manifest.contract != "final":
         raise ValueError(f"{what} ends with {manifest.contract} predictions, and app code reads final ones: write it "
                          f"again with detseg export RUN --format {manifest.format} --contract final")

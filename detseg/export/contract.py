@@ -6,8 +6,10 @@ float32 of the same values, 0..255, not rounded. It gives, by contract:
     final    a detector    boxes float32 [B, R, 4] xyxy in input pixels, scores float32 [B, R], labels int32 [B, R],
                            count int32 [B]: best first, and rows from `count` on are empty (0, 0, -1)
              a segmenter   labels uint8 [B, H, W]
+             a classifier  scores float32 [B, R], labels int32 [B, R]: best first
     decoded  a detector    boxes float32 [B, N, 4], scores float32 [B, N, K], before suppression
              a segmenter   scores float32 [B, K, H, W], of the input's size
+             a classifier  scores float32 [B, K], which add up to 1
     raw      what the head's `forward` gives, field by field
 """
 
@@ -25,7 +27,8 @@ from detseg.choices import Contract
 from detseg.interfaces import Task
 from detseg.model import Predictor
 from detseg.ops.resample import enlarge
-from detseg.structures import DenseBoxes, DenseLogits, Detections, LabelMaps, Size
+from detseg.structures import ClassScores, DenseBoxes, DenseLogits, Detections, LabelMaps, Size, TopClasses
+from detseg.tasks.classification import Classification
 from detseg.tasks.detection import Detection
 from detseg.tasks.segmentation import Segmentation
 
@@ -144,8 +147,30 @@ class SegmentationOutputs(Outputs):
         return LabelMaps(outputs["labels"].to(torch.uint8))
 
 
+class ClassificationOutputs(Outputs):
+    """Scores of every class, or the best classes."""
+
+    kind = "classification"
+
+    def of_dense(self, dense: ClassScores) -> dict[str, Tensor]:
+        """As they are."""
+        return {"scores": dense.scores}
+
+    def of_finished(self, finished: TopClasses) -> dict[str, Tensor]:
+        """Labels are int32 in every format: some have no other integers."""
+        return {"scores": finished.scores, "labels": finished.labels.to(torch.int32)}
+
+    def dense(self, outputs: Mapping[str, Tensor]) -> ClassScores:
+        """As they were."""
+        return ClassScores(outputs["scores"])
+
+    def finished(self, outputs: Mapping[str, Tensor]) -> TopClasses:
+        """As they were."""
+        return TopClasses(outputs["scores"], outputs["labels"].long())
+
+
 _KINDS: dict[type[Task[Any, Any, Any, Any]], Outputs] = {
-    Detection: DetectionOutputs(), Segmentation: SegmentationOutputs()}
+    Detection: DetectionOutputs(), Segmentation: SegmentationOutputs(), Classification: ClassificationOutputs()}
 
 
 def outputs_of(task: Task[Any, Any, Any, Any]) -> Outputs:

@@ -25,7 +25,7 @@ from detseg.export.artefact import Artefact, open_artefact, opened
 from detseg.export.contract import DecodedRaw, ExportedNetwork, Input, output_specs, task_values
 from detseg.export.format import Format, Job, Options
 from detseg.export.formats import formats
-from detseg.export.manifest import Manifest, fixed_resize
+from detseg.export.manifest import Manifest, crop_share, fixed_resize
 from detseg.export.parity import Parity, compare
 from detseg.export.quiet import quiet
 from detseg.fingerprint import differences, fingerprint
@@ -170,7 +170,7 @@ def export(
             manifest = Manifest(
                 detseg=importlib.metadata.version("detseg"), format=kind.name, contract=options.contract,
                 precision=options.precision, task=task_values(task), classes=source.predictor.classes, input=given,
-                resize=rule, fill=resize.fill, mean=mean, std=std, outputs=specs,
+                resize=rule, fill=resize.fill, crop_share=crop_share(resize), mean=mean, std=std, outputs=specs,
                 fingerprint=fingerprint(source.predictor, source.task),
                 checkpoint={"name": source.name, "sha256": weights_digest(source.predictor), "step": source.step},
                 licence=source.licence, created=date.today().isoformat(), tools=kind.versions(),

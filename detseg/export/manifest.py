@@ -13,18 +13,18 @@ from typing import Any, Literal, Self, TypeAlias, get_args
 from detseg.choices import Contract, Precision
 from detseg.export.contract import Input, OutputSpec, PixelLayout, PixelType, task_from
 from detseg.interfaces import Task
-from detseg.resize import Letterbox, Resize, Stretch, TensorFlowStretch
+from detseg.resize import CentreCrop, Letterbox, Resize, Stretch, TensorFlowStretch
 from detseg.structures import Classes, Size
 
 VERSION = 1
 KEY = "detseg"
 """What the manifest is called where a format keeps texts by name."""
 
-Rule: TypeAlias = Literal["stretch", "tensorflow_stretch", "letterbox"]
+Rule: TypeAlias = Literal["stretch", "tensorflow_stretch", "letterbox", "centre_crop"]
 """How an image becomes the input, by the name of the rule."""
 
-_RULES: dict[Rule, type[Stretch | TensorFlowStretch | Letterbox]] = {
-    "stretch": Stretch, "tensorflow_stretch": TensorFlowStretch, "letterbox": Letterbox}
+_RULES: dict[Rule, type[Stretch | TensorFlowStretch | Letterbox | CentreCrop]] = {
+    "stretch": Stretch, "tensorflow_stretch": TensorFlowStretch, "letterbox": Letterbox, "centre_crop": CentreCrop}
 
 
 class DamagedFileError(OSError):
@@ -48,7 +48,7 @@ class Manifest:
     classes: Classes
     input: Input
     resize: Rule
-    """How an image becomes the input, bilinear without antialias."""
+    """How an image becomes the input, bilinear; with antialias for "centre_crop", for the others without."""
     fill: tuple[int, int, int]
     """The colour of letterbox's bars."""
     mean: tuple[float, ...]
@@ -72,12 +72,16 @@ class Manifest:
     """Of an int8 file: the images it was calibrated on, and the layers that stayed in floating point."""
     parts: int | None = None
     """In which inverted bottlenecks are computed; None: they are whole."""
+    crop_share: float | None = None
+    """Of a "centre_crop", see `CentreCrop.share`."""
     content: str = ""
     """SHA-256 of the file without its manifest."""
 
     @property
     def resize_rule(self) -> Resize:
         """How an image becomes the input."""
+        if self.crop_share is not None:
+            return CentreCrop(self.input.size, self.crop_share, fill=self.fill)
         return _RULES[self.resize](self.input.size, fill=self.fill)
 
     def build_task(self) -> Task[Any, Any, Any, Any]:
@@ -132,10 +136,17 @@ def fixed_resize(resize: Resize, size: Size | None) -> tuple[Rule, Resize]:
         return "tensorflow_stretch", dataclasses.replace(resize, size=size)
     if isinstance(resize, Letterbox):
         return "letterbox", dataclasses.replace(resize, size=size)
+    if isinstance(resize, CentreCrop):
+        return "centre_crop", dataclasses.replace(resize, size=size)
     if not resize.fixed:
         return "letterbox", Letterbox(size, fill=resize.fill)
     raise ValueError(f"a file cannot say how {type(resize).__name__} resizes images; export knows Stretch, "
-                     "TensorFlowStretch, Letterbox and KeepAspect")
+                     "TensorFlowStretch, Letterbox, CentreCrop and KeepAspect")
+
+
+def crop_share(resize: Resize) -> float | None:
+    """`Manifest.crop_share` of a resize."""
+    return resize.share if isinstance(resize, CentreCrop) else None
 
 
 def _digest(values: Mapping[str, Any]) -> str:

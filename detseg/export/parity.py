@@ -1,7 +1,7 @@
 """By how much an exported file differs from the network it was made of, on real images, in its runtime.
 
 Both get the same resized images, rounded where the file takes bytes. Compared are the file's outputs, number by number,
-and the final predictions: matched boxes, the drift of their scores, the labels of pixels.
+and the final predictions: matched boxes or classes, the drift of their scores, the labels of pixels.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from detseg.export.artefact import Artefact
 from detseg.export.contract import named_raw, outputs_of
 from detseg.interfaces import Task
 from detseg.model import Predictor
-from detseg.structures import IMAGENET_MEAN, IMAGENET_STD, Detections, LabelMaps, Pixels
+from detseg.structures import IMAGENET_MEAN, IMAGENET_STD, Detections, LabelMaps, Pixels, TopClasses
 
 
 class Tolerance(NamedTuple):
@@ -273,6 +273,23 @@ def _(wanted: LabelMaps, found: LabelMaps, task: Any, agreement: Agreement, tole
     agreement.matched += int((wanted.labels == found.labels).sum())
 
 
+@agree.register
+def _(wanted: TopClasses, found: TopClasses, task: Any, agreement: Agreement, tolerance: Tolerance) -> None:
+    # Of scores at the edge of being told either may be; the best class has to be there.
+    margin = min(tolerance.score, _MARGIN)
+    for row in range(len(wanted.labels)):
+        scores = dict(zip(found.labels[row].tolist(), found.scores[row].tolist(), strict=True))
+        least = float(wanted.scores[row].min()) + margin
+        for place, (label, score) in enumerate(zip(wanted.labels[row].tolist(), wanted.scores[row].tolist(),
+                                                   strict=True)):
+            if place and score < least and label not in scores:
+                continue
+            agreement.wanted += 1
+            if label in scores:
+                agreement.matched += 1
+                agreement.score_drift = max(agreement.score_drift, abs(scores[label] - score))
+
+
 class _Valid(NamedTuple):
     boxes: Tensor
     scores: Tensor
@@ -325,6 +342,10 @@ def _shuffled(seen: Sequence[_Compared], task: Task[Any, Any, Any, Any], toleran
         if isinstance(one.wanted, LabelMaps):
             wanted_labels.append(one.wanted.labels.flatten().long())
             found_labels.append(one.found.labels.flatten().long())
+            continue
+        if isinstance(one.wanted, TopClasses):
+            wanted_labels.append(one.wanted.labels[:, 0])
+            found_labels.append(one.found.labels[:, 0])
             continue
         mine, theirs = _valid(one.wanted, 0), _valid(one.found, 0)
         if not len(mine.scores) or not len(theirs.scores):

@@ -93,8 +93,9 @@ def box_losses(student: DenseBoxes, lesson: BoxLesson) -> Losses:
 
 
 def logits_losses(logits: Tensor, teacher: Tensor, *, temperature: float) -> Losses:
-    """The Kullback-Leibler divergence of two segmenters' softmax, [B, K, h, w] each, times the temperature's square
-    (Hinton et al. 2015, arXiv 1503.02531, section 2.1); the count is that of the cells, h w of each image."""
+    """The Kullback-Leibler divergence of two segmenters' or classifiers' softmax, [B, K, h, w] or [B, K] each, times
+    the temperature's square (Hinton et al. 2015, arXiv 1503.02531, section 2.1); the count is that of the cells, h w of
+    each image, or of the images."""
     log_p, log_wanted = (F.log_softmax(x.float() / temperature, dim=1) for x in (logits, teacher))
     divergence = F.kl_div(log_p, log_wanted, reduction="sum", log_target=True) * temperature ** 2
     return {"distill_logits": Term(divergence, divergence.new_tensor(logits[:, 0].numel()))}

@@ -1,4 +1,4 @@
-"""Losses of detection and segmentation, summed over a batch with no loop over images or classes."""
+"""Losses of detection, segmentation and classification, summed over a batch with no loop over images or classes."""
 
 from __future__ import annotations
 
@@ -184,3 +184,14 @@ def segmentation_losses(
     if others:
         losses["auxiliary"] = Term(auxiliary_weight * torch.stack([total for total, _ in others]).sum(), count)
     return losses
+
+
+def classification_losses(logits_BK: Tensor, labels_B: Tensor, *, label_smoothing: float = 0.0) -> Losses:
+    """The cross entropy of whole images, "class"; the count is that of the images whose class is known, not -1.
+
+    label_smoothing: the share of the true class's probability that all K classes get alike (Szegedy et al. 2016, arXiv
+    1512.00567, section 7).
+    """
+    entropy = F.cross_entropy(
+        logits_BK.float(), labels_B, ignore_index=-1, reduction="sum", label_smoothing=label_smoothing)
+    return {"class": Term(entropy, (labels_B >= 0).sum())}

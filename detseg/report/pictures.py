@@ -1,4 +1,5 @@
-"""Pictures for people: boxes or labels on an image, many images on a sheet; files that are complete or not there."""
+"""Pictures for people: boxes, labels or classes on an image, many images on a sheet; files that are complete or not
+there."""
 
 from __future__ import annotations
 
@@ -18,6 +19,8 @@ from detseg.structures import (
     VOID,
     BoxTargets,
     Classes,
+    ClassTargets,
+    ImageClasses,
     ImageDetections,
     ImageLabels,
     LabelPixels,
@@ -97,6 +100,17 @@ def _(prediction: BoxTargets, image: Pixels, classes: Classes, *, threshold: flo
 @draw.register
 def _(prediction: LabelTargets, image: Pixels, classes: Classes, *, threshold: float) -> Pixels:
     return draw_labels(image, prediction.labels.numpy(), classes)
+
+
+@draw.register
+def _(prediction: ImageClasses, image: Pixels, classes: Classes, *, threshold: float) -> Pixels:
+    return draw_classes(image, prediction, classes)
+
+
+@draw.register
+def _(prediction: ClassTargets, image: Pixels, classes: Classes, *, threshold: float) -> Pixels:
+    label = int(prediction.labels)
+    return _captioned(image, [(classes.names[label], classes.colours[label])] if label >= 0 else [])
 
 
 def draw_boxes(image: Pixels, prediction: ImageDetections, classes: Classes, *, threshold: float) -> Pixels:
@@ -181,6 +195,26 @@ def draw_labels(image: Pixels, labels: LabelPixels, classes: Classes) -> Pixels:
             place = place._replace(top=place.top + below, bottom=place.bottom + below)
             whole = text.words == classes.names[k]
             _write(picture, text, place=place, colour=classes.colours[k] if whole else _LIGHT)
+    return picture
+
+
+def draw_classes(image: Pixels, prediction: ImageClasses, classes: Classes) -> Pixels:
+    """A copy of `image` with its best classes and their scores, one below the other, as many as a third of it holds."""
+    rows = zip(prediction.labels.tolist(), prediction.scores.tolist(), strict=True)
+    return _captioned(image, [(f"{classes.names[label]} {score:.2f}", classes.colours[label]) for label, score in rows])
+
+
+def _captioned(image: Pixels, lines: Sequence[tuple[str, Colour]]) -> Pixels:
+    """A copy of the image with lines of words at the upper left; those beyond a third of it are left out, but for the
+    first."""
+    picture = np.ascontiguousarray(image).copy()
+    size, top = (picture.shape[0], picture.shape[1]), 0
+    for number, (words, colour) in enumerate(lines):
+        text = _measure(words, size)
+        if number and top + text.height > size[0] / 3:
+            break
+        _write(picture, text, place=_Rectangle(0, top, text.width - 1, top + text.height - 1), colour=colour)
+        top += text.height
     return picture
 
 

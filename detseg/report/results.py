@@ -11,12 +11,13 @@ import numpy as np
 from pycocotools import mask
 
 from detseg.metrics.coco_ap import detection_rows
-from detseg.structures import Classes, ImageDetections, ImageLabels, LabelPixels
+from detseg.structures import Classes, ImageClasses, ImageDetections, ImageLabels, LabelPixels
 
 
 @singledispatch
 def records(prediction: Any, classes: Classes) -> list[Mapping[str, Any]]:
-    """The prediction of an image in COCO's results format: boxes, or the run lengths of each class.
+    """The prediction of an image in COCO's results format: boxes, or the run lengths of each class; of whole images the
+    scores of their best classes, in the same form without a place.
 
     Numbers keep every digit, so that AP from the file is AP from memory. Unused classes are left out: no file knows
     their ids. A task of your own registers its predictions: `@records.register`.
@@ -41,6 +42,13 @@ def _(prediction: ImageLabels, classes: Classes) -> list[Mapping[str, Any]]:
     return found
 
 
+@records.register
+def _(prediction: ImageClasses, classes: Classes) -> list[Mapping[str, Any]]:
+    rows = zip(prediction.labels.tolist(), prediction.scores.tolist(), strict=True)
+    return [{"image_id": prediction.image_id, "category_id": classes.source_ids[label], "score": score}
+            for label, score in rows if classes.source_ids[label] in classes.used]
+
+
 @singledispatch
 def summary(prediction: Any, classes: Classes, *, threshold: float) -> str:
     """What a picture of the prediction shows, in a few words without a line break."""
@@ -61,6 +69,13 @@ def _(prediction: ImageLabels, classes: Classes, *, threshold: float) -> str:
     largest, *others = np.argsort(-shares, kind="stable").tolist()
     return ", ".join(f"{shares[k]:.0%} {classes.names[k]}"
                      for k in [largest, *(other for other in others if shares[other] >= 0.005)])
+
+
+@summary.register
+def _(prediction: ImageClasses, classes: Classes, *, threshold: float) -> str:
+    """The best class, and after it those of at least a tenth of its score."""
+    rows = list(zip(prediction.labels.tolist(), prediction.scores.tolist(), strict=True))
+    return ", ".join(f"{classes.names[label]} {score:.0%}" for label, score in rows if score >= rows[0][1] / 10)
 
 
 def label_image(prediction: ImageLabels, classes: Classes) -> LabelPixels:

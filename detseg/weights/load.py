@@ -20,8 +20,10 @@ from torchvision.models import get_model_weights
 from detseg import checkpoint
 from detseg.data.cityscapes import CITYSCAPES
 from detseg.data.coco import COCO_80, COCO_90
+from detseg.data.imagenet import IMAGENET
 from detseg.data.voc import VOC_21
 from detseg.model import Predictor
+from detseg.run_folder import trained_run
 from detseg.structures import IMAGENET_MEAN, IMAGENET_STD, Classes
 from detseg.weights import openmmlab, tensorflow, tensorflow_detection, timm, torchvision, torchvision_retinanet
 from detseg.weights import torchvision_detection as detection
@@ -56,7 +58,12 @@ class Format(NamedTuple):
     licence: str | None = None
     """Under which its source publishes such files, as SPDX names it; None where files differ."""
     backbone: bool = False
-    """Whether it is a backbone alone."""
+    """Whether it is a backbone, with the classifier that it was trained with or without."""
+    classifier: Names | None = None
+    """Of a backbone: our names for that classifier's tensors, for ImageNet's classes."""
+
+
+_NORMALISATION = ("scale", "shift")
 
 
 def _own_names(state: Mapping[str, Tensor]) -> Mapping[str, str]:
@@ -66,6 +73,24 @@ def _own_names(state: Mapping[str, Tensor]) -> Mapping[str, str]:
 def _is_own(state: Mapping[str, Tensor]) -> bool:
     """Whether these are the tensors of a whole network of ours."""
     return {"scale", "shift"} <= state.keys() and any(key.startswith("head.") for key in state)
+
+
+def _is_classifier(state: Mapping[str, Tensor]) -> bool:
+    """Whether these are the tensors of a classifier of ours."""
+    return "head.classify.weight" in state and state["head.classify.weight"].ndim == 2
+
+
+def _classifier_names(state: Mapping[str, Tensor], own: Mapping[str, Tensor], names: Names) -> Mapping[str, str]:
+    """Our names for a published classifier's tensors, where the network is one with the same layers, whatever its
+    classes; else none."""
+    found = names(state)
+    theirs = {ours: state[key].shape[1:] for key, ours in found.items()}
+    return found if theirs == {name: own[name].shape[1:] for name in own if name.startswith("head.")} else {}
+
+
+def _of_backbone(state: Mapping[str, Tensor]) -> Mapping[str, str]:
+    """Our names for the backbone in a network of ours, and for how its images are normalised."""
+    return {key: key for key in state if key.startswith("backbone.") or key in _NORMALISATION}
 
 
 def _backbone_names(names: Names) -> Names:
@@ -89,9 +114,9 @@ FORMATS = (
            licence=_BSD),
     Format("torchvision FCN", segmentation.is_fcn, segmentation.fcn_names, VOC_21, _IMAGENET, licence=_BSD),
     Format("torchvision MobileNet", torchvision.is_mobilenet, _backbone_names(torchvision.mobilenet_names), None,
-           _IMAGENET, licence=_BSD, backbone=True),
+           _IMAGENET, licence=_BSD, backbone=True, classifier=torchvision.classifier_names),
     Format("torchvision MnasNet", torchvision.is_mnasnet, _backbone_names(torchvision.mnasnet_names), None, _IMAGENET,
-           licence=_BSD, backbone=True),
+           licence=_BSD, backbone=True, classifier=torchvision.classifier_names),
     Format("OpenMMLab LR-ASPP", openmmlab.is_lraspp, openmmlab.lraspp_names, CITYSCAPES, _IMAGENET, licence=_APACHE),
     Format("OpenMMLab SSDLite", openmmlab.is_ssdlite, openmmlab.ssdlite_names, COCO_80, _IMAGENET,
            openmmlab.background_first, licence=_APACHE),
@@ -135,12 +160,14 @@ class Report(NamedTuple):
 
 
 def load_weights(predictor: Predictor, source: str) -> Report:
-    """Loads a weight file, or the published weights of that name, strictly.
+    """Loads a weight file, a run's weights, or the published weights of that name, strictly.
 
     A whole network must fit everywhere; only what the loss alone uses may be missing, and starts anew. Where it
     predicts other classes, the class layers take the rows of the predictor's classes if it knows all of them, or start
-    anew. A backbone file must fill the backbone. Raises ValueError: unreadable or unknown file, tensors missing or of
-    another shape; FileNotFoundError: neither a file nor a name; ConnectionError: no network.
+    anew. A backbone file must fill the backbone; its classifier is taken where the network is one with the same layers.
+    Of a classifier of ours the backbone is taken, with the normalisation that it learned with, where the network is no
+    classifier. Raises ValueError: unreadable or unknown file, tensors missing or of another shape; FileNotFoundError:
+    neither a file nor a name; ConnectionError: no network.
     """
     read = _read(source)
     state, classes, normalisation, licence = read.state, read.classes, read.normalisation, None
@@ -156,13 +183,17 @@ def load_weights(predictor: Predictor, source: str) -> Report:
         normalisation = normalisation or kind.normalisation
         if kind.matches is _is_own:
             own = dict(predictor.state_dict())
+        if kind.classifier is not None and (of_head := _classifier_names(state, own, kind.classifier)):
+            names, classes, is_backbone = {**names, **of_head}, IMAGENET, False
+    if _is_classifier(state) and not _is_classifier(own):
+        title, names, is_backbone = f"classifier's {title}", _of_backbone(state), True
     found = {names[key]: tensor for key, tensor in state.items() if key in names}
     for norm in [key.removesuffix("running_mean") for key in found if key.endswith(".running_mean")]:
         if f"{norm}num_batches_tracked" in own:  # a frozen BatchNorm has counted none
             found.setdefault(f"{norm}num_batches_tracked", torch.tensor(0))
     other: list[str] = []
     if is_backbone:
-        fresh = [key for key in own if not key.startswith("backbone.")]
+        fresh = [key for key in own if not key.startswith("backbone.") and key not in _NORMALISATION]
     else:
         other = _fit_classes(found, predictor, classes)
         fresh = other + [key for key in _training_only(predictor) if key not in found and key not in other]
@@ -306,6 +337,8 @@ def read_checkpoint(path: Path) -> Any:
 
 def _read(source: str) -> _Read:
     path = Path(source)
+    if path.is_dir():
+        path = trained_run(path).weights
     if not path.is_file():
         if source.startswith(timm.HUB):
             state, mean, std = timm.download(source)

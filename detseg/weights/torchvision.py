@@ -84,6 +84,15 @@ def mnasnet_names(state: State) -> dict[str, str]:
     return names
 
 
+def classifier_names(state: State) -> dict[str, str]:
+    """torchvision's name to ours for the classifier's tensors of a mobilenet or mnasnet: of its last layer, and of the
+    one before, which V3 has."""
+    layers = sorted({int(found[1]) for key in state if (found := re.match(r"classifier\.(\d+)\.", key))}, reverse=True)
+    ours = dict(zip(layers, ("classify", "hidden"), strict=False))
+    return {key: f"head.{ours[int(found[1])]}.{found[2]}" for key in state
+            if (found := re.match(r"classifier\.(\d+)\.(\w+)$", key))}
+
+
 def ssdlite_names(state: State) -> dict[str, str]:
     """torchvision's name to ours for every tensor of ssdlite320_mobilenet_v3_large, with "backbone." or "head."."""
     split = max(int(found[1]) for key in state if (found := re.match(r"backbone\.features\.0\.(\d+)\.", key)))

@@ -17,8 +17,8 @@ from detseg.data.check.names import near_names
 from detseg.data.check.network import NetworkView, usual_view
 from detseg.data.faults import Fault
 from detseg.data.label_index import LabelIndex
-from detseg.data.layouts import SPLITS, read_boxes, read_labels
-from detseg.data.layouts.layout import PartName
+from detseg.data.layouts import SPLITS, read_boxes, read_image_classes, read_labels
+from detseg.data.layouts.layout import PartName, Place
 from detseg.data.location import Location
 from detseg.data.parts import Parts, read_parts
 from detseg.structures import Classes
@@ -57,7 +57,8 @@ def check_place(
         labels = None
     findings: list[Finding] = []
     if boxes is None and labels is None:
-        texts = dict.fromkeys((no_boxes, no_labels))  # the same where two files are of one split
+        # The same where two files are of one split.
+        texts = dict.fromkeys([*_class_folders(location), no_boxes, no_labels])
         findings.append(Finding("problem", "nothing to read", "\n".join(texts)))
     total = sum(len(index) for parts in (boxes, labels) if parts is not None for index in parts.indexes.values())
     done = 0
@@ -134,6 +135,17 @@ def _read_labels(location: Location) -> tuple[Parts[LabelIndex] | None, str]:
         return read_parts(read_labels, location), ""
     except (OSError, ValueError) as problem:
         return None, str(problem)
+
+
+def _class_folders(location: Location) -> Iterator[str]:
+    """What to say where there is something for classifiers."""
+    try:
+        found = read_image_classes.recognises(Place(location.path))
+    except ValueError:
+        return
+    if found is not None:
+        yield ("these are folders of classes, which classifiers are trained on; boxes and label maps are checked here, "
+               "and of classes training names all that is broken before its first step")
 
 
 def _looked_at_boxes(index: BoxIndex, advance: Callable[[int], None]) -> Images:

@@ -7,6 +7,7 @@ from detseg.data.layouts import (
     binary_masks,
     cityscapes,
     cityscapes_coarse,
+    class_folders,
     coco,
     coco_file,
     colour_masks,
@@ -25,7 +26,7 @@ from detseg.data.layouts import (
 from detseg.data.layouts.layout import SPLITS, Layout, Split
 from detseg.data.layouts.reader import LayoutReader
 
-__all__ = ["LAYOUTS", "SPLITS", "Layout", "Split", "read_boxes", "read_labels"]
+__all__ = ["LAYOUTS", "SPLITS", "Layout", "Split", "read_boxes", "read_image_classes", "read_labels"]
 
 LAYOUTS: tuple[Layout, ...] = (
     cityscapes.LAYOUT,
@@ -58,6 +59,9 @@ _GET_LABELS = (
     "leftImg8bit_trainvaltest.zip and gtFine_trainvaltest.zip there), VOC 2012 at "
     "http://host.robots.ox.ac.uk/pascal/VOC/voc2012, COCO 2017 at https://cocodataset.org/#download. "
     "Or name another folder with --data. ")
+_GET_CLASSES = (
+    "ImageNet is at https://image-net.org/download-images (ILSVRC 2012; register, then unpack the archive of each "
+    "class into train/CLASS, and sort the validation images into val/CLASS). Or name another folder with --data. ")
 _NO_DATA = "To try without any data, use --sample: it generates its own."
 
 read_boxes = LayoutReader(
@@ -69,3 +73,7 @@ read_labels = LayoutReader(
     tuple(layout for layout in LAYOUTS if layout.label_maps), lambda part: part.labels, what="label maps",
     hint=_GET_LABELS + _NO_DATA)
 """The same for label maps."""
+
+read_image_classes = LayoutReader(
+    (class_folders.LAYOUT,), lambda part: part.classes, what="classes of images", hint=_GET_CLASSES + _NO_DATA)
+"""Reads the classes of a split's images, which its folders tell."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple, TypeAlias
 
 from detseg.data.box_index import BoxIndex
+from detseg.data.class_index import ClassIndex
 from detseg.data.label_index import LabelIndex
 
 Split: TypeAlias = Literal["train", "val"]
@@ -41,6 +42,8 @@ class Part(NamedTuple):
     """The file or folder it was found by."""
     boxes: Callable[[], BoxIndex] | None = None
     labels: Callable[[], LabelIndex] | None = None
+    classes: Callable[[], ClassIndex] | None = None
+    """Of whole images."""
 
 
 class Found(NamedTuple):

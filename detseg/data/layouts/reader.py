@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 from detseg.data.box_index import BoxIndex
+from detseg.data.class_index import ClassIndex
 from detseg.data.label_index import LabelIndex
 from detseg.data.layouts.layout import Found, Layout, Part, PartName, Place, Split
 
-IndexT = TypeVar("IndexT", bound=BoxIndex | LabelIndex)
+IndexT = TypeVar("IndexT", bound=BoxIndex | LabelIndex | ClassIndex)
 
 _SHOWN = 12
 """Entries of a folder that a message names."""
@@ -54,7 +55,7 @@ class LayoutReader(Generic[IndexT]):
     Args:
         layouts: in the order in which they are looked for.
         pick: what of a split is read.
-        what: "data" or "label maps", for messages.
+        what: "data", "label maps" or "classes", for messages.
         hint: how to get some, for the message where there are none.
     """
 
