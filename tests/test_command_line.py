@@ -143,7 +143,7 @@ def test_an_opencv_that_does_not_load_has_a_way_out(capsys: pytest.CaptureFixtur
 CASES = (
     ("detseg tr", {"train"}),
     ("detseg ch", {"check-backbone", "check-data"}),
-    ("detseg train ssdlite_v3", {"ssdlite_v3_large", "ssdlite_v3_small", "ssdlite_v3_tensorflow"}),
+    ("detseg train retinanet_v4", {"retinanet_v4_conv_medium", "retinanet_v4_hybrid_medium"}),
     ("detseg predict ow", {"own.py"}),
     ("detseg train --sa", {"--sample"}),
     ("detseg predict run --thr", {"--threshold"}),

@@ -215,6 +215,6 @@ def test_named_choices_can_be_set(path: Path) -> None:
 def test_replacing_one_value_leaves_the_others_to_whoever_set_them() -> None:
     one = replace(SGD(lr=0.1), momentum=0.8)
     origins = {name: entry.origin for name, entry in settings.flatten(one).items()}
-    assert origins == {"lr": "file", "momentum": "file", "weight_decay": "default", "nesterov": "default",
-                       "decay_norms": "default"}
+    assert origins == {"lr": "file", "momentum": "file"} | dict.fromkeys(
+        ("weight_decay", "nesterov", "decay_norms", "backbone_lr", "layer_decay"), "default")
     assert settings.flatten(replace(experiment(), seed=3))["save_minutes"].origin == "default"

@@ -111,8 +111,9 @@ def task_aligned_losses(
     """The losses "class" and "box" of anchors matched by `matching.align`: each learns to score as well as its box
     fits (Feng et al. 2021, section 3.3, with the quality focal loss of Li et al. 2020).
 
-    Boxes count by `Alignment.weight`, so that every object counts alike. In the article they count by the quality, and
-    an object that nothing overlaps much is hardly learned: small ones stay behind (see benchmarks.md).
+    The count of both is the sum of the qualities. Boxes count by `Alignment.weight`, so that every object counts alike;
+    in the article they count by the quality too, and an object that nothing overlaps much is hardly learned: small ones
+    stay behind (see benchmarks.md).
 
     Args:
         logits_BNC: scores are their sigmoids.
@@ -135,8 +136,8 @@ def task_aligned_losses(
     anything = found_BN4.new_tensor((0.0, 0.0, 1.0, 1.0))
     loss_BN = _iou_loss(torch.where(positive_BN1, found_BN4, anything), torch.where(positive_BN1, wanted_BN4, anything),
                         kind)
-    return {"class": Term(classification.sum(), quality_BN.sum()),
-            "box": Term(box_weight * (loss_BN * weight_BN).sum(), weight_BN.sum())}
+    count = quality_BN.sum()
+    return {"class": Term(classification.sum(), count), "box": Term(box_weight * (loss_BN * weight_BN).sum(), count)}
 
 
 def segmentation_cross_entropy(
