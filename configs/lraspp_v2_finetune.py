@@ -4,8 +4,8 @@ What differs from lraspp_v2.py: the whole tail, because ImageNet's weights fit n
 around a pixel of a rare class; and what depends on the data follows from them: the network's size from the images',
 batch, epochs and the average of the weights from their number, class weights from their label maps. It is printed
 before the first step.
-Paper of the network: Howard et al. 2019, arXiv 1905.02244. No score of this recipe has been measured yet.
-Source: own, for small data sets; none published.
+Paper of the network: Howard et al. 2019, arXiv 1905.02244. Its mIoU on CamVid: see benchmarks.md.
+Source: own, for small data sets; see benchmarks.md.
 Cost: 1,897,558 parameters, 1,632,662,080 multiply-adds at 360 x 480.
 
     detseg train lraspp_v2_finetune --data DIR --weights mobilenet_v2

@@ -2,7 +2,7 @@
 
 The network of ssdlite_v3_large.py, which costs the same on a phone. What differs: anchors are matched by what the
 network says of them, scores learn how well boxes fit (task-aligned, quality focal loss), complete IoU as box loss.
-What each part brings on small data is in benchmarks.md.
+What that brings on small data is in benchmarks.md: much from ImageNet's weights, nothing in a short run from scratch.
 Paper of the network: Howard et al. 2019, arXiv 1905.02244; of the matching: Feng et al. 2021, arXiv 2108.07755.
 Nobody has published an AP of this recipe.
 Source: torchvision's network, own recipe; none published.
@@ -49,7 +49,7 @@ experiment = Experiment(
     classes=COCO_90,
     augment=augment,
     optimizer=SGD(lr=0.15, momentum=0.9, weight_decay=4e-5),
-    schedule=Cosine(epochs=330, warmup_steps=1000, warmup_start=0.001),
+    schedule=Cosine(epochs=660, warmup_steps=1000, warmup_start=0.001),
     batch_size=192,
     ema=EMA(decay=0.9998),
     validate_every=10,
