@@ -437,9 +437,15 @@ def test_the_step_is_that_of_training_and_changes_no_weight(monkeypatch: pytest.
 
 
 def test_the_step_has_the_precision_of_the_experiment() -> None:
-    loaded, _ = _small()
+    """A segmenter's: oneDNN sometimes gives no number as bfloat16 gradient of a depthwise convolution that makes one cell
+    of a few, as SSDLite's last maps are."""
+    loaded = config.load(CONFIGS / "lraspp_v3_small.py", ["model.size=128"])
     half = replace(loaded, experiment=loaded.experiment.changed("precision", "bf16-mixed"))
-    losses = [benchmark._step("detseg", _small()[1], each, Setup(batch_size=2))() for each in (loaded, half)]
+    losses = []
+    for each in (loaded, half):
+        torch.manual_seed(0)
+        model = each.build_model(each.experiment.classes)
+        losses.append(benchmark._step("detseg", model, each, Setup(batch_size=2))())
     assert losses[0] != losses[1]
     assert losses[1] == pytest.approx(losses[0], rel=0.05)
 
