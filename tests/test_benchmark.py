@@ -437,8 +437,8 @@ def test_the_step_is_that_of_training_and_changes_no_weight(monkeypatch: pytest.
 
 
 def test_the_step_has_the_precision_of_the_experiment() -> None:
-    """A segmenter's: oneDNN sometimes gives no number as bfloat16 gradient of a depthwise convolution that makes one cell
-    of a few, as SSDLite's last maps are."""
+    """A segmenter's: oneDNN sometimes gives no number as bfloat16 gradient of a depthwise convolution that makes a
+    single cell, as SSDLite's last maps are."""
     loaded = config.load(CONFIGS / "lraspp_v3_small.py", ["model.size=128"])
     half = replace(loaded, experiment=loaded.experiment.changed("precision", "bf16-mixed"))
     losses = []
