@@ -17,7 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import update_bn
 
 from detseg.api import Model, load_model
-from detseg.checkpoint import Checkpoint, fingerprint_differences, load, save
+from detseg.checkpoint import fingerprint_differences, load, restore_model, save
 from detseg.config import Experiment
 from detseg.data.loading import steps_per_epoch, training_batches
 from detseg.data.location import read_training
@@ -29,9 +29,8 @@ from detseg.run_folder import RunFolder
 class Averaged(NamedTuple):
     """What came of it."""
 
-    path: Path
-    """Of the checkpoint that was written."""
     model: Model
+    """As it was written."""
     images: int
     """That BatchNorm's statistics were measured on; 0 without BatchNorm."""
 
@@ -72,19 +71,18 @@ def average(
         differences = fingerprint_differences(other.fingerprint or {}, first.fingerprint or {})
         if differences:
             raise ValueError("\n".join([f"{path} is another network than {checkpoints[0]}:", *differences]))
-    newest = others[-1]
-    mean = _mean([first.weights, *(other.weights for other in others)])
-    made = replace(newest, model=mean, ema=None, optimizer={}, validated=0, numbers={}, best={}, ranges=None)
-    save(out, made)  # so that it is loaded by the same code as any other
-    model = load_model(run.path, out)
-    assert isinstance(model.loaded, Predictor)
-    assert model.config is not None
-    if not any(isinstance(module, _BatchNorm) for module in model.loaded.modules()):
-        return Averaged(out, model, 0)
-    say(f"measuring BatchNorm's statistics on up to {images} training images")
-    seen = _measure(model.loaded, _batches(run, model.loaded, model.config.experiment, made, images=images))
-    save(out, replace(made, model=model.loaded.state_dict()))
-    return Averaged(out, load_model(run.path, out), seen)
+    model = load_model(run.path, checkpoints[-1])
+    network, config = model.loaded, model.config
+    assert isinstance(network, Predictor)
+    assert config is not None
+    restore_model(network, _mean([first.weights, *(other.weights for other in others)]), what="the mean")
+    seen = 0
+    if any(isinstance(module, _BatchNorm) for module in network.modules()):
+        say(f"measuring BatchNorm's statistics on up to {images} training images")
+        seen = _measure(network, _batches(run, network, config.experiment, images=images))
+    save(out, replace(others[-1], model=network.state_dict(), ema=None, optimizer={}, validated=0, numbers={}, best={},
+                      ranges=None))
+    return Averaged(load_model(run.path, out), seen)
 
 
 def _mean(states: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
@@ -93,9 +91,7 @@ def _mean(states: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
             if tensor.is_floating_point() else tensor for name, tensor in states[-1].items()}
 
 
-def _batches(
-    run: RunFolder, model: Predictor, experiment: Experiment, checkpoint: Checkpoint, *, images: int
-) -> Iterator[Tensor]:
+def _batches(run: RunFolder, model: Predictor, experiment: Experiment, *, images: int) -> Iterator[Tensor]:
     """Training images of the last epoch, uint8 [B, 3, H, W]."""
     location = run.location
     if location is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple, TypeAlias
+from typing import ClassVar, NamedTuple, TypeAlias, TypeVar
 
 import cv2
 import numpy as np
@@ -16,6 +16,8 @@ from PIL import Image
 from torch import Tensor
 
 from detseg.structures import IMAGENET_MEAN, VOID, LabelPixels, Pixels, Size
+
+_Number = TypeVar("_Number", np.float32, np.uint8)
 
 RGB: TypeAlias = tuple[int, int, int]
 
@@ -272,15 +274,16 @@ class CentreCrop(Resize):
     def apply(self, image: Pixels) -> NDArray[np.float32]:
         """The crop of the image resized with antialias."""
         original = (image.shape[0], image.shape[1])
-        resized = _bilinear(image, self._resized(original), antialias=True)
-        top, left = self._corner(original)
-        return np.ascontiguousarray(resized[top : top + self.size[0], left : left + self.size[1]])
+        return self._cropped(_bilinear(image, self._resized(original), antialias=True), original)
 
     def apply_rounded(self, image: Pixels) -> Pixels:
         """The same by Pillow, whose bilinear filter has the same antialias."""
         original = (image.shape[0], image.shape[1])
         height, width = self._resized(original)
-        resized = np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
+        return self._cropped(
+            np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR)), original)
+
+    def _cropped(self, resized: NDArray[_Number], original: Size) -> NDArray[_Number]:
         top, left = self._corner(original)
         return np.ascontiguousarray(resized[top : top + self.size[0], left : left + self.size[1]])
 

@@ -61,7 +61,8 @@ class PANLite(Head[BoxTargets, AnchorRaw, DenseBoxes]):
                              "backbone without dilation")
         self.taps = tuple(specs)
         self.num_outputs = num_classes
-        self.cells, self._cells = Cells(tuple(strides)), CachedAnchors(Cells(tuple(strides)))
+        self.cells = Cells(tuple(strides))
+        self._cells = CachedAnchors(self.cells)
         self.box_loss, self.box_weight = box_loss, box_weight
         self.neck = _PAN(
             [spec.channels for spec in specs.values()], channels, kernel=kernel, norm=norm, activation=activation)

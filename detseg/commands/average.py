@@ -51,8 +51,8 @@ def _average(options: argparse.Namespace) -> None:
     console = plain_console()
     console.print(f"the mean of {len(checkpoints)} checkpoints: {', '.join(path.name for path in checkpoints)}",
                   soft_wrap=True)
-    path, model, images = average(run, checkpoints, options.out or run.average, images=options.images,
-                                  say=partial(console.print, soft_wrap=True))
+    out = options.out or run.average
+    model, images = average(run, checkpoints, out, images=options.images, say=partial(console.print, soft_wrap=True))
     validation = model.validation(model.location)
     metric = validation.metric()
     with Reporter(console, len(validation.dataset), first=0, title="image", unit="images") as report:
@@ -60,7 +60,7 @@ def _average(options: argparse.Namespace) -> None:
                               progress=report.advance)
     if images:
         console.print(f"BatchNorm's statistics are those of {images} training images")
-    console.print(f"{path}", render(metric.table(numbers)), sep="\n", soft_wrap=True)
+    console.print(f"{out}", render(metric.table(numbers)), sep="\n", soft_wrap=True)
     best = load(run.weights).best.get("value")
     if best is not None:
         console.print(f"{metric.main}: {best:.3f} of the run's best checkpoint, {numbers[metric.main]:.3f} of the mean")

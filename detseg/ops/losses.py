@@ -83,25 +83,27 @@ def box_loss(
     (TensorFlow's RetinaNet). "ciou": 1 - complete IoU of the decoded boxes (Zheng et al. 2020); "giou": the same of the
     generalised IoU (Rezatofighi et al. 2019).
     """
+    if kind == "ciou" or kind == "giou":
+        return _iou_loss(boxes.decode(deltas_BN4, anchors_N4, weights), targets, matched_BN, kind).sum()
     positive_BN = matched_BN >= 0
     wanted_BN4, _ = gather_targets(targets, matched_BN)
     wanted_BN4 = torch.where(positive_BN[..., None], wanted_BN4, anchors_N4)  # keeps the logarithm finite elsewhere
-    if kind != "ciou" and kind != "giou":
-        loss_BN = _DELTA_LOSSES[kind](
-            deltas_BN4, boxes.encode(wanted_BN4, anchors_N4, weights), reduction="none").sum(-1)
-    else:
-        decoded_BN4 = boxes.decode(torch.where(positive_BN[..., None], deltas_BN4, 0.0), anchors_N4, weights)
-        loss_BN = _iou_loss(decoded_BN4, wanted_BN4, kind)
+    loss_BN = _DELTA_LOSSES[kind](
+        deltas_BN4, boxes.encode(wanted_BN4, anchors_N4, weights), reduction="none").sum(-1)
     return torch.where(positive_BN, loss_BN, 0.0).sum()
 
 
-def _iou_loss(found_BN4: Tensor, wanted_BN4: Tensor, kind: IoULoss) -> Tensor:
-    """1 - the complete or generalised IoU, [B, N]."""
+def _iou_loss(found_BN4: Tensor, targets: BoxTargets, matched_BN: Tensor, kind: IoULoss) -> Tensor:
+    """1 - the complete or generalised IoU of the matched anchors' boxes, [B, N]; 0 where there is no match."""
+    positive_BN1 = (matched_BN >= 0)[..., None]
+    wanted_BN4, _ = gather_targets(targets, matched_BN)
+    anything = found_BN4.new_tensor((0.0, 0.0, 1.0, 1.0))
+    found_BN4, wanted_BN4 = (torch.where(positive_BN1, each, anything) for each in (found_BN4, wanted_BN4))
     # Sides of 0 have no aspect ratio; the gradient would not be a number, and poison that of the other anchors.
     corners = found_BN4[..., :2], torch.maximum(found_BN4[..., 2:], found_BN4[..., :2] + _SMALLEST_SIDE)
     measure = complete_box_iou_loss if kind == "ciou" else generalized_box_iou_loss
     loss_BN: Tensor = measure(torch.cat(corners, -1), wanted_BN4)
-    return loss_BN
+    return torch.where(positive_BN1[..., 0], loss_BN, 0.0)
 
 
 def task_aligned_losses(
@@ -113,7 +115,7 @@ def task_aligned_losses(
 
     The count of both is the sum of the qualities. Boxes count by `Alignment.weight`, so that every object counts alike;
     in the article they count by the quality too, and an object that nothing overlaps much is hardly learned: small ones
-    stay behind (see benchmarks.md).
+    stay behind (tests/test_panlite.py has one).
 
     Args:
         logits_BNC: scores are their sigmoids.
@@ -131,11 +133,7 @@ def task_aligned_losses(
     wanted_BNC = torch.zeros_like(logits_BNC).scatter_(2, outputs_BN.clamp(min=0)[..., None], quality_BN[..., None])
     classification = quality_focal_loss(logits_BNC, wanted_BNC) * (matched_BN != IGNORED)[..., None]
 
-    positive_BN1 = (matched_BN >= 0)[..., None]
-    wanted_BN4, _ = gather_targets(targets, matched_BN)
-    anything = found_BN4.new_tensor((0.0, 0.0, 1.0, 1.0))
-    loss_BN = _iou_loss(torch.where(positive_BN1, found_BN4, anything), torch.where(positive_BN1, wanted_BN4, anything),
-                        kind)
+    loss_BN = _iou_loss(found_BN4, targets, matched_BN, kind)
     count = quality_BN.sum()
     return {"class": Term(classification.sum(), count), "box": Term(box_weight * (loss_BN * weight_BN).sum(), count)}
 
