@@ -279,6 +279,22 @@ def test_evaluation_keeps_the_order() -> None:
     assert [items(batch) for batch in batches] == [[0, 1], [2, 3], [4]]
 
 
+class Large(CountingDataset):
+    """Images of 12 MB; the truth is the most memory that their reader has ever had, in MB."""
+
+    def _image(self, item: int) -> Tensor:
+        return torch.full((3, 1024, 1024), item, dtype=torch.uint8)
+
+    def evaluation(self, item: int) -> EvaluationSample:
+        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
+        return super().evaluation(item)._replace(truth=most)
+
+
+def test_a_worker_s_memory_does_not_grow_with_what_it_has_read() -> None:
+    most = [batch.truths[0] for batch in evaluation(Large(30), batch_size=1, workers=1)]
+    assert most[-1] < most[5] + 100
+
+
 # ---------------------------------------------------------------------------------------------- errors
 
 

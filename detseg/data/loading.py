@@ -20,6 +20,7 @@ import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.multiprocessing import reductions
 from torch.utils._pytree import tree_map_only
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as MapDataset
@@ -252,7 +253,11 @@ class _Parcel(Generic[BatchT]):
     def packed(self) -> _Packed[BatchT]:
         """For the way to another process: tensors in shared memory, or where there is too little (a container's
         /dev/shm often has 64 MB) as bytes, which is slower. Pickled here and not by the queue, whose thread could only
-        print an error, and the batch would be waited for without end."""
+        print an error, and the batch would be waited for without end.
+
+        torch keeps what it has shared until 128 tensors have come together, the memory that they had before included:
+        gigabytes, where batches are large."""
+        reductions.shared_cache.free_dead_references()
         try:
             return _Packed(bytes(ForkingPickler.dumps(self)))
         except (OSError, RuntimeError):
@@ -376,12 +381,18 @@ def _opened(loader: DataLoader[Any], skipped: Callable[[str], None] | None) -> I
 def _arrived(parcels: Iterator[_Parcel[BatchT] | _Packed[BatchT]]) -> Iterator[_Parcel[BatchT]]:
     """The parcels, opened. OSError where a worker was killed, in whose hands their shared memory may be."""
     try:
-        for parcel in parcels:
-            yield parcel.opened()
-    except (RuntimeError, OSError, EOFError) as problem:
-        raise OSError(f"a data loading process ended: {problem}. Where memory is short, take fewer with --set "
-                      "workers=1 (0 for none), smaller batches, or give a container more (docker run --shm-size=1g)"
-                      ) from problem
+        try:
+            for parcel in parcels:
+                yield parcel.opened()
+        except (RuntimeError, OSError, EOFError) as problem:
+            raise _ended(problem) from problem
+    except RuntimeError as signal:  # DataLoader's, of the same worker, while the error above is on its way
+        raise _ended(signal) from signal
+
+
+def _ended(problem: Exception) -> OSError:
+    return OSError(f"a data loading process ended: {problem}. Where memory is short, take fewer with --set workers=1 "
+                   "(0 for none), smaller batches, or give a container more (docker run --shm-size=1g)")
 
 
 def _unchanged(parcel: Any) -> Any:
