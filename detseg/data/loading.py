@@ -257,7 +257,7 @@ class _Parcel(Generic[BatchT]):
 
         torch keeps what it has shared until 128 tensors have come together, the memory that they had before included:
         gigabytes, where batches are large."""
-        reductions.shared_cache.free_dead_references()
+        reductions.shared_cache.free_dead_references()  # type: ignore[no-untyped-call]
         try:
             return _Packed(bytes(ForkingPickler.dumps(self)))
         except (OSError, RuntimeError):
