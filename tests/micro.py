@@ -7,7 +7,6 @@ with the number of layers.
 from __future__ import annotations
 
 import copy
-from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -96,10 +95,9 @@ def _smaller(head: Head[Any, Any, Any], predictor: Predictor) -> Head[Any, Any, 
         return type(head)(predictor.backbone.specs, len(discovery.OWN), anchors=SSDAnchors(num_maps=3),
                           extra_channels=(16,), width=0.35)
     if isinstance(head, RetinaNet):
+        # All of the neck's maps: pnnx ends where some are computed for nothing.
         assert predictor.neck is not None
-        two = dict(list(predictor.neck.specs.items())[:2])
-        anchors = replace(head.anchors, sizes=head.anchors.sizes[:2])
-        return RetinaNet(two, len(discovery.OWN), anchors=anchors, num_convs=1)
+        return RetinaNet(predictor.neck.specs, len(discovery.OWN), anchors=head.anchors, num_convs=1)
     if isinstance(head, PANLite):
         return PANLite(predictor.backbone.specs, len(discovery.OWN), channels=16, num_convs=1)
     if isinstance(head, FasterRCNN):
