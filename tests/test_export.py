@@ -33,11 +33,13 @@ from detseg.export.contract import Input
 from detseg.export.convert import Exported, ParityError, Source, check, check_options, export
 from detseg.export.format import Format, Options
 from detseg.export.formats import format_named, format_of, formats
+from detseg.export.formats import onnx as onnx_format
 from detseg.export.manifest import DamagedFileError, Manifest
 from detseg.export.parity import TOLERANCES, Difference, Parity, _roundings, reference
 from detseg.export.quiet import quiet
 from detseg.layers import ConvNormAct
 from detseg.model import Predictor
+from detseg.ops import suppression
 from detseg.ops.anchors import SSDAnchors
 from detseg.resize import KeepAspect, Letterbox, Rounded, Stretch
 from detseg.structures import IMAGENET_MEAN, IMAGENET_STD, Classes
@@ -83,6 +85,49 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Written:
         return known[key]
 
     return write
+
+
+# ------------------------------------------------------------------------------------------ operators of a format
+
+
+class Suppressed(torch.nn.Module):
+    """Greedy suppression alone."""
+
+    def forward(self, boxes: Tensor, labels: Tensor, entered: Tensor) -> Tensor:
+        kept: Tensor = torch.ops.detseg.greedily_kept(boxes, labels, entered, 0.5)
+        return kept
+
+
+@pytest.mark.parametrize("name", ["onnx", "openvino"])
+def test_suppression_is_one_operator_and_keeps_the_same(name: str, tmp_path: Path) -> None:
+    """Twins of another class, twins of the same, boxes without an area, and images where nothing has entered."""
+    generator = torch.Generator().manual_seed(0)
+    corners = 8 * torch.randint(0, 12, (6, 60, 2, 2), generator=generator).sort(dim=2).values.float()
+    boxes, labels = corners.flatten(2), torch.randint(0, 3, (6, 60), generator=generator)
+    entered = (torch.rand(6, 60, generator=generator) < torch.tensor([1, 0.9, 0.5, 0.1, 0, 0.7])[:, None]).float()
+    expected = suppression.greedily_kept(boxes, labels, entered, 0.5)
+    assert 0 < expected.sum() < entered.sum()
+    with quiet():
+        program = torch.export.export(Suppressed(), (boxes, labels, entered), strict=False)
+        model = onnx_format.model_proto(program, ["kept"], given=["boxes", "labels", "entered"],
+                                        inclusive=name == "openvino")
+    assert [node.op_type for node in model.graph.node].count("NonMaxSuppression") == 1
+    arrays = {"boxes": boxes.numpy(), "labels": labels.numpy(), "entered": entered.numpy()}
+    path = tmp_path / "kept.onnx"
+    path.write_bytes(model.SerializeToString())
+    if name == "onnx":
+        import onnxruntime
+
+        (found,) = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"]).run(None, arrays)
+    else:
+        openvino = pytest.importorskip("openvino")
+        found = openvino.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})(arrays)["kept"]
+    assert np.array_equal(found, expected.numpy())
+
+
+def test_a_file_of_torch_asks_for_torch_s_own_operators(written: Written) -> None:
+    program = torch.export.load(written("ssd", "pt2").path)
+    assert not [node for node in program.graph.nodes if str(node.target).startswith("detseg")]
 
 
 # ------------------------------------------------------------------------------------------ the product

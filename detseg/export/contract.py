@@ -27,6 +27,7 @@ from detseg.choices import Contract
 from detseg.interfaces import Task
 from detseg.model import Predictor
 from detseg.ops.resample import enlarge
+from detseg.ops.suppression import greedily_kept
 from detseg.structures import ClassScores, DenseBoxes, DenseLogits, Detections, LabelMaps, Size, TopClasses
 from detseg.tasks.classification import Classification
 from detseg.tasks.detection import Detection
@@ -228,14 +229,21 @@ class ExportedNetwork(nn.Module):
             return self.outputs.of_dense(dense)
         return self.outputs.of_finished(self.task.postprocess(dense, static=True))
 
-    def program(self) -> torch.export.ExportedProgram:
-        """As torch.export records it; its outputs have their names."""
+    def program(self, *, whole_suppression: bool = False) -> torch.export.ExportedProgram:
+        """As torch.export records it; its outputs have their names.
+
+        whole_suppression: leave the operator `detseg::greedily_kept` as it is, for a format with one of its own; else
+            it is taken apart into its steps.
+        """
         batch = torch.export.Dim("batch", min=1, max=256) if self.given.dynamic_batch else None
         # A batch of one would be taken for a constant.
         example = self.given.example(batch=1 if batch is None else 2)
         shapes = None if batch is None else {"images": {0: batch}}
         with torch.no_grad():
             program = torch.export.export(self, (example,), dynamic_shapes=shapes, strict=False)
+        kept = torch.ops.detseg.greedily_kept.default
+        if not whole_suppression and any(node.target == kept for node in program.graph.nodes):
+            program = program.run_decompositions({kept: greedily_kept})
         for node in program.graph.nodes:  # these name the files of the machine it was recorded on
             node.meta.pop("stack_trace", None)
         return program

@@ -4,7 +4,8 @@ Two ways, tested equal. Eager code runs torchvision's kernel on each image. The 
 fixed shapes and no step that depends on a value: greedy suppression is the fixed point of "kept unless a kept better
 box of the same class overlaps". Iterated from "all kept", step s settles the s best, so that as many steps as there are
 candidates are exact, however long a chain "a beats b, which would have beaten c, ..." is. It is taken block by block,
-so that a step costs a product with a small matrix.
+so that a step costs a product with a small matrix. The steps are one operator of torch's, `detseg::greedily_kept`, for
+which a format may have one of its own.
 """
 
 from __future__ import annotations
@@ -109,15 +110,10 @@ def _suppress_static(
     boxes_BT4 = boxes.gather(1, row_BT[..., None].expand(-1, -1, 4))
 
     num_candidates = scores_BT.shape[1]
-    before_TT = torch.ones(num_candidates, num_candidates, device=flat.device).triu(1)
-    classes_BT = labels_BT.to(scores_BT.dtype)
-    same_BTT = (1.0 - (classes_BT[:, :, None] - classes_BT[:, None, :]).abs()).clamp(min=0.0)
-    rivals_BTT = before_TT * same_BTT
     entered_BT = is_positive((scores_BT - score_threshold).relu())
     if per_class < num_candidates:
-        entered_BT = entered_BT * (per_class - rivals_BTT.sum(1)).relu().clamp(-1.0, 1.0)
-    overlap_BTT = rivals_BTT * is_positive((iou(boxes_BT4, boxes_BT4) - iou_threshold).relu())
-    kept_BT = _fixed_point(entered_BT, overlap_BTT)
+        entered_BT = entered_BT * (per_class - _better_of_class(labels_BT).sum(1)).relu().clamp(-1.0, 1.0)
+    kept_BT = torch.ops.detseg.greedily_kept(boxes_BT4, labels_BT, entered_BT, iou_threshold)
 
     kept_scores_BT = scores_BT * kept_BT + (kept_BT - 1.0)
     scores_BR, rank_BR = kept_scores_BT.topk(min(max_detections, num_candidates))
@@ -128,6 +124,24 @@ def _suppress_static(
         (labels_BT.gather(1, rank_BR) + 1) * valid_BR - 1,
         valid_BR.sum(1),
     )
+
+
+def _better_of_class(labels_BT: Tensor) -> Tensor:
+    """[B, T, T]: 1 where the row's candidate comes before the column's and is of the same class."""
+    num_candidates, classes_BT = labels_BT.shape[1], labels_BT.float()
+    before_TT = torch.ones(num_candidates, num_candidates, device=labels_BT.device).triu(1)
+    return before_TT * (1.0 - (classes_BT[:, :, None] - classes_BT[:, None, :]).abs()).clamp(min=0.0)
+
+
+def greedily_kept(boxes_BT4: Tensor, labels_BT: Tensor, entered_BT: Tensor, iou_threshold: float) -> Tensor:
+    """[B, T]: 1 for the candidates that entered (1, not 0) and that no better one of their class, which is kept,
+    overlaps by more than the threshold; 0 for the others. The best come first."""
+    overlap_BTT = _better_of_class(labels_BT) * is_positive((iou(boxes_BT4, boxes_BT4) - iou_threshold).relu())
+    return _fixed_point(entered_BT, overlap_BTT)
+
+
+torch.library.custom_op("detseg::greedily_kept", greedily_kept, mutates_args=()).register_fake(
+    lambda _boxes, _labels, entered, _iou_threshold: torch.empty_like(entered))
 
 
 def _fixed_point(entered_BT: Tensor, overlap_BTT: Tensor) -> Tensor:

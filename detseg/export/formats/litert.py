@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from detseg.export import appended
 from detseg.export.format import Arrays, Format, Job, Operators, PhoneBenchmark, Run
 from detseg.export.marks import NOTHING, marked
+from detseg.ops.suppression import greedily_kept
 from detseg.quantization.recorded import HARD_SWISH
 
 _DELEGATE = "DELEGATE"
@@ -20,7 +22,9 @@ _DELEGATE = "DELEGATE"
 def write(job: Job, path: Path) -> None:
     """Converted; with fp16, weights are kept in half precision and widened when the file is opened."""
     import litert_torch
+    from litert_torch.fx_infra import decomp
 
+    decomp.add_pre_convert_decomp(torch.ops.detseg.greedily_kept.default, greedily_kept)
     int8 = None
     if job.network.int8 is not None:
         # The converter makes h-swish between integers one of integers, which XNNPACK has not, so that each would end a

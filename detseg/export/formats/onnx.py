@@ -36,9 +36,10 @@ def write(job: Job, path: Path) -> None:
     path.write_bytes(model.SerializeToString())
 
 
-def converted(job: Job) -> Any:
-    """The ModelProto of a network, in single precision or with int8's QuantizeLinear and DequantizeLinear."""
-    model = model_proto(job.network.program(), job.names)
+def converted(job: Job, *, inclusive: bool = False) -> Any:
+    """The ModelProto of a network, in single precision or with int8's QuantizeLinear and DequantizeLinear; see
+    `model_proto`."""
+    model = model_proto(job.network.program(whole_suppression=True), job.names, inclusive=inclusive)
     if job.precision == "int8":
         unsigned_activations(model)
         integer_biases(model)
@@ -46,12 +47,50 @@ def converted(job: Job) -> Any:
     return model
 
 
-def model_proto(program: torch.export.ExportedProgram, names: Sequence[str]) -> Any:
-    """The ModelProto of a program that takes images; its outputs get the names."""
+def model_proto(
+    program: torch.export.ExportedProgram, names: Sequence[str], *, given: Sequence[str] = ("images",),
+    inclusive: bool = False,
+) -> Any:
+    """The ModelProto of a program.
+
+    Args:
+        program: as torch has recorded it.
+        names: of its outputs.
+        given: the names of what it is given.
+        inclusive: write for a runtime whose NonMaxSuppression takes boxes away that overlap by the threshold itself,
+            which ONNX does not.
+    """
     converted = torch.onnx.export(
-        program, dynamo=True, verbose=False, input_names=["images"], output_names=list(names))
+        program, dynamo=True, verbose=False, input_names=list(given), output_names=list(names),
+        custom_translation_table={
+            torch.ops.detseg.greedily_kept.default: _greedily_kept_inclusive if inclusive else _greedily_kept})
     assert converted is not None, "None is what the exporter before dynamo gives"
     return converted.model_proto
+
+
+def _greedily_kept(boxes: Any, labels: Any, entered: Any, iou_threshold: float) -> Any:
+    """`detseg::greedily_kept` by ONNX's NonMaxSuppression, which gives the positions of what is kept. It goes by
+    scores: here the candidates' ranks, which are never equal, in the row of their class."""
+    import onnxscript
+
+    onnx: Any = onnxscript.opset18
+    one = onnx.Constant(value_ints=[1])
+    number = onnx.Gather(onnx.Shape(boxes), one)
+    ranks = onnx.Cast(onnx.Range(onnx.Squeeze(number), onnx.Constant(value_int=0), onnx.Constant(value_int=-1)), to=1)
+    num_classes = onnx.Add(onnx.ReduceMax(labels, keepdims=0), onnx.Constant(value_int=1))
+    of_class = onnx.OneHot(labels, num_classes, onnx.Constant(value_floats=[0.0, 1.0]), axis=1)
+    scores = onnx.Mul(of_class, onnx.Unsqueeze(onnx.Mul(entered, ranks), one))
+    found = onnx.NonMaxSuppression(
+        boxes, scores, number, onnx.Constant(value_floats=[iou_threshold]), onnx.Constant(value_floats=[0.0]))
+    places = onnx.Gather(found, onnx.Constant(value_ints=[0, 2]), axis=1)
+    num_found = onnx.Gather(onnx.Shape(places), onnx.Constant(value_ints=[0]))
+    ones = onnx.Expand(onnx.Constant(value_floats=[1.0]), num_found)
+    return onnx.ScatterND(onnx.Mul(entered, onnx.Constant(value_float=0.0)), places, ones)
+
+
+def _greedily_kept_inclusive(boxes: Any, labels: Any, entered: Any, iou_threshold: float) -> Any:
+    """The same by the next larger threshold."""
+    return _greedily_kept(boxes, labels, entered, float(np.nextafter(np.float32(iou_threshold), np.float32(1))))
 
 
 def run(path: Path, threads: int, names: Sequence[str]) -> Run:

@@ -26,7 +26,7 @@ def write(job: Job, path: Path) -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         between = Path(folder) / "model.onnx"
-        between.write_bytes(onnx.converted(job).SerializeToString())
+        between.write_bytes(onnx.converted(job, inclusive=True).SerializeToString())
         model = openvino.convert_model(between)
     openvino.save_model(model, path, compress_to_fp16=job.precision == "fp16")
 
