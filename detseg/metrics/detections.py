@@ -73,7 +73,8 @@ def detection_rows(prediction: ImageDetections, classes: Classes) -> Rows:
                                  "the network has diverged")
     assert np.logical_and(labels >= 0, labels < len(classes)).all(), "padding, or the labels of another set of classes"
     rows: Rows = np.column_stack([boxes[:, :2], boxes[:, 2:] - boxes[:, :2], scores, labels])
-    used = np.array([source_id in classes.used for source_id in classes.source_ids])
+    used_ids = classes.used.keys()
+    used = np.array([source_id in used_ids for source_id in classes.source_ids])
     of_used: Rows = rows[used[labels]]
     return of_used
 

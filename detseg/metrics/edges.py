@@ -54,7 +54,7 @@ class BoundaryIoU(LabelMetric):
         """Every number by name. A ValueError where images of the index are missing."""
         self._check_complete("boundary IoU")
         common, true, predicted = self.counts.tolist()
-        iou = {name: ratio(common[k], true[k] + predicted[k] - common[k]) for k, name in self._used().items()}
+        iou = {name: ratio(common[k], true[k] + predicted[k] - common[k]) for k, name in self._used.items()}
         numbers = {"boundary_IoU": mean_existing(iou.values())}
         return numbers | {f"boundary_IoU/{name}": value for name, value in iou.items()} if self.per_class else numbers
 
@@ -102,7 +102,8 @@ class EdgeIoU(LabelMetric):
         for number, width in enumerate(self.widths, start=1):
             for where, counts in (("within", self.counts[:number]), ("beyond", self.counts[number:])):
                 confusion = counts.sum(0)
-                iou = {name: class_iou(confusion)[k] for k, name in self._used().items()}
+                every = class_iou(confusion)
+                iou = {name: every[k] for k, name in self._used.items()}
                 numbers[f"mIoU_{where}_{width}px"] = mean_existing(iou.values())
                 numbers[f"accuracy_{where}_{width}px"] = pixel_accuracy(confusion)
                 by_class |= {f"IoU_{where}_{width}px/{name}": value for name, value in iou.items()}

@@ -31,13 +31,13 @@ class LabelAverages(LabelMetric):
     def _count(self, image_id: int, truth: LabelPixels, labels: LabelPixels) -> Counts:
         confusion = confusion_matrix(truth, labels, len(self.index.classes))
         iou = class_iou(confusion)
-        self.of_image[image_id] = mean_existing(iou[k] for k in self._used())
+        self.of_image[image_id] = mean_existing(iou[k] for k in self._used)
         return confusion
 
     def compute(self) -> dict[str, float]:
         """Every number by name. A ValueError where images of the index are missing."""
         self._check_complete("image_IoU")
-        used, iou, total = self._used(), class_iou(self.counts), int(self.counts.sum())
+        used, iou, total = self._used, class_iou(self.counts), int(self.counts.sum())
         truth, right = self.counts.sum(1).tolist(), self.counts.diagonal().tolist()
         accuracy = {name: ratio(right[k], truth[k]) for k, name in used.items()}
         numbers = {

@@ -41,6 +41,10 @@ class LabelMetric(Metric[ImageLabels]):
         """The sum over the images so far."""
         self.of_image: dict[int, float] = {}
         """A number of each image so far, by id, where the metric keeps one."""
+        used_ids = index.classes.used.keys()
+        self._used = {k: index.classes.names[k] for k, source_id in enumerate(index.classes.source_ids)
+                      if source_id in used_ids}
+        """Label to name of every class that data can contain."""
         self._waiting = {image_id: position for position, image_id in enumerate(index.image_ids.tolist())}
 
     @abstractmethod
@@ -84,7 +88,3 @@ class LabelMetric(Metric[ImageLabels]):
         if self._waiting:
             raise ValueError(f"{len(self._waiting)} of {len(self.index)} images have no prediction, image "
                              f"{min(self._waiting)} is the first; {what} needs all")
-
-    def _used(self) -> dict[int, str]:
-        """Label to name of every class that data can contain."""
-        return {k: name for k, name in enumerate(self.index.classes.names) if name in self.index.classes.used.values()}

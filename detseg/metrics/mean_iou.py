@@ -41,7 +41,7 @@ class MeanIoU(LabelMetric):
     def compute(self) -> dict[str, float]:
         """Every number by name. A ValueError where images of the index are missing."""
         self._check_complete("mIoU")
-        iou, used = class_iou(self.confusion), self._used()
+        iou, used = class_iou(self.confusion), self._used
         numbers = {
             "mIoU": mean_existing(iou[k] for k in used),
             "mIoU_present": mean_existing(iou[k] for k in used if self.confusion[k].any()),
