@@ -146,13 +146,14 @@ class Model:
 
     def validation(
         self, location: Location, *, common: bool = False, skip_broken: bool = False, per_class: bool = False,
-        reference: bool = False, what: str | None = None,
+        reference: bool = False, metrics: Sequence[str] = (), what: str | None = None,
     ) -> Validation:
         """What it is measured on in these data; see `detseg.validation.prepared`. what: itself, for messages."""
         index, notes = self.read_validation(location)
         return prepared(
             index, location, self.classes, self.data, self.loaded.resize, notes=notes, common=common,
-            skip_broken=skip_broken, per_class=per_class, reference=reference, what=what or self.title)
+            skip_broken=skip_broken, per_class=per_class, reference=reference, metrics=metrics,
+            what=what or self.title)
 
     def calibration(self, location: Location, *, number: int = CALIBRATION_IMAGES, seed: int = 0) -> Calibration:
         """A draw of the images that it was trained on, in the order of their numbers. ValueError without images.

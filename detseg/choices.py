@@ -28,5 +28,8 @@ RANGES: tuple[Ranges, ...] = get_args(Ranges)
 CALIBRATION_IMAGES = 128
 """From which they are taken, unless another number is asked for."""
 
+METRICS = ("coco", "voc", "top300", "aspect", "crowding", "miou", "averages", "boundary", "edges")
+"""Of boxes and of label maps: see `detseg.metrics.together.offered`."""
+
 SHELLS = ("bash", "zsh", "fish")
 """Those that `detseg --print-completion` knows."""

@@ -224,3 +224,5 @@ class MetricTable(NamedTuple):
     """Behind which rows a group of them ends."""
     notes: tuple[str, ...] = ()
     """What to read below the table."""
+    more: tuple[MetricTable, ...] = ()
+    """Tables to follow."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from detseg.checkpoint import check_classes
@@ -13,6 +13,7 @@ from detseg.data.location import Location
 from detseg.data.screening import screened
 from detseg.evaluate import evaluate
 from detseg.interfaces import Dataset, Metric, Task
+from detseg.metrics.together import Together, chosen
 from detseg.predict import Network
 from detseg.resize import Resize
 from detseg.structures import Classes, Pixels
@@ -47,7 +48,8 @@ class Validation(NamedTuple):
 
 def prepared(
     index: Index, location: Location, classes: Classes, data: Data, resize: Resize, *, notes: tuple[str, ...] = (),
-    common: bool = False, skip_broken: bool = False, per_class: bool = False, reference: bool = False, what: str,
+    common: bool = False, skip_broken: bool = False, per_class: bool = False, reference: bool = False,
+    metrics: Sequence[str] = (), what: str,
 ) -> Validation:
     """What was read, made ready for a network.
 
@@ -62,9 +64,10 @@ def prepared(
         skip_broken: leave out what is broken, and say so.
         per_class: the metric of each class too.
         reference: the field's own slow code.
+        metrics: further ones by name, see `detseg.metrics.together.offered`.
         what: the network, for messages.
 
-    ValueError where the classes are others, or something is broken.
+    ValueError where the classes are others, something is broken, or a metric is not for these data.
     """
     index, _ = screened(index, whole=skip_broken)
     if not skip_broken:
@@ -74,8 +77,11 @@ def prepared(
     broken = tuple(f"left out: {fault}" for fault in index.faults)
     index, left_out = relabelled(index, classes, common=common, what=what)
 
+    makers = [data.metric, *chosen(index, metrics)]
+
     def metric() -> Metric[Any]:
-        return data.metric(index, per_class=per_class, reference=reference)
+        made = [make(index, per_class=per_class, reference=reference) for make in makers]
+        return Together(made) if metrics else made[0]
 
     return Validation(data.dataset(index, resize, augment=None, seed=0), metric, (*notes, *left_out, *broken))
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import contextlib
 import io
 import math
+import tracemalloc
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from rich.console import Console
@@ -36,6 +39,8 @@ class Truth(NamedTuple):
     category_id: int
     bbox: tuple[float, float, float, float]
     crowd: bool = False
+    area: float | None = None
+    """Of the outline; without one, four fifths of the box."""
 
 
 def index_of(images: dict[int, Size], annotations: list[Truth]) -> BoxIndex:
@@ -44,13 +49,14 @@ def index_of(images: dict[int, Size], annotations: list[Truth]) -> BoxIndex:
     return BoxIndex.of(
         CLASSES, Path("images"),
         image_ids=np.array(list(images), np.int64),
-        sizes=np.array(list(images.values()), np.int32),
+        sizes=np.array(list(images.values()), np.int32).reshape(-1, 2),
         names=[f"{image_id}.jpg" for image_id in images],
         image_of_box=np.array([positions[annotation.image_id] for annotation in annotations], np.int64),
         boxes=boxes,
         labels=np.array([CLASSES.source_ids.index(annotation.category_id) for annotation in annotations], np.int32),
         crowd=np.array([annotation.crowd for annotation in annotations], np.bool_),
-        areas=0.8 * boxes[:, 2] * boxes[:, 3],
+        areas=np.array([0.8 * annotation.bbox[2] * annotation.bbox[3] if annotation.area is None else annotation.area
+                        for annotation in annotations], np.float64),
         annotation_ids=np.arange(len(annotations), dtype=np.int64),
     )
 
@@ -132,6 +138,110 @@ def official(index: BoxIndex, results: list[dict[str, Any]] | str) -> list[float
     evaluation.accumulate()
     evaluation.summarize()
     return [math.nan if number == -1 else float(number) for number in evaluation.stats]
+
+
+@st.composite
+def awkward_cases(draw: st.DrawFn) -> tuple[BoxIndex, list[ImageDetections]]:
+    """Sides at the borders of the areas, and outlines of exactly 32^2 and 96^2; equal boxes and equal scores, crowds,
+    images without objects or detections, an image with more than 100 detections of a class."""
+    sides = st.sampled_from([1.0, 16.0, 31.0, 32.0, 33.0, 64.0, 95.0, 96.0, 97.0, 144.0])
+    boxes = st.tuples(st.sampled_from([0.0, 3.0, 20.0]), st.sampled_from([0.0, 5.0]), sides, sides)
+    labels, scores = st.sampled_from([0, 2]), st.sampled_from([0.1, 0.5, 0.5000001, 0.9])
+    annotations, predictions = [], []
+    for image_id in (5, 3, 4):
+        areas = st.sampled_from([None, 1024.0, 9216.0])
+        true = draw(st.lists(st.tuples(boxes, labels, st.booleans(), areas), max_size=4))
+        annotations += [Truth(image_id, CLASSES.source_ids[label], box, crowd and draw(st.booleans()), area)
+                        for box, label, crowd, area in true]
+        rows = draw(st.lists(st.tuples(boxes, labels, scores), max_size=5))
+        rows += [(box, label, draw(scores)) for box, label, _, _ in true if draw(st.booleans())]
+        if image_id == 4 and rows and draw(st.booleans()):
+            rows = rows + rows[:1] * 105
+        predictions.append(found(image_id, *(
+            (x, y, x + w, y + h, score, label) for (x, y, w, h), label, score in rows)))
+    return index_of(dict.fromkeys((5, 3, 4), (150, 170)), annotations), predictions
+
+
+@given(awkward_cases())
+@settings(max_examples=200, deadline=None)
+def test_it_is_what_pycocotools_computes_where_that_is_awkward(case: tuple[BoxIndex, list[ImageDetections]]) -> None:
+    index, predictions = case
+    fast = list(numbers(index, predictions).values())[:12]
+    if results := [dict(record) for prediction in predictions for record in records(prediction, CLASSES)]:
+        with contextlib.redirect_stdout(io.StringIO()):
+            assert fast == pytest.approx(official(index, results), abs=1e-6, nan_ok=True)
+    else:
+        assert all(math.isnan(number) or number == 0 for number in fast)
+
+
+@given(awkward_cases(), st.sampled_from([1, 3, 102]))
+@settings(max_examples=25, deadline=None)
+def test_a_limit_for_an_image_is_that_of_all_classes_together(
+    case: tuple[BoxIndex, list[ImageDetections]], per_image: int
+) -> None:
+    index, predictions = case
+    limited = {}
+    for reference in (False, True):
+        metric = CocoAP(index, per_class=True, reference=reference, per_image=per_image)
+        metric.update(predictions)
+        limited[reference] = metric.compute()
+    assert limited[False] == pytest.approx(limited[True], abs=1e-6, nan_ok=True)
+    # The same by leaving out the others beforehand, which COCO's own limit of 100 of each class then does not see.
+    if per_image <= 100:
+        kept = []
+        for one in predictions:
+            order = torch.from_numpy(np.argsort(-one.scores.numpy(), kind="stable")[:per_image])
+            kept.append(one._replace(boxes=one.boxes[order], scores=one.scores[order], labels=one.labels[order]))
+        got = numbers(index, kept)
+        assert limited[False] == pytest.approx(
+            {f"{name}@{per_image}": got[name] for name in ("AP", "AP50", "AP75", "APs", "APm", "APl")}
+            | {f"{name}@{per_image}": got[old] for name, old in
+               (("AR", "AR100"), ("ARs", "ARs"), ("ARm", "ARm"), ("ARl", "ARl"))}
+            | {f"AP@{per_image}/{name}": got[f"AP/{name}"] for name in CLASSES.used.values()}, abs=1e-9, nan_ok=True)
+
+
+def test_many_classes_give_nothing_for_free_under_a_limit_for_an_image() -> None:
+    """Guesses of other classes, surer than the right one, take its place."""
+    index = index_of({1: (50, 80)}, [Truth(1, 1, (0, 0, 10, 10)), Truth(1, 18, (20, 20, 10, 10))])
+    rows = [(0, 0, 10, 10, 0.9, 0), (40, 0, 50, 10, 0.8, 0), (20, 20, 30, 30, 0.7, 2)]
+    for per_image, dog in ((2, 0.0), (3, 1.0)):
+        metric = CocoAP(index, per_class=True, per_image=per_image)
+        metric.update([found(1, *rows)])
+        got = metric.compute()
+        assert metric.main == f"AP@{per_image}"
+        assert got[f"AP@{per_image}/dog"] == pytest.approx(dog)
+        assert got[f"AP@{per_image}"] == pytest.approx((1 + dog) / 2)
+        table = metric.table(got)
+        assert [row[0] for row in table.rows][:3] == [f"{name}@{per_image}" for name in ("AP", "AP50", "AP75")]
+        assert {row[3] for row in table.rows} == {str(per_image)}
+        assert [table.rows[row][0] for row in table.sections] == [f"{name}@{per_image}" for name in (
+            "AP75", "APl", "ARl")]
+    with pytest.raises(ValueError, match="at least 1 detection of an image must count, got per_image=0; LVIS has 300"):
+        CocoAP(index, per_image=0)
+
+
+@both
+def test_without_images_nothing_exists(reference: bool) -> None:
+    got = numbers(index_of({}, []), [], reference=reference)
+    assert tuple(got) == (*NAMES, "AP/cat", "AP/dog", "AP/cow")
+    assert all(math.isnan(number) for number in got.values())
+
+
+def test_only_detections_take_memory_and_48_bytes_each() -> None:
+    """What grows with the images is an array of them; 30 detections an image, as in a file of numbers."""
+    kept = {}
+    for count in (100, 1000):
+        index = index_of(dict.fromkeys(range(count), (50, 80)), [])
+        one = found(0, *[(0, 0, 5, 5, 0.5, 0)] * 30)
+        metric = CocoAP(index)
+        tracemalloc.start()
+        for i in range(count):
+            metric.update([one._replace(image_id=i)])
+        kept[count], peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert peak - kept[count] < 100_000, "nothing piles up on the way"
+        assert sum(rows.nbytes for rows in metric.collected().values()) == count * 30 * 48
+    assert (kept[1000] - kept[100]) / 900 < 30 * 48 + 500
 
 
 @both

@@ -103,6 +103,24 @@ def test_evaluation_shows_and_writes_everything(place: Path, capsys: pytest.Capt
     assert metric.compute() == reference
 
 
+def test_further_metrics_have_tables_of_their_own(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ("test", "shades.py", "run/best.pt")
+    assert run(*arguments, "--json", "usual.json", capsys=capsys)[0] == 0
+    code, out, _ = run(*arguments, "--metric", "edges", "averages", "miou", "--metric", "boundary", "edges", "--json",
+                       "more.json", capsys=capsys)
+    assert code == 0
+    usual, more = (json.loads(Path(name).read_text()) for name in ("usual.json", "more.json"))
+    assert list(more)[:len(usual)] == list(usual)
+    assert {name: more[name] for name in usual} == usual
+    assert more.keys() - usual.keys() > {"boundary_IoU", "mIoU_within_1px", "image_IoU", "frequency_weighted_IoU"}
+    assert out.count("measure") == 4, "the config's own is not shown again, nor one that is asked for twice"
+    assert re.search(r"boundary_IoU\W+0\.\d{3}", out)
+
+    code, _, errors = run(*arguments, "--metric", "voc", capsys=capsys)
+    assert code == 2
+    assert errors == "error: these data have no metric voc; there are miou, averages, boundary, edges\n"
+
+
 def decoded(run_lengths: Any) -> Any:
     with warnings.catch_warnings():  # pycocotools knows no NumPy 2
         warnings.simplefilter("ignore", DeprecationWarning)

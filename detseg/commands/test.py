@@ -1,14 +1,14 @@
 """Evaluates a network with the official metric.
 
-    detseg test RUN [--data PLACE | --sample] [--per-class] [--static] [--json FILE] [--results FILE] ...
+    detseg test RUN [--data PLACE | --sample] [--per-class] [--metric NAME ...] [--static] [--json FILE] ...
     detseg test CONFIG CHECKPOINT ...
     detseg test ARTEFACT --data DIR ...
     torchrun --nproc_per_node 8 -m detseg test ...
 
 Of a run folder, its own config and best weights are taken, and the validation images of the data it was trained on.
 Of other data, the images of the split val or valid are, or all where there is one split. Detections get COCO's AP and
-AR, label maps get mIoU; both in original pixels, against the original annotations. An exported file (.onnx, .pte,
-.tflite, ...) is run by its runtime, and needs no config.
+AR, label maps get mIoU; both in original pixels, against the original annotations. --metric adds others. An exported
+file (.onnx, .pte, .tflite, ...) is run by its runtime, and needs no config.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from functools import partial
 from pathlib import Path
 
 from detseg.atomic import write_records, write_text
+from detseg.choices import METRICS
 from detseg.cli import add_engine, add_images, add_model_settings, command_parser, exit_code
 from detseg.config_files import find_config
 
@@ -41,6 +42,14 @@ def build_parser() -> argparse.ArgumentParser:
     source.add_argument("--sample", action="store_true", help="evaluate on the data set generated here")
     add_images(parser)
     parser.add_argument("--per-class", action="store_true", help="the metric of each class too")
+    parser.add_argument("--metric", nargs="+", action="extend", default=[], choices=METRICS, metavar="NAME",
+                        dest="metrics",
+                        help="further metrics, in tables of their own and in --json. Of boxes: voc (AP50 by VOC's "
+                             "rules of 2007 and 2010), top300 (AP of the 300 surest detections of an image, LVIS's "
+                             "limit), aspect (AP by aspect ratio), crowding (AP by overlap and by objects in the "
+                             "image). Of label maps: averages (class accuracy, frequency-weighted IoU, IoU of images; "
+                             "with --per-class the confusion in --json), boundary (boundary IoU), edges (mIoU near "
+                             "edges and away from them). And coco or miou, where the config has another")
     parser.add_argument("--reference", action="store_true",
                         help="use the field's own slow code where a faster equal of it is the default (COCO's AP)")
     parser.add_argument("--static", action="store_true",
@@ -99,7 +108,7 @@ def _test(options: argparse.Namespace) -> None:
         location = replace(location, images=options.images)
     validation = model.validation(
         location, common=options.common_classes, skip_broken=options.skip_broken, per_class=options.per_class,
-        reference=options.reference, what=str(options.checkpoint or options.model))
+        reference=options.reference, metrics=options.metrics, what=str(options.checkpoint or options.model))
     dataset, metric = validation.dataset, validation.metric()
     chosen, most, workers = None, 1, None
     if experiment is not None:

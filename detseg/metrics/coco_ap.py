@@ -2,8 +2,9 @@
 
 What they mean: https://cocodataset.org/#detection-eval. Matching and accumulation are done by `pycocotools` (the
 reference) or `hotcoco` (the same numbers to 1e-6 at a hundredth of the time); both give a precision array
-[T, R, K, A, M] (10 IoU thresholds, 101 recalls, K classes, 4 areas, 3 limits of detections) and a recall array
-[T, K, A, M] that say -1 where there is no such object. Here the detections are brought to them, and the numbers read.
+[T, R, K, A, M] (10 IoU thresholds, 101 recalls, K classes, A ranges of areas, M limits of detections) and a recall
+array [T, K, A, M] that say -1 where there is no such object. Here the detections are brought to them, and the numbers
+read.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -22,10 +23,22 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from detseg.data.box_index import BoxIndex
-from detseg.interfaces import Metric
-from detseg.structures import Classes, ImageDetections, MetricTable
+from detseg.metrics.detections import DetectionMetric, Rows
+from detseg.metrics.numbers import best_first
+from detseg.structures import Classes, MetricTable
 
 _Array: TypeAlias = NDArray[np.float64]
+
+Range: TypeAlias = tuple[float, float]
+"""From the first to the last value, both inside."""
+
+Measure: TypeAlias = Callable[[BoxIndex, int, Rows], _Array]
+"""What takes the place of the area, so that objects are told apart by something else: annotations, the position of an
+image and boxes there [n, 4 or more], x, y, width and height first, to a number for each [n]."""
+
+AREAS: Mapping[str, Range] = {"all": (0, 1e10), "small": (0, 32**2), "medium": (32**2, 96**2), "large": (96**2, 1e10)}
+"""COCO's, in pixels."""
+
 
 class _Number(NamedTuple):
     """One of the official numbers: the mean of a part of the precision or the recall array."""
@@ -35,14 +48,14 @@ class _Number(NamedTuple):
     iou: float | None
     """The one threshold, or None for the mean over 0.50, 0.55, ... 0.95."""
     area: Literal["all", "small", "medium", "large"]
-    detections: Literal[1, 10, 100]
+    detections: int
     """The most sure detections of each class in each image that count."""
 
-    def read(self, precision: _Array, recall: _Array) -> float:
+    def read(self, counted: Accumulated) -> float:
         thresholds = slice(None) if self.iou is None else round((self.iou - 0.5) / 0.05)
-        area = ("all", "small", "medium", "large").index(self.area)
-        values = (precision if self.of == "precision" else recall)[..., area, (1, 10, 100).index(self.detections)]
-        return _mean(values[thresholds])
+        values = counted.precision if self.of == "precision" else counted.recall
+        area, limit = list(AREAS).index(self.area), counted.limits.index(self.detections)
+        return mean_of(values[..., area, limit][thresholds])
 
 
 _OFFICIAL = (
@@ -61,122 +74,143 @@ _OFFICIAL = (
 )
 
 
-class CocoAP(Metric[ImageDetections]):
+class CocoAP(DetectionMetric):
     """COCO's box AP and AR against the original annotations of `index`.
 
     Gives AP, AP50, AP75, APs, APm, APl, AR1, AR10, AR100, ARs, ARm and ARl, with `per_class` also `AP/<class name>`,
     as fractions. `reference` takes pycocotools where hotcoco, which is faster, is the default. As in the official code
     every image of the index counts: one without predictions has found nothing.
+
+    per_image: the most sure detections of an image that count, of all classes together, in place of 100 of each class.
+        Where classes are many, 100 of each are more than anybody would show, and AP grows with guesses of low scores;
+        LVIS allows 300 (Gupta et al. 2019, arXiv 1908.03195; Dave et al. 2021, arXiv 2102.01066). The numbers are
+        LVIS's and named for the limit, AP@300. They take the annotations for complete, as COCO's are: of LVIS's own
+        files the lists of classes that were not looked for are not read, so that there they are not the official ones.
     """
 
     main = "AP"
 
-    def __init__(self, index: BoxIndex, *, per_class: bool = False, reference: bool = False) -> None:
-        self.index, self.per_class, self.reference = index, per_class, reference
-        self._waiting = set(index.image_ids.tolist())
-        self._rows: dict[int, _Array] = {}
-
-    def update(self, predictions: Sequence[ImageDetections], truths: Sequence[None] = ()) -> None:
-        """Takes the detections of some images; what is true stands in the index.
-
-        An image that was given before or that the index does not have is a ValueError, and a box or score that is
-        not finite a FloatingPointError; the images before it in `predictions` have then been taken.
-        """
-        for prediction in predictions:
-            if prediction.image_id not in self._waiting:
-                known = prediction.image_id in self.index.image_ids
-                raise ValueError(f"image {prediction.image_id} was given twice; give each image once" if known else
-                                 f"image {prediction.image_id} is not one of the {len(self.index.image_ids)} images "
-                                 "with annotations; evaluate on the data that was predicted")
-            self._rows[prediction.image_id] = detection_rows(prediction, self.index.classes)
-            self._waiting.remove(prediction.image_id)
-
-    def collected(self) -> dict[int, _Array]:
-        """The detections by image id."""
-        return self._rows
-
-    def merge(self, collected: Sequence[dict[int, _Array]]) -> None:
-        """Takes the detections of all processes; an image that two of them have is an error of ours."""
-        self._rows = {image_id: rows for share in collected for image_id, rows in share.items()}
-        assert len(self._rows) == sum(map(len, collected)), "two processes predicted the same image"
-        self._waiting = set(self.index.image_ids.tolist()) - self._rows.keys()
+    def __init__(
+        self, index: BoxIndex, *, per_class: bool = False, reference: bool = False, per_image: int | None = None
+    ) -> None:
+        super().__init__(index, per_class=per_class, reference=reference)
+        if per_image is not None and per_image < 1:
+            raise ValueError(f"at least 1 detection of an image must count, got per_image={per_image}; LVIS has 300")
+        self.per_image = per_image
+        self._suffix = "" if per_image is None else f"@{per_image}"
+        self._numbers = _OFFICIAL if per_image is None else tuple(
+            number._replace(name=number.name.replace("AR100", "AR") + self._suffix, detections=per_image)
+            for number in _OFFICIAL if number.detections == 100)
+        self.main = self._numbers[0].name
 
     def compute(self) -> dict[str, float]:
         """Every number by name; NaN where there is no such object."""
-        # Images and classes travel as numbers from 1: ids may have more digits than a float64 holds. In the ids' order:
-        # equal scores are ranked by image, which must not depend on who predicted what when.
-        image_ids, classes = np.sort(self.index.image_ids), self.index.classes
-        rows = np.concatenate([np.zeros((0, 7)), *(
-            np.insert(self._rows[image_id], 0, number, axis=1)
-            for number, image_id in enumerate(image_ids.tolist(), 1) if image_id in self._rows)])
-        rows[:, 6] += 1
-        truth = replace(self.index, image_ids=np.searchsorted(image_ids, self.index.image_ids) + 1,
-                        annotation_ids=np.arange(1, len(self.index.boxes) + 1),
-                        classes=Classes(classes.names, tuple(range(1, len(classes) + 1))))
-        arrays = _with_pycocotools if self.reference else _with_hotcoco
-        category_ids, precision, recall = arrays(truth.coco_ground_truth(), rows)
-        numbers = {number.name: number.read(precision, recall) for number in _OFFICIAL}
+        limits = (1, 10, 100) if self.per_image is None else (self.per_image,)
+        counted = accumulated(self.index, self.by_image(), limits=limits, per_image=self.per_image,
+                              reference=self.reference)
+        numbers = {number.name: number.read(counted) for number in self._numbers}
         if self.per_class:
-            position = {category_id: k for k, category_id in enumerate(category_ids)}
-            numbers |= {f"AP/{name}": _mean(precision[:, :, position[number], 0, -1])
-                        for number, name in truth.classes.used.items()}
+            numbers |= {f"AP{self._suffix}/{name}": mean_of(counted.precision[:, :, k, 0, -1])
+                        for k, name in enumerate(self.index.classes.used.values())}
         return numbers
 
     def table(self, numbers: Mapping[str, float]) -> MetricTable:
         """The official rows and, where `numbers` has them, the classes, best first."""
         rows: list[tuple[str | float, ...]] = []
-        for number in _OFFICIAL:
+        for number in self._numbers:
             iou = "0.50:0.95" if number.iou is None else f"{number.iou:.2f}"
             rows.append((number.name, iou, number.area, str(number.detections), numbers[number.name]))
-        by_class = {name: value for name, value in numbers.items() if name.startswith("AP/")}
-        for name, value in sorted(by_class.items(), key=lambda item: (math.isnan(item[1]), -item[1], item[0])):
-            rows.append((name, "0.50:0.95", "all", "100", value))
+        for name, value in best_first(numbers, f"AP{self._suffix}/"):
+            rows.append((name, "0.50:0.95", "all", str(self._numbers[0].detections), value))
         # The official groups: by IoU, by area, by number of detections, by area.
-        ends = tuple(row for row, number in enumerate(_OFFICIAL) if number.name in ("AP75", "APl", "AR100", "ARl"))
+        ends = tuple(row for row, number in enumerate(self._numbers)
+                     if number.name.removesuffix(self._suffix) in ("AP75", "APl", "AR100", "ARl"))
+        counted = "" if self.per_image is None else f", the {self.per_image} most sure detections of an image"
         return MetricTable(("measure", "IoU", "objects", "detections", "value"), tuple(rows), sections=ends,
-                           notes=("COCO boxes; - where none exist",))
+                           notes=(f"COCO boxes{counted}; - where none exist",))
 
 
-def _mean(values: _Array) -> float:
+class Accumulated(NamedTuple):
+    """The arrays of the official code; -1 where there is no such object."""
+
+    precision: _Array
+    """[T, R, K, A, M], of the used classes in their order."""
+    recall: _Array
+    """[T, K, A, M]."""
+    limits: tuple[int, ...]
+    """M: the most sure detections of each class in each image that count."""
+
+
+def accumulated(
+    index: BoxIndex, found: Sequence[tuple[int, Rows]], *, ranges: Mapping[str, Range] = AREAS,
+    limits: tuple[int, ...] = (100,), per_image: int | None = None, measure: Measure | None = None,
+    reference: bool = False,
+) -> Accumulated:
+    """COCO's matching and accumulation.
+
+    Args:
+        index: the annotations.
+        found: detections by position, as `DetectionMetric.by_image` gives them.
+        ranges: of areas, or of what `measure` says: in each, objects outside are ignored, and so are detections outside
+            that match no object.
+        limits: how many of the most sure detections of each class in each image count, ascending.
+        per_image: how many of an image count, of all classes together; None for all.
+        measure: takes the place of the area.
+        reference: by pycocotools.
+    """
+    tables = []
+    # Images and classes travel as numbers from 1: ids may have more digits than a float64 holds.
+    numbers = np.zeros(len(index), np.int64)
+    for number, (position, rows) in enumerate(found, start=1):
+        numbers[position] = number
+        if per_image is not None:
+            rows = rows[np.argsort(-rows[:, 4], kind="stable")[:per_image]]
+        sizes = rows[:, 2] * rows[:, 3] if measure is None else measure(index, position, rows)
+        tables.append(np.column_stack([np.full(len(rows), number), rows[:, :5], rows[:, 5] + 1, sizes]))
+    table = np.concatenate([np.zeros((0, 8)), *tables])
+    areas = index.areas if measure is None else np.concatenate([np.zeros(0), *(
+        measure(index, position, index.boxes[index.offsets[position]:index.offsets[position + 1]])
+        for position in range(len(index)))])
+    truth = replace(index, image_ids=numbers, annotation_ids=np.arange(1, len(index.boxes) + 1), areas=areas,
+                    classes=Classes(index.classes.names, tuple(range(1, len(index.classes) + 1))))
+    arrays = _with_pycocotools if reference else _with_hotcoco
+    category_ids, precision, recall = arrays(truth.coco_ground_truth(), table, ranges, limits)
+    used = [category_ids.index(number) for number in truth.classes.used]
+    return Accumulated(precision[:, :, used], recall[:, used], limits)
+
+
+def mean_of(values: _Array) -> float:
     """The mean over what exists; NaN where nothing does."""
     existing = values[values > -1]
     return float(existing.mean()) if existing.size else math.nan
 
 
-def detection_rows(prediction: ImageDetections, classes: Classes) -> _Array:
-    """The detections of used classes as float64 [R, 6]: x, y, width, height, score, label.
-
-    The width is taken in float64, where x + width gives the float32 corner back: IoU sees the box that was predicted.
-    """
-    boxes = prediction.boxes.detach().double().cpu().numpy()
-    scores = prediction.scores.detach().double().cpu().numpy()
-    labels = prediction.labels.cpu().numpy()
-    if not (np.isfinite(boxes).all() and np.isfinite(scores).all()):
-        raise FloatingPointError(f"image {prediction.image_id} has boxes or scores that are not finite: "
-                                 "the network has diverged")
-    assert np.logical_and(labels >= 0, labels < len(classes)).all(), "padding, or the labels of another set of classes"
-    rows: _Array = np.column_stack([boxes[:, :2], boxes[:, 2:] - boxes[:, :2], scores, labels])
-    used = np.array([source_id in classes.used for source_id in classes.source_ids])
-    of_used: _Array = rows[used[labels]]
-    return of_used
-
-
-def _with_hotcoco(ground_truth: dict[str, Any], rows: _Array) -> tuple[list[int], _Array, _Array]:
+def _with_hotcoco(
+    ground_truth: dict[str, Any], table: _Array, ranges: Mapping[str, Range], limits: tuple[int, ...]
+) -> tuple[list[int], _Array, _Array]:
     truth = hotcoco.COCO(ground_truth)
-    evaluation = hotcoco.COCOeval(truth, truth.load_res(rows), "bbox")
+    found = truth.load_res(table[:, :7])
+    found.update_anns(ids=np.arange(1, len(table) + 1), area=table[:, 7])
+    evaluation = hotcoco.COCOeval(truth, found, "bbox")
+    evaluation.params.area_rng, evaluation.params.area_rng_lbl = [list(ends) for ends in ranges.values()], list(ranges)
+    evaluation.params.max_dets = list(limits)
     evaluation.evaluate()
     evaluation.accumulate()
     assert evaluation.eval is not None
     return evaluation.params.cat_ids, evaluation.eval["precision"], evaluation.eval["recall"]
 
 
-def _with_pycocotools(ground_truth: dict[str, Any], rows: _Array) -> tuple[list[int], _Array, _Array]:
+def _with_pycocotools(
+    ground_truth: dict[str, Any], table: _Array, ranges: Mapping[str, Range], limits: tuple[int, ...]
+) -> tuple[list[int], _Array, _Array]:
     found = [{"id": number, "image_id": int(image_id), "category_id": int(category_id), "bbox": bbox, "score": score,
-              "area": bbox[2] * bbox[3], "iscrowd": 0}
-             for number, (image_id, *bbox, score, category_id) in enumerate(rows.tolist(), start=1)]
+              "area": area, "iscrowd": 0}
+             for number, (image_id, *bbox, score, category_id, area) in enumerate(table.tolist(), start=1)]
     with contextlib.redirect_stdout(io.StringIO()):
         # `loadRes` would do the same to `found`, and fail on an empty list.
         evaluation = COCOeval(_indexed(ground_truth), _indexed({**ground_truth, "annotations": found}), "bbox")
+        evaluation.params.areaRng, evaluation.params.areaRngLbl = [list(ends) for ends in ranges.values()], list(ranges)
+        evaluation.params.maxDets = list(limits)
         evaluation.evaluate()
         evaluation.accumulate()
     return evaluation.params.catIds, evaluation.eval["precision"], evaluation.eval["recall"]

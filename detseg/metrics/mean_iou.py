@@ -5,30 +5,17 @@ Equal to cityscapesscripts' evalPixelLevelSemanticLabeling for the same label ma
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple, TypeAlias
+from collections.abc import Mapping
 
 import numpy as np
-from numpy.typing import NDArray
-from torch import Tensor
 
 from detseg.data.label_index import LabelIndex
-from detseg.interfaces import Metric
-from detseg.structures import VOID, ImageLabels, LabelPixels, MetricTable
-
-_Counts: TypeAlias = NDArray[np.int64]
-
-
-class Collected(NamedTuple):
-    """What is known of some images."""
-
-    confusion: _Counts
-    """[K, K]: pixels by true class (rows) and predicted class; void is not counted."""
-    image_ids: frozenset[int]
+from detseg.metrics.label_maps import Counts, LabelMetric
+from detseg.metrics.numbers import best_first, mean_existing, ratio
+from detseg.structures import VOID, LabelPixels, MetricTable
 
 
-class MeanIoU(Metric[ImageLabels]):
+class MeanIoU(LabelMetric):
     """mIoU, pixel accuracy and the confusion matrix against the original label maps of `index`.
 
     Gives, as fractions: `mIoU`, the mean over the classes that occur in the truth or in a prediction, as
@@ -41,56 +28,27 @@ class MeanIoU(Metric[ImageLabels]):
     main = "mIoU"
 
     def __init__(self, index: LabelIndex, *, per_class: bool = False, reference: bool = False) -> None:
-        self.index = index
-        self.per_class = per_class
-        self.confusion: _Counts = np.zeros((len(index.classes),) * 2, dtype=np.int64)
-        """[K, K]: the numbers of pixels so far by true class (rows) and predicted class (columns)."""
-        self._waiting = {image_id: position for position, image_id in enumerate(index.image_ids.tolist())}
+        super().__init__(index, (len(index.classes),) * 2, per_class=per_class)
 
-    def update(self, predictions: Sequence[ImageLabels], truths: Sequence[Tensor]) -> None:
-        """Takes the label maps of some images and the true ones, uint8 [H, W] each.
+    @property
+    def confusion(self) -> Counts:
+        """[K, K]: the numbers of pixels so far by true class (rows) and predicted class (columns), without void."""
+        return self.counts
 
-        ValueError: an image that was given before or that the index does not have, a label map of another size than
-        the true one; the images before it in `predictions` have then been taken.
-        """
-        for (image_id, labels), truth in zip(predictions, truths, strict=True):
-            if image_id not in self._waiting:
-                raise ValueError(f"image {image_id} was given twice; give each image once"
-                                 if image_id in self.index.image_ids else
-                                 f"image {image_id} is not one of the {len(self.index)} images with label maps; "
-                                 "evaluate on the data that was predicted")
-            if truth.shape != labels.shape:
-                raise ValueError(f"the label map of image {image_id} is {labels.shape[0]} x {labels.shape[1]} (height "
-                                 f"x width), the true one is {truth.shape[0]} x {truth.shape[1]}")
-            self.confusion += confusion_matrix(truth.numpy(), labels, len(self.index.classes))
-            del self._waiting[image_id]
-
-    def collected(self) -> Collected:
-        """The confusion matrix and whose it is."""
-        return Collected(self.confusion, frozenset(self.index.image_ids.tolist()) - self._waiting.keys())
-
-    def merge(self, collected: Sequence[Collected]) -> None:
-        """The sum over processes; an image that two of them have is an error of ours."""
-        image_ids = frozenset[int]().union(*(share.image_ids for share in collected))
-        assert len(image_ids) == sum(len(share.image_ids) for share in collected), "two processes had the same image"
-        self.confusion = np.sum([share.confusion for share in collected], axis=0)
-        self._waiting = {image_id: position for position, image_id in enumerate(self.index.image_ids.tolist())
-                         if image_id not in image_ids}
+    def _count(self, image_id: int, truth: LabelPixels, labels: LabelPixels) -> Counts:
+        return confusion_matrix(truth, labels, len(self.index.classes))
 
     def compute(self) -> dict[str, float]:
         """Every number by name. A ValueError where images of the index are missing."""
-        if self._waiting:
-            raise ValueError(f"{len(self._waiting)} of {len(self.index)} images have no prediction, image "
-                             f"{min(self._waiting)} is the first; mIoU needs all")
-        iou = class_iou(self.confusion)
-        used = [k for k, source_id in enumerate(self.index.classes.source_ids) if source_id in self.index.classes.used]
+        self._check_complete("mIoU")
+        iou, used = class_iou(self.confusion), self._used
         numbers = {
-            "mIoU": _mean([iou[k] for k in used if not math.isnan(iou[k])]),
-            "mIoU_present": _mean([iou[k] for k in used if self.confusion[k].any()]),
-            "pixel_accuracy": _ratio(int(self.confusion.trace()), int(self.confusion.sum())),
+            "mIoU": mean_existing(iou[k] for k in used),
+            "mIoU_present": mean_existing(iou[k] for k in used if self.confusion[k].any()),
+            "pixel_accuracy": pixel_accuracy(self.confusion),
         }
         if self.per_class:
-            numbers |= {f"IoU/{self.index.classes.names[k]}": iou[k] for k in used}
+            numbers |= {f"IoU/{name}": iou[k] for k, name in used.items()}
         return numbers
 
     def table(self, numbers: Mapping[str, float]) -> MetricTable:
@@ -99,10 +57,11 @@ class MeanIoU(Metric[ImageLabels]):
         Where images have been taken, it also says for each class how much of the truth it is and what its pixels are
         most often taken for, and names the classes that do not occur in the truth.
         """
-        by_class = {name: value for name, value in numbers.items() if name.startswith("IoU/")}
-        rows: list[tuple[str | float, ...]] = [(name, value) for name, value in numbers.items() if name not in by_class]
+        by_class = best_first(numbers, "IoU/")
+        rows: list[tuple[str | float, ...]] = [
+            (name, numbers[name]) for name in ("mIoU", "mIoU_present", "pixel_accuracy")]
         end = len(rows) - 1
-        for name, value in sorted(by_class.items(), key=lambda item: (math.isnan(item[1]), -item[1], item[0])):
+        for name, value in by_class:
             rows.append((name, value, *self._of_class(name.removeprefix("IoU/"))))
         absent = self._absent()
         return MetricTable(
@@ -120,33 +79,30 @@ class MeanIoU(Metric[ImageLabels]):
         missed = self.confusion[k].copy()
         missed[k] = 0
         total = int(self.confusion[k].sum())
-        share = _ratio(total, int(self.confusion.sum()))
+        share = ratio(total, int(self.confusion.sum()))
         if not missed.any():
             return share, ""
         return share, f"{self.index.classes.names[missed.argmax()]} {missed.max() / total:.0%}"
 
 
-def confusion_matrix(truth: LabelPixels, labels: LabelPixels, num_classes: int) -> _Counts:
+def confusion_matrix(truth: LabelPixels, labels: LabelPixels, num_classes: int) -> Counts:
     """[K, K]: the numbers of pixels by true class (rows) and predicted class, without those whose truth is VOID."""
     assert truth.shape == labels.shape, (truth.shape, labels.shape)
     # All pairs of two bytes, with void and what may not be: cheaper than selecting pixels first, and checks them.
     pairs = (truth.astype(np.uint16) << 8) | labels
-    counts: _Counts = np.bincount(pairs.ravel(), minlength=2**16).reshape(256, 256)
+    counts: Counts = np.bincount(pairs.ravel(), minlength=2**16).reshape(256, 256)
     assert not counts[num_classes:VOID].any(), f"true labels go beyond the {num_classes} classes"
     assert not counts[:, num_classes:].any(), f"predicted labels go beyond the {num_classes} classes"
     return counts[:num_classes, :num_classes]
 
 
-def class_iou(confusion: _Counts) -> list[float]:
+def class_iou(confusion: Counts) -> list[float]:
     """Intersection over union of each class; NaN for one that occurs neither in the truth nor in a prediction."""
     common = confusion.diagonal()
     union = confusion.sum(0) + confusion.sum(1) - common
-    return [_ratio(part, whole) for part, whole in zip(common.tolist(), union.tolist(), strict=True)]
+    return [ratio(part, whole) for part, whole in zip(common.tolist(), union.tolist(), strict=True)]
 
 
-def _ratio(part: int, whole: int) -> float:
-    return part / whole if whole else math.nan
-
-
-def _mean(values: Sequence[float]) -> float:
-    return math.fsum(values) / len(values) if values else math.nan
+def pixel_accuracy(confusion: Counts) -> float:
+    """The share of pixels whose class was told."""
+    return ratio(int(confusion.trace()), int(confusion.sum()))

@@ -76,7 +76,7 @@ class Reporter:
 
 
 def render(table: MetricTable) -> RenderableType:
-    """A metric's table for a terminal."""
+    """A metric's table for a terminal, and those that follow."""
     drawn = Table(*(Column(Text(title)) for title in table.columns))
     for number, column in enumerate(drawn.columns):
         if any(isinstance(row[number], float) for row in table.rows if number < len(row)):
@@ -85,7 +85,7 @@ def render(table: MetricTable) -> RenderableType:
         # Text, because a class's name may look like markup.
         cells = [Text(shown(cell) if isinstance(cell, float) else str(cell)) for cell in row]
         drawn.add_row(*cells, end_section=number in table.sections)
-    return Group(drawn, *map(Text, table.notes))
+    return Group(drawn, *map(Text, table.notes), *map(render, table.more))
 
 
 def shown(value: float) -> str:

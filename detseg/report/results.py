@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from pycocotools import mask
 
-from detseg.metrics.coco_ap import detection_rows
+from detseg.metrics.detections import detection_rows
 from detseg.structures import Classes, ImageClasses, ImageDetections, ImageLabels, LabelPixels
 
 
