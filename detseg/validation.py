@@ -23,6 +23,8 @@ _MOST_NAMED = 12
 class Validation(NamedTuple):
     """Images with their labels."""
 
+    index: Any
+    """The annotations, in the order and with the labels of the network."""
     dataset: Dataset[Any]
     metric: Callable[[], Metric[Any]]
     """A new one."""
@@ -77,7 +79,7 @@ def prepared(
     def metric() -> Metric[Any]:
         return data.metric(index, per_class=per_class, reference=reference)
 
-    return Validation(data.dataset(index, resize, augment=None, seed=0), metric, (*notes, *left_out, *broken))
+    return Validation(index, data.dataset(index, resize, augment=None, seed=0), metric, (*notes, *left_out, *broken))
 
 
 def relabelled(index: Index, classes: Classes, *, common: bool, what: str) -> tuple[Any, list[str]]:
