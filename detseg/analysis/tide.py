@@ -177,15 +177,15 @@ def _matched(rows: _Floats, index: BoxIndex, i: int) -> _Image:
     right = image.found >= 0
     in_crowd = (_iou(rows, boxes[crowds], crowd=True) > FOUND_IOU) & (rows[:, 5, None] == labels[None, crowds])
     image.ignored[:] = ~right & in_crowd.any(axis=1)
-    other = overlap * ~same
-    for d in np.flatnonzero(~right):
-        image.kind[d], image.about[d] = _error(own[d], other[d], used) if len(objects) else (_BACKGROUND, -1)
-        if image.about[d] >= 0:
-            image.iou[d] = overlap[d, image.about[d]]
+    if len(objects):
+        wrong = np.flatnonzero(~right)
+        image.kind[wrong], image.about[wrong], image.iou[wrong] = _errors(overlap[wrong], same[wrong], used)
+    else:
+        image.kind[~right] = _BACKGROUND
     left = overlap * ~used
-    for d in np.flatnonzero(~right & ~image.ignored):
-        best = int(left[d].argmax()) if len(objects) else -1
-        if best >= 0 and left[d, best] >= FOUND_IOU:
+    for d in np.flatnonzero(~right & ~image.ignored & (left.max(axis=1, initial=0) >= FOUND_IOU)):
+        best = int(left[d].argmax())
+        if left[d, best] >= FOUND_IOU:
             image.mistaken[d] = best
             left[:, best] = 0
     image.found[right] = objects[image.found[right]]
@@ -197,19 +197,24 @@ def _matched(rows: _Floats, index: BoxIndex, i: int) -> _Image:
 _CLASSIFICATION, _LOCALISATION, _BOTH, _DUPLICATE, _BACKGROUND, _MISSED = range(len(KINDS))
 
 
-def _error(own: _Floats, other: _Floats, used: _Bools) -> tuple[int, int]:
-    """The kind of an error, and the object that it is about: of its overlaps with the objects of its class and of
-    others, [n] each, and of those that are found already. In the order of `tidecv`."""
-    if BACKGROUND_IOU <= own.max() <= FOUND_IOU:
-        return _LOCALISATION, int(own.argmax())
-    if other.max() >= FOUND_IOU:
-        return _CLASSIFICATION, int(other.argmax())
-    if (own * used).max() >= FOUND_IOU:
-        return _DUPLICATE, int((own * used).argmax())
-    overlap = np.maximum(own, other)
-    if overlap.max() <= BACKGROUND_IOU:
-        return _BACKGROUND, -1
-    return _BOTH, int(overlap.argmax())
+def _errors(overlap: _Floats, same: _Bools, used: _Bools) -> tuple[_Ints, _Ints, _Floats]:
+    """The kinds [e] of wrong detections, the objects that they are about, and their overlap with these.
+
+    Args:
+        overlap: [e, n], the IoU with each object.
+        same: [e, n], whether it is of the detection's class.
+        used: [n], whether it is found already.
+    """
+    own = overlap * same
+    tried = [own, overlap * ~same, own * used, overlap]
+    best = [one.max(axis=1) for one in tried]
+    # In the order of `tidecv`; what none holds for is both.
+    cases = [(best[0] >= BACKGROUND_IOU) & (best[0] <= FOUND_IOU), best[1] >= FOUND_IOU, best[2] >= FOUND_IOU,
+             best[3] <= BACKGROUND_IOU]
+    kinds = [_LOCALISATION, _CLASSIFICATION, _DUPLICATE, _BACKGROUND]
+    nearest = [one.argmax(axis=1) for one in tried]
+    return (np.select(cases, kinds, _BOTH), np.select(cases, [*nearest[:3], np.full(len(own), -1)], nearest[3]),
+            np.select(cases, [*best[:3], np.zeros(len(own))], best[3]))
 
 
 def _iou(rows: _Floats, boxes_xywh: _Floats, *, crowd: bool) -> _Floats:

@@ -156,7 +156,8 @@ def detection_rows(prediction: ImageDetections, classes: Classes) -> _Array:
                                  "the network has diverged")
     assert np.logical_and(labels >= 0, labels < len(classes)).all(), "padding, or the labels of another set of classes"
     rows: _Array = np.column_stack([boxes[:, :2], boxes[:, 2:] - boxes[:, :2], scores, labels])
-    used = np.array([source_id in classes.used for source_id in classes.source_ids])
+    known = classes.used
+    used = np.array([source_id in known for source_id in classes.source_ids])
     of_used: _Array = rows[used[labels]]
     return of_used
 
