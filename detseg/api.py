@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import singledispatch
 from pathlib import Path
@@ -16,6 +16,9 @@ from torch import Tensor
 
 from detseg import checkpoint as checkpoints
 from detseg import config as configs
+from detseg.analysis.collect import Anchors
+from detseg.analysis.run import anchors_of
+from detseg.analysis.thresholds import ScoreThresholds
 from detseg.choices import CALIBRATION_IMAGES, Engine, Execution
 from detseg.config import Config, Data
 from detseg.data.box_index import BoxIndex
@@ -27,7 +30,7 @@ from detseg.data.location import Location, read_training, read_validation
 from detseg.data.screening import screened
 from detseg.engine import OnnxRuntimePredictor, with_engine
 from detseg.export.artefact import Artefact, is_artefact, open_artefact
-from detseg.export.convert import Exported, Source, export
+from detseg.export.convert import Exported, Source, export, weights_digest
 from detseg.export.format import Format, Options
 from detseg.export.formats import format_named, format_of, formats
 from detseg.export.int8 import Budget, Calibration, Int8Exported, export_int8
@@ -41,7 +44,7 @@ from detseg.report.pictures import draw_boxes, draw_classes, draw_labels
 from detseg.run_folder import RunFolder, trained_run
 from detseg.settings import COMMAND_LINE
 from detseg.split_execution import check_splittable, number_of_parts
-from detseg.structures import Classes, ImageClasses, ImageDetections, ImageLabels, LabelPixels, Pixels
+from detseg.structures import Classes, ImageClasses, ImageDetections, ImageLabels, LabelPixels, Pixels, Threshold
 from detseg.validation import Validation, prepared
 from detseg.weights.load import is_plain, load_weights, read_checkpoint
 
@@ -51,6 +54,8 @@ ChannelOrder: TypeAlias = Literal["rgb", "bgr"]
 
 _COMPARED = 16
 """Images that an exported file is compared on, unless they are named."""
+USUAL_THRESHOLD = 0.4
+"""The score from which detections are shown where nobody has measured a better one."""
 
 
 class Boxes(NamedTuple):
@@ -97,14 +102,16 @@ class Model:
         config: whose network it is; a file has none.
         run: the folder it was trained in, where it comes from one.
         source: what an export is made of; a file cannot be exported.
+        thresholds: by class, the score from which its detections are best shown, where it was measured.
     """
 
     def __init__(
         self, loaded: Predictor | Artefact, task: Task[Any, Any, Any, Any], *, title: str, notes: Sequence[str] = (),
         config: Config | None = None, run: RunFolder | None = None, source: Source | None = None,
+        thresholds: Mapping[str, float] | None = None,
     ) -> None:
         self.loaded, self.task, self.title, self.notes = loaded, task, title, tuple(notes)
-        self.config, self.run, self.source = config, run, source
+        self.config, self.run, self.source, self.thresholds = config, run, source, thresholds
         self._engine: Engine = "torch"
         self._parts: int | None = None
         self._ready: Predictor | OnnxRuntimePredictor | Artefact | None = None
@@ -137,6 +144,28 @@ class Model:
         """Where the data lie that it was trained on, as far as is known; else where its config looks."""
         known = None if self.run is None else self.run.location
         return known or Location(Path(self.data.folder))
+
+    @property
+    def threshold(self) -> Threshold:
+        """The score from which detections are shown unless somebody asks for another: of each class, as far as
+        `detseg analyze` has measured it with these weights."""
+        if self.thresholds is None:
+            return USUAL_THRESHOLD
+        return tuple(self.thresholds.get(name, USUAL_THRESHOLD) for name in self.classes.names)
+
+    @property
+    def weights_digest(self) -> str:
+        """SHA-256 of its weights, or of those that an exported file was made of."""
+        if isinstance(self.loaded, Artefact):
+            return str(self.loaded.manifest.checkpoint["sha256"])
+        return weights_digest(self.loaded)
+
+    @property
+    def anchors(self) -> Anchors:
+        """Where its head has anchors, or why there are none to see."""
+        if isinstance(self.loaded, Artefact):
+            return Anchors(None, "an exported file does not tell its anchors")
+        return anchors_of(self.loaded)
 
     def read_validation(self, location: Location) -> tuple[Any, tuple[str, ...]]:
         """What it is measured on in these data, with the data's own labels, and what a person should know about where
@@ -312,15 +341,15 @@ class Model:
         return self._one(images, channel_order)  # type: ignore[arg-type]
 
     def draw(
-        self, image: ImageLike, prediction: Boxes | LabelMap | BestClasses | None = None, *, threshold: float = 0.4,
-        channel_order: ChannelOrder = "rgb",
+        self, image: ImageLike, prediction: Boxes | LabelMap | BestClasses | None = None, *,
+        threshold: Threshold | None = None, channel_order: ChannelOrder = "rgb",
     ) -> Pixels:
         """The image with a prediction on it, RGB.
 
         Args:
             image: as when called.
             prediction: of this image; None predicts it now.
-            threshold: boxes of a smaller score are left out.
+            threshold: boxes of a smaller score are left out; None takes `Model.threshold`.
             channel_order: as when called.
         """
         pixels = _pixels(image, channel_order)
@@ -330,7 +359,8 @@ class Model:
         if isinstance(found, BestClasses):
             return draw_classes(pixels, ImageClasses(0, found.scores, found.labels), self.classes)
         return draw_boxes(
-            pixels, ImageDetections(0, found.boxes, found.scores, found.labels), self.classes, threshold=threshold)
+            pixels, ImageDetections(0, found.boxes, found.scores, found.labels), self.classes,
+            threshold=self.threshold if threshold is None else threshold)
 
     def _one(self, image: ImageLike, channel_order: ChannelOrder) -> Any:
         found = predict_image(self.network, self.task, _pixels(image, channel_order))
@@ -407,11 +437,19 @@ def load_model(
         notes.append(f"note: {weights} was trained with qat; its network is computed in floating point here, and an "
                      "int8 file of it (detseg export --int8) has about the score that training told")
     checkpoints.restore_model(predictor, read.weights, what=str(weights))
+    thresholds = None
+    if run is not None and run.thresholds.is_file():
+        measured = ScoreThresholds.read(run.thresholds)
+        if measured.weights == weights_digest(predictor):
+            thresholds = dict(zip(read.classes.names, measured.by_class(read.classes), strict=True))
+        else:
+            notes.append(f"note: {run.thresholds} is of other weights than {weights.name} and was left aside; detseg "
+                         "analyze measures anew")
     task = config.experiment.task
     return Model(
         predictor.eval(), task, title=f"{weights}, after {read.step} steps", notes=notes, config=config, run=run,
-        source=Source(predictor, task, str(weights), step=read.step, ranges=read.ranges,
-                      fingerprint=read.fingerprint))
+        thresholds=thresholds, source=Source(predictor, task, str(weights), step=read.step, ranges=read.ranges,
+                                             fingerprint=read.fingerprint, thresholds=thresholds))
 
 
 def _exported(path: Path) -> Model:
@@ -419,7 +457,7 @@ def _exported(path: Path) -> Model:
     manifest = artefact.manifest
     notes = [f"note: {artefact.format.note}"] if artefact.format.note else []
     return Model(artefact, artefact.task, title=f"{path}, made of {manifest.checkpoint['name']} on {manifest.created}",
-                 notes=notes)
+                 notes=notes, thresholds=manifest.thresholds)
 
 
 def _check_asked(

@@ -39,6 +39,34 @@ def add_model_settings(parser: argparse.ArgumentParser) -> None:
                         help="what published weights predict, in their order (the config's classes)")
 
 
+def add_evaluated(parser: argparse.ArgumentParser, *, what: str) -> None:
+    """Of commands that predict validation images, what `detseg.evaluated.open_evaluated` takes; what: for example
+    "evaluate"."""
+    parser.add_argument("model", type=Path, metavar="RUN|CONFIG|ARTEFACT",
+                        help="a run folder, the config that was trained, or an exported file")
+    parser.add_argument("checkpoint", type=Path, nargs="?",
+                        help="another checkpoint of the run; with a config: best.pt or last.pt of its run, or "
+                             "published weights")
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("--data", type=Path, metavar="PLACE",
+                        help="the data set's folder, or an annotation file (the run's, or the config's own)")
+    source.add_argument("--sample", action="store_true", help=f"{what} on the data set generated here")
+    add_images(parser)
+    parser.add_argument("--static", action="store_true",
+                        help="decode and suppress in the form that is exported: the score of what will ship")
+    parser.add_argument("--batch-size", type=int, metavar="N",
+                        help="images that are evaluated together (the config's eval_batch_size, or what suits them)")
+    add_engine(parser)
+    parser.add_argument("--skip-broken", action="store_true",
+                        help=f"{what} without images, records and labels that are broken, and name them")
+    parser.add_argument("--config-changed", action="store_true",
+                        help="take the checkpoint although it was trained with another config")
+    add_model_settings(parser)
+    parser.add_argument("--common-classes", action="store_true",
+                        help=f"{what} on the classes that the network and the data both have, by name, although they "
+                             "do not have the same")
+
+
 def exit_code(work: Callable[[], None]) -> int:
     """Does the work of a command: 0, or 2 for what the user can change, 1 for what failed on the way, 130 for Ctrl-C.
 

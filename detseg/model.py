@@ -135,6 +135,6 @@ def anchored_maps(model: Predictor) -> tuple[CachedAnchors, Sequence[Tensor]] | 
     if not known:
         return None
     was_training = model.training
-    raw = model.eval()(torch.zeros(1, 3, *model.resize.size))
+    raw = model.eval()(torch.zeros(1, 3, *model.resize.size, device=model.device))
     model.train(was_training)
     return known[0], raw.logits  # every head with anchors keeps its logits map by map

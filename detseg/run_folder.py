@@ -86,6 +86,16 @@ class RunFolder:
         """Validation images with predictions, made at the end."""
         return self.path / "predictions.jpg"
 
+    @property
+    def analysis(self) -> Path:
+        """What `detseg analyze` has found."""
+        return self.path / "analysis.json"
+
+    @property
+    def thresholds(self) -> Path:
+        """The score from which each class is shown, and the weights that this is known of."""
+        return self.path / "thresholds.json"
+
     def create(
         self, config: Config, data: Location, *, kept: KeptSplit | None = None,
         teacher: Mapping[str, str] | None = None,
@@ -94,7 +104,7 @@ class RunFolder:
         for validation, where the run has decided it, and what a teacher is, where there is one."""
         self.path.mkdir(parents=True, exist_ok=True)
         self._describe(config, data=data.as_plain(), teacher=teacher)
-        for left in (self.split, self.average, *self.kept.values()):
+        for left in (self.split, self.average, self.analysis, self.thresholds, *self.kept.values()):
             left.unlink(missing_ok=True)
         if kept is not None:
             self.split.write_text(json.dumps(kept.as_plain(), indent=1) + "\n", "utf-8")

@@ -8,16 +8,20 @@ known.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Self, TypeAlias
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 Size: TypeAlias = tuple[int, int]
 """(height, width) in pixels."""
+
+Threshold: TypeAlias = float | Sequence[float]
+"""The score from which predictions are shown: one for all classes, or one for each, [K]."""
 
 Pixels: TypeAlias = NDArray[np.uint8]
 """A decoded image, uint8 [H, W, 3] RGB."""
@@ -146,6 +150,12 @@ class ImageDetections(NamedTuple):
     """float [R]."""
     labels: Tensor
     """int64 [R]."""
+
+    def shown(self, threshold: Threshold) -> Tensor:
+        """bool [R]: those of at least the threshold, each of its class where there are several."""
+        if isinstance(threshold, int | float):
+            return self.scores.double() >= threshold
+        return self.scores.double() >= self.scores.new_tensor(threshold, dtype=torch.float64)[self.labels]
 
 
 class LabelTargets(NamedTuple):

@@ -24,6 +24,8 @@ _MOST_NAMED = 12
 class Validation(NamedTuple):
     """Images with their labels."""
 
+    index: Any
+    """The annotations, in the order and with the labels of the network."""
     dataset: Dataset[Any]
     metric: Callable[[], Metric[Any]]
     """A new one."""
@@ -83,7 +85,7 @@ def prepared(
         made = [make(index, per_class=per_class, reference=reference) for make in makers]
         return Together(made) if metrics else made[0]
 
-    return Validation(data.dataset(index, resize, augment=None, seed=0), metric, (*notes, *left_out, *broken))
+    return Validation(index, data.dataset(index, resize, augment=None, seed=0), metric, (*notes, *left_out, *broken))
 
 
 def relabelled(index: Index, classes: Classes, *, common: bool, what: str) -> tuple[Any, list[str]]:

@@ -19,9 +19,9 @@ HEADS_MAY_IMPORT = {f"detseg.{name}" for name in ("interfaces", "structures", "l
 FLOORS = (
     ("__main__",),
     ("commands", "completion"),
-    ("api", "average", "benchmark", "demo", "openmmlab", "train"),
-    ("browse", "distillation", "engine", "evaluate", "export", "network_view", "quantization", "recipes", "run_folder",
-     "training_step", "validation", "weights"),
+    ("api", "average", "benchmark", "demo", "evaluated", "openmmlab", "train"),
+    ("analysis", "browse", "distillation", "engine", "evaluate", "export", "network_view", "quantization", "recipes",
+     "run_folder", "training_step", "validation", "weights"),
     ("checkpoint", "config", "fine_tuning", "predict"),
     ("fingerprint", "from_data", "metrics", "report"),
     ("model", "optim", "tasks"),

@@ -31,13 +31,16 @@ import time
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from detseg.atomic import records_file, write_text
 from detseg.cli import add_engine, add_model_settings, command_parser, exit_code
 from detseg.config_files import find_config
 
-_THRESHOLD = 0.4
+if TYPE_CHECKING:
+    from detseg.structures import Threshold
+
+_MOST_NAMED = 10
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -51,9 +54,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, default=Path("predictions"), metavar="DIR",
                         help="the folder to write to (%(default)s)")
     parser.add_argument("--threshold", type=float, metavar="T",
-                        help=f"the smallest score, 0 to 1, that is drawn and counted here ({_THRESHOLD}); "
-                             "predictions.json has all. Label maps have none, and the "
-                             "best classes of an image are always drawn")
+                        help="the smallest score, 0 to 1, that is drawn and counted here (of each class the one that "
+                             "detseg analyze has found best for these weights, else 0.4); predictions.json has all. "
+                             "Label maps have none, and the best classes of an image are always drawn")
     add_engine(parser)
     parser.add_argument("--config-changed", action="store_true",
                         help="take the checkpoint although it was trained with another config")
@@ -95,7 +98,7 @@ def _predict(options: argparse.Namespace) -> None:
         model.to("cuda" if torch.cuda.is_available() else "cpu")
     model.run_with(options.engine, say=partial(print, flush=True))
     task, title = model.task, model.title
-    threshold = _threshold(options.threshold, scored=task.scored)
+    threshold = _threshold(options.threshold, scored=task.scored, usual=model.threshold)
     if label_maps and not task.label_maps:
         raise ValueError(f"{options.model} predicts no label maps; leave --labels out")
     classes = model.classes
@@ -104,6 +107,8 @@ def _predict(options: argparse.Namespace) -> None:
         print(f"passed over, as their names are no pictures': {counted_suffixes(others)}", flush=True)
     images: list[Mapping[str, Any]] = []
     print(*model.notes, title, sep="\n", flush=True)
+    if options.threshold is None and model.thresholds:
+        print(f"shown from the scores that detseg analyze has found best: {_listed(model.thresholds)}", flush=True)
     started = time.perf_counter()
     with records_file(options.out / "predictions.json") as add_records:
         for image_id, path, image, prediction in predict_files(model.network, task, paths, unreadable=_name):
@@ -124,15 +129,21 @@ def _predict(options: argparse.Namespace) -> None:
         raise OSError(f"{len(paths) - len(images)} of {len(paths)} images could not be read and were left out")
 
 
-def _threshold(asked: float | None, *, scored: bool) -> float:
+def _threshold(asked: float | None, *, scored: bool, usual: Threshold) -> Threshold:
     if asked is None:
-        return _THRESHOLD
+        return usual
     if not scored:
         raise ValueError("--threshold is for boxes: label maps have no scores, and an image always has its best "
                          "classes; leave it out")
     if not 0 <= asked <= 1:
         raise ValueError(f"--threshold is a score from 0 to 1, got {asked:g}")
     return asked
+
+
+def _listed(thresholds: Mapping[str, float]) -> str:
+    if len(thresholds) > _MOST_NAMED:
+        return f"{min(thresholds.values()):.2f} to {max(thresholds.values()):.2f}, as the class"
+    return ", ".join(f"{name} {value:.2f}" for name, value in thresholds.items())
 
 
 def _name(problem: Exception) -> None:

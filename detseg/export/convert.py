@@ -57,6 +57,8 @@ class Source(NamedTuple):
     """Of activations, [low, high] by name, where the network was trained with `qat`."""
     fingerprint: Mapping[str, str] | None = None
     """That of the checkpoint; None where it carries none, as published weights."""
+    thresholds: Mapping[str, float] | None = None
+    """By class: the score from which detections are shown, where it is known."""
 
 
 class Int8(NamedTuple):
@@ -176,7 +178,7 @@ def export(
                 licence=source.licence, created=date.today().isoformat(), tools=kind.versions(),
                 decoding=_decoding(network) if options.contract == "raw" else None, content=kind.digest(unfinished),
                 quantization=None if int8 is None else int8.facts,
-                parts=number_of_parts(options.execution, options.parts))
+                parts=number_of_parts(options.execution, options.parts), thresholds=source.thresholds)
             kind.embed(unfinished, manifest.to_json())
         if images and not kind.missing(kind.runtime):
             with _timed(seconds, "compare", say, f"comparing on {len(images)} images"):

@@ -72,6 +72,8 @@ class Manifest:
     """Of an int8 file: the images it was calibrated on, and the layers that stayed in floating point."""
     parts: int | None = None
     """In which inverted bottlenecks are computed; None: they are whole."""
+    thresholds: Mapping[str, float] | None = None
+    """By class: the score from which detections are shown, where `detseg analyze` has found it."""
     crop_share: float | None = None
     """Of a "centre_crop", see `CentreCrop.share`."""
     content: str = ""

@@ -27,6 +27,7 @@ from detseg.structures import (
     LabelTargets,
     Pixels,
     Size,
+    Threshold,
 )
 
 Colour: TypeAlias = tuple[int, int, int]
@@ -73,7 +74,7 @@ class _Text(NamedTuple):
 
 
 @singledispatch
-def draw(prediction: Any, image: Pixels, classes: Classes, *, threshold: float) -> Pixels:
+def draw(prediction: Any, image: Pixels, classes: Classes, *, threshold: Threshold) -> Pixels:
     """A copy of `image` with the prediction on it; of predictions with scores, those of at least `threshold`. The
     targets of one image are drawn likewise.
 
@@ -83,37 +84,37 @@ def draw(prediction: Any, image: Pixels, classes: Classes, *, threshold: float) 
 
 
 @draw.register
-def _(prediction: ImageDetections, image: Pixels, classes: Classes, *, threshold: float) -> Pixels:
+def _(prediction: ImageDetections, image: Pixels, classes: Classes, *, threshold: Threshold) -> Pixels:
     return draw_boxes(image, prediction, classes, threshold=threshold)
 
 
 @draw.register
-def _(prediction: ImageLabels, image: Pixels, classes: Classes, *, threshold: float) -> Pixels:
+def _(prediction: ImageLabels, image: Pixels, classes: Classes, *, threshold: Threshold) -> Pixels:
     return draw_labels(image, prediction.labels, classes)
 
 
 @draw.register
-def _(prediction: BoxTargets, image: Pixels, classes: Classes, *, threshold: float) -> Pixels:
+def _(prediction: BoxTargets, image: Pixels, classes: Classes, *, threshold: Threshold) -> Pixels:
     return draw_true_boxes(image, prediction, classes)
 
 
 @draw.register
-def _(prediction: LabelTargets, image: Pixels, classes: Classes, *, threshold: float) -> Pixels:
+def _(prediction: LabelTargets, image: Pixels, classes: Classes, *, threshold: Threshold) -> Pixels:
     return draw_labels(image, prediction.labels.numpy(), classes)
 
 
 @draw.register
-def _(prediction: ImageClasses, image: Pixels, classes: Classes, *, threshold: float) -> Pixels:
+def _(prediction: ImageClasses, image: Pixels, classes: Classes, *, threshold: Threshold) -> Pixels:
     return draw_classes(image, prediction, classes)
 
 
 @draw.register
-def _(prediction: ClassTargets, image: Pixels, classes: Classes, *, threshold: float) -> Pixels:
+def _(prediction: ClassTargets, image: Pixels, classes: Classes, *, threshold: Threshold) -> Pixels:
     label = int(prediction.labels)
     return _captioned(image, [(classes.names[label], classes.colours[label])] if label >= 0 else [])
 
 
-def draw_boxes(image: Pixels, prediction: ImageDetections, classes: Classes, *, threshold: float) -> Pixels:
+def draw_boxes(image: Pixels, prediction: ImageDetections, classes: Classes, *, threshold: Threshold) -> Pixels:
     """A copy of `image` with every box of at least `threshold`, its class and its score.
 
     Lines and letters grow with the image. The surest boxes and labels lie on top; a label goes around its box where
@@ -121,7 +122,8 @@ def draw_boxes(image: Pixels, prediction: ImageDetections, classes: Classes, *, 
     """
     places = _pixels(prediction.boxes, (image.shape[0], image.shape[1]))
     surest_first = prediction.scores.argsort(descending=True, stable=True).tolist()
-    shown = [row for row in surest_first if float(prediction.scores[row]) >= threshold]
+    sure = prediction.shown(threshold).tolist()
+    shown = [row for row in surest_first if sure[row]]
     labels = prediction.labels.tolist()
     return _drawn(image, [
         _Box(places[row], f"{classes.names[labels[row]]} {float(prediction.scores[row]):.2f}",

@@ -11,7 +11,7 @@ import numpy as np
 from pycocotools import mask
 
 from detseg.metrics.detections import detection_rows
-from detseg.structures import Classes, ImageClasses, ImageDetections, ImageLabels, LabelPixels
+from detseg.structures import Classes, ImageClasses, ImageDetections, ImageLabels, LabelPixels, Threshold
 
 
 @singledispatch
@@ -50,20 +50,20 @@ def _(prediction: ImageClasses, classes: Classes) -> list[Mapping[str, Any]]:
 
 
 @singledispatch
-def summary(prediction: Any, classes: Classes, *, threshold: float) -> str:
+def summary(prediction: Any, classes: Classes, *, threshold: Threshold) -> str:
     """What a picture of the prediction shows, in a few words without a line break."""
     raise TypeError(f"there is no summary of a {type(prediction).__name__}")
 
 
 @summary.register
-def _(prediction: ImageDetections, classes: Classes, *, threshold: float) -> str:
+def _(prediction: ImageDetections, classes: Classes, *, threshold: Threshold) -> str:
     """How many of each class, the most frequent first."""
-    counts = Counter(prediction.labels[prediction.scores >= threshold].tolist())
+    counts = Counter(prediction.labels[prediction.shown(threshold)].tolist())
     return ", ".join(f"{count} {classes.names[label]}" for label, count in counts.most_common()) or "nothing"
 
 
 @summary.register
-def _(prediction: ImageLabels, classes: Classes, *, threshold: float) -> str:
+def _(prediction: ImageLabels, classes: Classes, *, threshold: Threshold) -> str:
     """How much of the image each class has, the largest first and without what is below half a percent."""
     shares = np.bincount(prediction.labels.ravel(), minlength=len(classes)) / prediction.labels.size
     largest, *others = np.argsort(-shares, kind="stable").tolist()
@@ -72,7 +72,7 @@ def _(prediction: ImageLabels, classes: Classes, *, threshold: float) -> str:
 
 
 @summary.register
-def _(prediction: ImageClasses, classes: Classes, *, threshold: float) -> str:
+def _(prediction: ImageClasses, classes: Classes, *, threshold: Threshold) -> str:
     """The best class, and after it those of at least a tenth of its score."""
     rows = list(zip(prediction.labels.tolist(), prediction.scores.tolist(), strict=True))
     return ", ".join(f"{classes.names[label]} {score:.0%}" for label, score in rows if score >= rows[0][1] / 10)

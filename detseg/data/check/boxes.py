@@ -10,12 +10,10 @@ from numpy.typing import NDArray
 
 from detseg.data.box_index import BoxIndex
 from detseg.data.check.findings import Finding, MarkedBox, Spot, Table, counted, some
-from detseg.data.check.network import NetworkView, anchor_fit, at_network_size
+from detseg.data.check.network import MET, NetworkView, anchor_fit, at_network_size
 
 SMALL_SIDE = 8.0
 """Pixels at the network's size; an object whose shorter side has fewer is hardly found by anybody."""
-_MET = 0.5
-"""IoU from which an anchor learns an object."""
 _SAME = 0.9
 """IoU from which two boxes are one."""
 _ENORMOUS = 0.95
@@ -160,7 +158,7 @@ def _anchors(
 ) -> tuple[list[Finding], NDArray[np.float64]]:
     """What no anchor meets, and its share of each class."""
     fit = anchor_fit(placed, usable, view)
-    missed = fit.best_iou < _MET
+    missed = fit.best_iou < MET
     labels = index.labels[fit.rows]
     number = np.bincount(labels, minlength=len(index.classes))
     share = np.where(number > 0, np.bincount(labels[missed], minlength=len(index.classes)) / np.maximum(1, number),
@@ -170,7 +168,7 @@ def _anchors(
     how = "" if view.resize.fixed else ", by their shapes"
     worst = [f"{index.classes.names[k]} {share[k]:.0%}" for k in np.argsort(-np.nan_to_num(share)) if share[k] > 0]
     return [Finding(
-        "note", "no anchor", f"{missed.mean():.1%} of the boxes meet no anchor with an IoU of {_MET:g} at "
+        "note", "no anchor", f"{missed.mean():.1%} of the boxes meet no anchor with an IoU of {MET:g} at "
         f"{view.title}{how}: {some(worst)}. Few is usual; much calls for other anchors or another size", split,
         box_spots(index, fit.rows[missed][np.argsort(fit.best_iou[missed], kind="stable")]))], share
 

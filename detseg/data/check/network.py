@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 from detseg.data.box_index import BoxIndex
 from detseg.resize import Resize, Stretch
 
+MET = 0.5
+"""IoU from which an anchor learns an object."""
 _MOST_BOXES = 50_000
 """Boxes that are compared with anchors; of more, evenly chosen ones."""
 _CHUNK = 256
