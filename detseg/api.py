@@ -38,11 +38,13 @@ from detseg.predict import predict_image
 from detseg.quantization.post_training import Recipe
 from detseg.recipes import sample_pictures, usual_data
 from detseg.report.pictures import draw_boxes, draw_classes, draw_labels
+from detseg.resize import Resize
 from detseg.run_folder import RunFolder, trained_run
 from detseg.settings import COMMAND_LINE
 from detseg.split_execution import check_splittable, number_of_parts
 from detseg.structures import Classes, ImageClasses, ImageDetections, ImageLabels, LabelPixels, Pixels
 from detseg.validation import Validation, prepared
+from detseg.views import OVERLAP, MultiView, Views, with_views
 from detseg.weights.load import is_plain, load_weights, read_checkpoint
 
 ImageLike: TypeAlias = str | os.PathLike[str] | Pixels | Image.Image
@@ -108,6 +110,8 @@ class Model:
         self._engine: Engine = "torch"
         self._parts: int | None = None
         self._ready: Predictor | OnnxRuntimePredictor | Artefact | None = None
+        self._views: Views | None = None
+        self._viewed: MultiView | None = None
 
     @property
     def classes(self) -> Classes:
@@ -146,12 +150,15 @@ class Model:
 
     def validation(
         self, location: Location, *, common: bool = False, skip_broken: bool = False, per_class: bool = False,
-        reference: bool = False, what: str | None = None,
+        reference: bool = False, what: str | None = None, resize: Resize | None = None,
     ) -> Validation:
-        """What it is measured on in these data; see `detseg.validation.prepared`. what: itself, for messages."""
+        """What it is measured on in these data; see `detseg.validation.prepared`.
+
+        what: itself, for messages. resize: of what is measured, where that is not the network alone (`use_views`).
+        """
         index, notes = self.read_validation(location)
         return prepared(
-            index, location, self.classes, self.data, self.loaded.resize, notes=notes, common=common,
+            index, location, self.classes, self.data, resize or self.loaded.resize, notes=notes, common=common,
             skip_broken=skip_broken, per_class=per_class, reference=reference, what=what or self.title)
 
     def calibration(self, location: Location, *, number: int = CALIBRATION_IMAGES, seed: int = 0) -> Calibration:
@@ -191,7 +198,7 @@ class Model:
         if self._engine != "torch" and torch.device(device).type != "cpu":
             raise ValueError(f"the engine {self._engine} runs on the CPU; to use {device}, take the engine torch")
         self.loaded.to(device)
-        self._ready = None
+        self._ready = self._viewed = None
         return self
 
     def run_with(self, engine: Engine, *, say: Callable[[str], None] = lambda _: None) -> Self:
@@ -199,7 +206,7 @@ class Model:
         for an exported file, which has a runtime of its own."""
         if not isinstance(self.loaded, Artefact):
             self._ready = with_engine(self._executed(self.loaded), self.task, engine, say=say)
-            self._engine = engine
+            self._engine, self._viewed = engine, None
         elif engine != "torch":
             raise ValueError(f"{self.loaded.path} is an exported file with a runtime of its own; leave the engine out")
         return self
@@ -212,15 +219,48 @@ class Model:
                 f"{self.loaded.path} is an exported file, which computes what was written into it; export the "
                 'checkpoint with Options(execution="split")')
         check_splittable(self.loaded, parts)
-        self._parts, self._ready = parts, None
+        self._parts, self._ready, self._viewed = parts, None, None
+        return self
+
+    def use_views(
+        self, *, flip: bool = False, scales: Sequence[float] = (), tile: int | None = None,
+        overlap: float | None = None,
+    ) -> Self:
+        """Predicts from several views of an image, mirrored, larger and smaller or in tiles, and gives the model back;
+        see `detseg.views`. Called without arguments, it ends that.
+
+        Args:
+            flip: each view mirrored too.
+            scales: how many times as large an image is seen, beside 1: (0.75, 1.25).
+            tile: the side of a tile in pixels of the image, for images much larger than the network's input.
+            overlap: of neighbouring tiles, as a share of their side (0.2); what is larger is taken from the whole
+                image.
+
+        ValueError for values out of range, for classifiers, and for a segmenter's file that ends with label maps.
+        """
+        if overlap is not None and tile is None:
+            raise ValueError("the overlap is that of tiles; give their size too")
+        views = Views(flip=flip, scales=tuple(scales), tile=tile, overlap=OVERLAP if overlap is None else overlap)
+        self._views, self._viewed = (None if views == Views() else views), None
+        if self._views is not None:
+            self._viewed = with_views(self._alone, self.task, self._views)
         return self
 
     def _executed(self, predictor: Predictor) -> Predictor:
         return predictor if self._parts is None else predictor.split(self._parts)
 
     @property
-    def network(self) -> Predictor | OnnxRuntimePredictor | Artefact:
+    def network(self) -> Predictor | OnnxRuntimePredictor | Artefact | MultiView:
         """The network ready for inference on its device, made at the first use; see `detseg.engine.with_engine`."""
+        if self._views is None:
+            return self._alone
+        if self._viewed is None:
+            self._viewed = with_views(self._alone, self.task, self._views)
+        return self._viewed
+
+    @property
+    def _alone(self) -> Predictor | OnnxRuntimePredictor | Artefact:
+        """The network of one view."""
         if self._ready is None:
             self._ready = self.loaded if isinstance(self.loaded, Artefact) else with_engine(
                 self._executed(self.loaded), self.task, self._engine)

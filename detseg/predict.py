@@ -47,6 +47,10 @@ class Network(Protocol):
     def ready(self) -> Self:
         """It, or a copy of it, made ready for inference."""
 
+    def decode(self, images: Tensor, /, *, static: bool = False) -> Any:
+        """float [B, 3, H, W] RGB, 0..255, to dense predictions in the pixels of `images`; `static` as in `Head.decode`.
+        ValueError where it gives final ones alone."""
+
     def finished(self, images: Tensor, task: Task[Any, Any, Any, Any], /, *, static: bool = False) -> Any:
         """float [B, 3, H, W] RGB, 0..255, to final predictions in network pixels; `static` as in `Head.decode`."""
 
@@ -89,10 +93,13 @@ class Recomputed(ABC):
         """It is."""
         return self
 
+    def decode(self, images: Tensor, *, static: bool = False) -> Any:
+        """The same to dense predictions; `static` as in `Head.decode`."""
+        return self.predictor.head.decode(self(images), (images.shape[2], images.shape[3]), static=static)
+
     def finished(self, images: Tensor, task: Task[Any, Any, Any, Any], *, static: bool = False) -> Any:
         """The same to final predictions of the task; `static` as in `Head.decode`."""
-        dense = self.predictor.head.decode(self(images), (images.shape[2], images.shape[3]), static=static)
-        return task.postprocess(dense, static=static)
+        return task.postprocess(self.decode(images, static=static), static=static)
 
 
 class ImagePrediction(NamedTuple):
@@ -126,11 +133,16 @@ def predict_batch(
 def predict_image(network: Network, task: Task[Any, Any, Any, PredictionT], image: Pixels, *, image_id: int = 0,
                   static: bool = False) -> PredictionT:
     """The prediction for one decoded image, uint8 [H, W, 3] RGB, in its own pixels; see `predict_batch`."""
-    size = (image.shape[0], image.shape[1])
-    source = Source(image_id, size, network.resize.place(size))
-    # Height, width, channels in memory is what channels_last means: no copy is made.
-    resized = torch.from_numpy(network.resize.apply(image)).permute(2, 0, 1)[None]
+    resized, source = network_input(network.resize, image, image_id=image_id)
     return predict_batch(network, task, resized, (source,), static=static)[0]
+
+
+def network_input(resize: Resize, image: Pixels, *, image_id: int = 0) -> tuple[Tensor, Source]:
+    """A decoded image as a batch of one, float [1, 3, H, W], and where it lies in it."""
+    size = (image.shape[0], image.shape[1])
+    # Height, width, channels in memory is what channels_last means: no copy is made.
+    resized = torch.from_numpy(resize.apply(image)).permute(2, 0, 1)[None]
+    return resized, Source(image_id, size, resize.place(size))
 
 
 def predict_files(

@@ -22,7 +22,7 @@ FLOORS = (
     ("api", "average", "benchmark", "demo", "openmmlab", "train"),
     ("browse", "distillation", "engine", "evaluate", "export", "network_view", "quantization", "recipes", "run_folder",
      "training_step", "validation", "weights"),
-    ("checkpoint", "config", "fine_tuning", "predict"),
+    ("checkpoint", "config", "fine_tuning", "predict", "views"),
     ("fingerprint", "from_data", "metrics", "report"),
     ("model", "optim", "tasks"),
     ("backbones", "data", "inference", "necks", "split_execution"),

@@ -34,7 +34,7 @@ from pathlib import Path
 from typing import Any
 
 from detseg.atomic import records_file, write_text
-from detseg.cli import add_engine, add_model_settings, command_parser, exit_code
+from detseg.cli import add_engine, add_model_settings, add_views, command_parser, exit_code
 from detseg.config_files import find_config
 
 _THRESHOLD = 0.4
@@ -55,6 +55,7 @@ def build_parser() -> argparse.ArgumentParser:
                              "predictions.json has all. Label maps have none, and the "
                              "best classes of an image are always drawn")
     add_engine(parser)
+    add_views(parser)
     parser.add_argument("--config-changed", action="store_true",
                         help="take the checkpoint although it was trained with another config")
     add_model_settings(parser)
@@ -77,7 +78,9 @@ def _predict(options: argparse.Namespace) -> None:
     from detseg.predict import counted_suffixes, find_images, label_paths, passed_over, picture_paths, predict_files
     from detseg.report.pictures import draw, write_labels, write_picture
     from detseg.report.results import label_image, records, summary
+    from detseg.views import parse_tta
 
+    flip, scales = parse_tta(options.tta)
     patterns, checkpoint = list(options.images), None
     if not options.model.is_dir() and not is_artefact(options.model):
         checkpoint = Path(patterns.pop(0))
@@ -94,6 +97,7 @@ def _predict(options: argparse.Namespace) -> None:
     if model.source is not None and options.engine == "torch":  # an exported file stays with its runtime
         model.to("cuda" if torch.cuda.is_available() else "cpu")
     model.run_with(options.engine, say=partial(print, flush=True))
+    model.use_views(flip=flip, scales=scales, tile=options.tiles, overlap=options.overlap)
     task, title = model.task, model.title
     threshold = _threshold(options.threshold, scored=task.scored)
     if label_maps and not task.label_maps:

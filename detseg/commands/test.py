@@ -21,7 +21,7 @@ from functools import partial
 from pathlib import Path
 
 from detseg.atomic import write_records, write_text
-from detseg.cli import add_engine, add_images, add_model_settings, command_parser, exit_code
+from detseg.cli import add_engine, add_images, add_model_settings, add_views, command_parser, exit_code
 from detseg.config_files import find_config
 
 _SAMPLE = Path("data/sample")
@@ -48,6 +48,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--batch-size", type=int, metavar="N",
                         help="images that are evaluated together (the config's eval_batch_size, or what suits them)")
     add_engine(parser)
+    add_views(parser)
     parser.add_argument("--skip-broken", action="store_true",
                         help="evaluate without images, records and labels that are broken, and name them")
     parser.add_argument("--config-changed", action="store_true",
@@ -75,7 +76,9 @@ def _test(options: argparse.Namespace) -> None:
     from detseg.launch import evaluation_device
     from detseg.report.console import Reporter, plain_console, render
     from detseg.report.results import records
+    from detseg.views import parse_tta
 
+    flip, scales = parse_tta(options.tta)
     model = load_model(options.model, options.checkpoint, sample=options.sample, config_changed=options.config_changed,
                        settings=options.settings, classes=options.classes)
     device, is_rank_zero = evaluation_device()
@@ -83,7 +86,8 @@ def _test(options: argparse.Namespace) -> None:
         model.to(device)
     console = plain_console(quiet=not is_rank_zero)
     model.run_with(options.engine, say=partial(console.print, soft_wrap=True))
-    task, classes, resize = model.task, model.classes, model.loaded.resize
+    model.use_views(flip=flip, scales=scales, tile=options.tiles, overlap=options.overlap)
+    task, classes, resize = model.task, model.classes, model.network.resize
     experiment = None if model.config is None else model.config.experiment
     if options.batch_size is not None and options.batch_size < 1:
         raise ValueError(f"--batch-size is at least 1, got {options.batch_size}")
@@ -99,7 +103,7 @@ def _test(options: argparse.Namespace) -> None:
         location = replace(location, images=options.images)
     validation = model.validation(
         location, common=options.common_classes, skip_broken=options.skip_broken, per_class=options.per_class,
-        reference=options.reference, what=str(options.checkpoint or options.model))
+        reference=options.reference, what=str(options.checkpoint or options.model), resize=resize)
     dataset, metric = validation.dataset, validation.metric()
     chosen, most, workers = None, 1, None
     if experiment is not None:
