@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import replace
 from functools import singledispatch
 from pathlib import Path
@@ -34,7 +35,7 @@ from detseg.export.int8 import Budget, Calibration, Int8Exported, export_int8
 from detseg.fingerprint import fingerprint
 from detseg.interfaces import Task
 from detseg.model import Predictor
-from detseg.predict import predict_image
+from detseg.predict import predict_frames, predict_image
 from detseg.quantization.post_training import Recipe
 from detseg.recipes import sample_pictures, usual_data
 from detseg.report.pictures import draw_boxes, draw_classes, draw_labels
@@ -44,6 +45,7 @@ from detseg.settings import COMMAND_LINE
 from detseg.split_execution import check_splittable, number_of_parts
 from detseg.structures import Classes, ImageClasses, ImageDetections, ImageLabels, LabelPixels, Pixels
 from detseg.validation import Validation, prepared
+from detseg.video import Video, VideoSource
 from detseg.views import OVERLAP, MultiView, Views, with_views
 from detseg.weights.load import is_plain, load_weights, read_checkpoint
 
@@ -86,6 +88,21 @@ class LabelMap(NamedTuple):
     """uint8 [H, W]: positions in `names`."""
     names: tuple[str, ...]
     """[K]: what the labels are called."""
+
+
+class Frame(NamedTuple):
+    """A frame of a video, and what was found in it."""
+
+    number: int
+    """From 0."""
+    time: float
+    """Seconds from the first frame: by the file, or by the clock where a camera or a stream gives it."""
+    image: Pixels
+    """uint8 [H, W, 3] RGB."""
+    prediction: Any
+    """`Boxes`, a `LabelMap` or `BestClasses`: of this frame, or of the last one before it that was predicted."""
+    predicted: bool
+    """Whether it is of this very frame."""
 
 
 class Model:
@@ -370,6 +387,28 @@ class Model:
             return draw_classes(pixels, ImageClasses(0, found.scores, found.labels), self.classes)
         return draw_boxes(
             pixels, ImageDetections(0, found.boxes, found.scores, found.labels), self.classes, threshold=threshold)
+
+    def stream(self, source: VideoSource, *, every: int = 1) -> Generator[Frame, None, None]:
+        """The frames of a video, a camera or a stream, each with a prediction, while the next are read and predicted.
+
+            for frame in model.stream("street.mp4"):
+                picture = model.draw(frame.image, frame.prediction)
+
+        Args:
+            source: a file, the number or device of a camera, or the address of a stream (rtsp://, http://).
+            every: predict every Nth frame; those between have the prediction of the last one.
+
+        FileNotFoundError where there is no such file or camera, OSError where a stream does not answer, ValueError for
+        a file that is no video or has no frames; OSError behind the last frame of a video that breaks off.
+        """
+        if every < 1:
+            raise ValueError(f"every Nth frame is predicted, N at least 1, got {every}")
+        with Video(source) as video:
+            with contextlib.closing(predict_frames(self.network, self.task, video, every=every)) as frames:
+                for number, moment, image, found, predicted in frames:
+                    yield Frame(number, moment, image, _named(found, self.classes), predicted)
+            if video.broken is not None:
+                raise OSError(video.broken)
 
     def _one(self, image: ImageLike, channel_order: ChannelOrder) -> Any:
         found = predict_image(self.network, self.task, _pixels(image, channel_order))

@@ -30,8 +30,8 @@ FLOORS = (
     ("ops",),
     ("interfaces",),
     ("resize",),
-    ("atomic", "cache", "choices", "cli", "config_files", "config_module", "cost", "launch", "memory", "settings",
-     "structures"),
+    ("atomic", "cache", "choices", "cli", "config_files", "config_module", "cost", "launch", "memory", "prefetch",
+     "settings", "structures", "video"),
 )
 """The rooms of detseg from the top down; a room imports from floors below its own, or from beside it."""
 NO_ROOMS = {"utils", "util", "common", "helpers", "misc"}
