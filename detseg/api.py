@@ -43,7 +43,7 @@ from detseg.resize import Resize
 from detseg.run_folder import RunFolder, trained_run
 from detseg.settings import COMMAND_LINE
 from detseg.split_execution import check_splittable, number_of_parts
-from detseg.structures import Classes, ImageClasses, ImageDetections, ImageLabels, LabelPixels, Pixels
+from detseg.structures import Classes, ImageClasses, ImageDetections, ImageLabels, LabelPixels, Pixels, Size
 from detseg.validation import Validation, prepared
 from detseg.video import Video, VideoSource
 from detseg.views import OVERLAP, MultiView, Views, with_views
@@ -240,7 +240,7 @@ class Model:
         return self
 
     def use_views(
-        self, *, flip: bool = False, scales: Sequence[float] = (), tile: int | None = None,
+        self, *, flip: bool = False, scales: Sequence[float] = (), tile: int | Size | None = None,
         overlap: float | None = None,
     ) -> Self:
         """Predicts from several views of an image, mirrored, larger and smaller or in tiles, and gives the model back;
@@ -249,15 +249,17 @@ class Model:
         Args:
             flip: each view mirrored too.
             scales: how many times as large an image is seen, beside 1: (0.75, 1.25).
-            tile: the side of a tile in pixels of the image, for images much larger than the network's input.
-            overlap: of neighbouring tiles, as a share of their side (0.2); what is larger is taken from the whole
+            tile: its side, or height and width, in pixels of the image, for images much larger than the network's
+                input. Networks that stretch images expect tiles of the shape that images have had in training.
+            overlap: of neighbouring tiles, as a share of their sides (0.2); what is larger is taken from the whole
                 image.
 
         ValueError for values out of range, for classifiers, and for a segmenter's file that ends with label maps.
         """
         if overlap is not None and tile is None:
             raise ValueError("the overlap is that of tiles; give their size too")
-        views = Views(flip=flip, scales=tuple(scales), tile=tile, overlap=OVERLAP if overlap is None else overlap)
+        sides = (tile, tile) if isinstance(tile, int) else tile
+        views = Views(flip=flip, scales=tuple(scales), tile=sides, overlap=OVERLAP if overlap is None else overlap)
         self._views, self._viewed = (None if views == Views() else views), None
         if self._views is not None:
             self._viewed = with_views(self._alone, self.task, self._views)

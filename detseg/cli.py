@@ -37,9 +37,10 @@ def add_views(parser: argparse.ArgumentParser) -> None:
                         help="test-time augmentation: predict each image mirrored too (flip), and seen so many times "
                              "as large (0.75 1.25), and merge what is found. flip doubles the time; a scale below 1 "
                              "costs as much as the image, one up to 1.6 four times as much: it is seen in tiles")
-    parser.add_argument("--tiles", type=int, metavar="SIZE",
-                        help="predict images in tiles of SIZE x SIZE pixels, for images much larger than the network's "
-                             "input; objects larger than the overlap are taken from the whole image")
+    parser.add_argument("--tiles", metavar="SIZE",
+                        help="predict images in tiles of SIZE x SIZE pixels, or of 480x640 (height x width), for "
+                             "images much larger than the network's input; objects larger than the overlap are taken "
+                             "from the whole image")
     parser.add_argument("--overlap", type=float, metavar="SHARE",
                         help="of neighbouring tiles, above 0 and up to 0.5 of their side (0.2)")
 

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import singledispatch
 from itertools import pairwise
 from typing import Any, Self
@@ -40,6 +40,7 @@ _CLOSE = 1 / 8
 """Of the overlap: a box that comes nearer to the end of its tile may be cut. A detector is not exact to the pixel."""
 _SCALES = (0.25, 4.0)
 """The smallest and the largest of test-time augmentation."""
+_SMALLEST_TILE = 32
 OVERLAP = 0.2
 """Of tiles, unless another is asked for."""
 
@@ -51,13 +52,13 @@ class Views:
     Args:
         flip: each view mirrored too.
         scales: how many times as large an image is seen, beside 1.
-        tile: the side of a tile in pixels of the image; None sees it as a whole.
-        overlap: of neighbouring tiles, at least, as a share of their side.
+        tile: of so many pixels of the image; None sees it as a whole.
+        overlap: of neighbouring tiles, at least, as a share of their sides.
     """
 
     flip: bool = False
     scales: tuple[float, ...] = ()
-    tile: int | None = None
+    tile: Size | None = None
     overlap: float = OVERLAP
 
     def __post_init__(self) -> None:
@@ -65,8 +66,9 @@ class Views:
             if not _SCALES[0] <= scale <= _SCALES[1]:
                 raise ValueError(f"a scale of test-time augmentation lies between {_SCALES[0]:g} and {_SCALES[1]:g}, "
                                  f"got {scale:g}")
-        if self.tile is not None and self.tile < 32:
-            raise ValueError(f"a tile is at least 32 pixels wide, got {self.tile}")
+        if self.tile is not None and min(self.tile) < _SMALLEST_TILE:
+            raise ValueError(f"a tile's sides have at least {_SMALLEST_TILE} pixels, got {self.tile[0]} x "
+                             f"{self.tile[1]}")
         if not 0 < self.overlap <= 0.5:
             raise ValueError(f"tiles overlap by more than 0 and up to 0.5 of their side, got {self.overlap:g}")
 
@@ -74,7 +76,7 @@ class Views:
         """For people."""
         words = [*(["flip"] if self.flip else []), *(f"{scale:g}" for scale in self.all_scales[1:])]
         return ", ".join([*([f"TTA ({' '.join(words)})"] if words else []),
-                          *([f"tiles of {self.tile}"] if self.tile is not None else [])])
+                          *([f"tiles of {self.tile[0]} x {self.tile[1]}"] if self.tile is not None else [])])
 
     @property
     def all_scales(self) -> tuple[float, ...]:
@@ -93,6 +95,14 @@ def parse_tta(words: Sequence[str]) -> tuple[bool, tuple[float, ...]]:
             raise ValueError(f"--tta takes flip and scales such as 0.75, got {word!r}; put files and folders before it"
                              ) from None
     return "flip" in words, tuple(scales)
+
+
+def parse_tile(text: str) -> Size:
+    """The size of a tile that a command line's "640" or "480x640" (height x width) means. ValueError for others."""
+    sides = text.lower().split("x")
+    if not 1 <= len(sides) <= 2 or not all(side.strip().isdecimal() for side in sides):
+        raise ValueError(f"--tiles takes a number of pixels, or height and width as 480x640, got {text!r}")
+    return int(sides[0]), int(sides[-1])
 
 
 def with_views(network: Network, task: Task[Any, Any, Any, Any], views: Views) -> MultiView:
@@ -181,7 +191,7 @@ class _Grid:
 
 def _grids(size: Size, views: Views) -> list[_Grid]:
     """A grid for each scale."""
-    base = size if views.tile is None else (min(views.tile, size[0]), min(views.tile, size[1]))
+    base = size if views.tile is None else (min(views.tile[0], size[0]), min(views.tile[1], size[1]))
     grids = []
     for scale in views.all_scales:
         height, width = (max(1, round(side / scale)) for side in base)
@@ -229,7 +239,11 @@ def _(task: Detection, network: MultiView, image: Pixels, *, static: bool) -> De
         (one.boxes, one.scores, one.labels) for one in found), strict=True))
     scores_NK = scores.new_zeros(len(scores), len(network.classes))
     scores_NK[torch.arange(len(scores)), labels] = scores
-    return task.postprocess(DenseBoxes(boxes[None], scores_NK[None]), static=static)
+    # What is kept of an image is what is kept of a tile, for each of them. Merging is no part of what is exported.
+    tiles, most = min(map(len, grids)), len(found)
+    roomy = replace(task, per_class=most * task.per_class, max_detections=tiles * task.max_detections,
+                    candidates=max(tiles * task.max_detections, task.candidates))
+    return roomy.postprocess(DenseBoxes(boxes[None], scores_NK[None]))
 
 
 def _whole_boxes(found: ImageDetections, grid: _Grid, top: int, left: int) -> ImageDetections:

@@ -144,14 +144,14 @@ def test_prediction_leaves_pictures_run_lengths_and_label_maps(
         assert not np.array_equal(picture[..., ::-1], pixels)
 
 
-@pytest.mark.parametrize("views", [["--tta", "flip", "1.5"], ["--tiles", "32", "--overlap", "0.5"]])
+@pytest.mark.parametrize("views", [["--tta", "flip", "1.5"], ["--tiles", "32x36", "--overlap", "0.5"]])
 def test_predicted_label_maps_have_the_score_that_test_tells(
     views: list[str], place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """From several views of each image, which both commands make in the same way."""
     code, out, _ = run("test", "run", "--data", "data/shades", "--json", "numbers.json", *views, capsys=capsys)
     assert code == 0
-    assert ("TTA (flip 1.5)" if "--tta" in views else "tiles of 32") in out
+    assert ("TTA (flip 1.5)" if "--tta" in views else "tiles of 32 x 36") in out
     assert run("predict", "run", "data/shades/images/val", "--labels", "labels", *views, capsys=capsys)[0] == 0
     index = read_labels(Path("data/shades"), "val")
     metric, ids = MeanIoU(index.relabel(tiny_segmenter.CLASSES)), np.array(tiny_segmenter.CLASSES.source_ids)

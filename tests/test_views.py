@@ -22,7 +22,7 @@ from detseg.structures import Classes, DenseLogits, Detections, ImageDetections,
 from detseg.tasks.classification import Classification
 from detseg.tasks.detection import Detection
 from detseg.tasks.segmentation import Segmentation
-from detseg.views import Views, parse_tta, with_views
+from detseg.views import Views, parse_tile, parse_tta, with_views
 from tests import discovery, tiny_segmenter
 from tests.conftest import ROOT
 
@@ -95,7 +95,8 @@ def disjoint(boxes: list[tuple[int, int, int, int]]) -> bool:
 @given(st.data())
 def test_every_object_that_fits_the_overlap_is_found_once_and_whole(data: st.DataObject) -> None:
     size = (data.draw(st.integers(SIDE, 200)), data.draw(st.integers(SIDE, 200)))
-    views = Views(flip=data.draw(st.booleans()), tile=SIDE, overlap=data.draw(st.sampled_from([0.25, 0.4, 0.5])))
+    overlap = data.draw(st.sampled_from([0.25, 0.4, 0.5]))
+    views = Views(flip=data.draw(st.booleans()), tile=(SIDE, SIDE), overlap=overlap)
     most = int(7 / 8 * views.overlap * SIDE)
     boxes = []
     for _ in range(data.draw(st.integers(0, 6))):
@@ -110,7 +111,7 @@ def test_every_object_that_fits_the_overlap_is_found_once_and_whole(data: st.Dat
 
 @pytest.mark.parametrize("box", [(10, 20, 180, 90), (30, 2, 50, 120), (0, 0, 200, 130), (60, 60, 128, 128)])
 def test_what_no_tile_has_whole_is_found_in_the_whole_image(box: tuple[int, int, int, int]) -> None:
-    found = predict_image(with_views(Seer(), TASK, Views(tile=SIDE)), TASK, painted((130, 200), [box]))
+    found = predict_image(with_views(Seer(), TASK, Views(tile=(SIDE, SIDE))), TASK, painted((130, 200), [box]))
     assert len(found.boxes) == 1
     assert found.boxes[0].tolist() == pytest.approx(box, abs=200 / SIDE), "to the pixel of the smaller image"
 
@@ -118,7 +119,7 @@ def test_what_no_tile_has_whole_is_found_in_the_whole_image(box: tuple[int, int,
 def test_tiles_by_hand() -> None:
     """130 pixels in tiles of 64 that overlap by 13 at least: from 0, 33 and 66; 64 are one tile."""
     seer, image, starts = Seer(), noise((130, 64)), (0, 33, 66)
-    predict_image(with_views(seer, TASK, Views(tile=SIDE)), TASK, image)
+    predict_image(with_views(seer, TASK, Views(tile=(SIDE, SIDE))), TASK, image)
     *tiles, whole = seer.seen
     assert all(np.array_equal(tile, image[top : top + 64]) for top, tile in zip(starts, tiles, strict=True))
     assert np.array_equal(whole, seer.resize.apply(image))
@@ -179,14 +180,14 @@ def same(mine: Any, other: Any) -> bool:
 @pytest.mark.parametrize("static", [False, True])
 def test_an_image_that_fits_one_tile_is_predicted_as_without_tiles(network: Any, static: bool) -> None:
     plain, task = network
-    tiled = with_views(plain, task, Views(tile=100))
+    tiled = with_views(plain, task, Views(tile=(100, 100)))
     for size in ((100, 90), (53, 100)):
         mine, wanted = (predict_image(one, task, noise(size), static=static) for one in (tiled, plain))
         assert same(mine, wanted)
     assert not same(predict_image(tiled, task, noise((101, 90))), predict_image(plain, task, noise((101, 90))))
 
 
-@pytest.mark.parametrize("views", [Views(flip=True), Views(flip=True, scales=(1.5,)), Views(flip=True, tile=64)])
+@pytest.mark.parametrize("views", [Views(flip=True), Views(flip=True, scales=(1.5,)), Views(flip=True, tile=(64, 64))])
 @pytest.mark.parametrize("width", [90, 91])
 def test_a_mirrored_image_has_the_mirrored_prediction(network: Any, views: Views, width: int) -> None:
     plain, task = network
@@ -224,7 +225,7 @@ def test_probabilities_are_averaged_over_views() -> None:
        overlap=st.sampled_from([0.1, 0.3, 0.5]))
 def test_tiles_of_a_pixelwise_network_give_the_whole_image(height: int, width: int, tile: int, overlap: float) -> None:
     """A network that looks at single pixels says the same in any tile: the blend leaves it as it is."""
-    views = Views(tile=tile, overlap=overlap)
+    views = Views(tile=(tile, tile + 8), overlap=overlap)
     image = noise((height, width), seed=height * width)
     found = predict_image(with_views(Pixelwise(), Segmentation(), views), Segmentation(), image)
     assert found.labels.shape == (height, width)
@@ -253,13 +254,25 @@ def test_words_of_the_command_line() -> None:
     assert parse_tta(["0.75", "flip", "1.25"]) == (True, (0.75, 1.25))
     with pytest.raises(ValueError, match=r"--tta takes flip and scales such as 0.75, got 'photo.jpg'; put files and"):
         parse_tta(["flip", "photo.jpg"])
+    assert (parse_tile("640"), parse_tile("480x640")) == ((640, 640), (480, 640))
+    for text in ("0.5", "640x", "1x2x3", "large"):
+        with pytest.raises(ValueError, match=f"a number of pixels, or height and width as 480x640, got '{text}'"):
+            parse_tile(text)
+
+
+def test_an_image_in_tiles_has_room_for_what_its_tiles_hold() -> None:
+    """Four objects in four tiles, of a task that keeps one of an image."""
+    boxes = [(2, 2, 10, 10), (110, 2, 118, 10), (2, 110, 10, 118), (110, 110, 118, 118)]
+    task = Detection(score_threshold=0.01, max_detections=1, candidates=1, per_class=1)
+    views = Views(tile=(SIDE, SIDE), overlap=0.1)
+    assert found_boxes(predict_image(with_views(Seer(), task, views), task, painted((120, 120), boxes))) == boxes
 
 
 @pytest.mark.parametrize(("make", "message"), [
     (lambda: Views(scales=(8.0,)), "a scale of test-time augmentation lies between 0.25 and 4, got 8"),
     (lambda: Views(scales=(float("nan"),)), "lies between 0.25 and 4, got nan"),
-    (lambda: Views(tile=10), "a tile is at least 32 pixels wide, got 10"),
-    (lambda: Views(tile=64, overlap=0.9), "tiles overlap by more than 0 and up to 0.5 of their side, got 0.9"),
+    (lambda: Views(tile=(64, 10)), "a tile's sides have at least 32 pixels, got 64 x 10"),
+    (lambda: Views(tile=(64, 64), overlap=0.9), "tiles overlap by more than 0 and up to 0.5 of their side, got 0.9"),
     (lambda: with_views(detector(), Classification(), Views(flip=True)),
      "predictions of Classification are not merged; leave out test-time augmentation and tiles"),
 ])

@@ -112,9 +112,10 @@ def _predict(options: argparse.Namespace) -> None:
     from detseg.report.prediction_files import Asked, PredictionFiles
     from detseg.report.results import summary
     from detseg.video import Video, shown
-    from detseg.views import parse_tta
+    from detseg.views import parse_tile, parse_tta
 
     flip, scales = parse_tta(options.tta)
+    tile = None if options.tiles is None else parse_tile(options.tiles)
     patterns, checkpoint = list(options.images), None
     if not options.model.is_dir() and not is_artefact(options.model):
         checkpoint = Path(patterns.pop(0))
@@ -135,7 +136,7 @@ def _predict(options: argparse.Namespace) -> None:
     if model.source is not None and options.engine == "torch":  # an exported file stays with its runtime
         model.to("cuda" if torch.cuda.is_available() else "cpu")
     model.run_with(options.engine, say=partial(print, flush=True))
-    model.use_views(flip=flip, scales=scales, tile=options.tiles, overlap=options.overlap)
+    model.use_views(flip=flip, scales=scales, tile=tile, overlap=options.overlap)
     task, title = model.task, model.title
     threshold = _threshold(options.threshold, scored=task.scored)
     classes = model.classes

@@ -76,9 +76,10 @@ def _test(options: argparse.Namespace) -> None:
     from detseg.launch import evaluation_device
     from detseg.report.console import Reporter, plain_console, render
     from detseg.report.results import records
-    from detseg.views import parse_tta
+    from detseg.views import parse_tile, parse_tta
 
     flip, scales = parse_tta(options.tta)
+    tile = None if options.tiles is None else parse_tile(options.tiles)
     model = load_model(options.model, options.checkpoint, sample=options.sample, config_changed=options.config_changed,
                        settings=options.settings, classes=options.classes)
     device, is_rank_zero = evaluation_device()
@@ -86,7 +87,7 @@ def _test(options: argparse.Namespace) -> None:
         model.to(device)
     console = plain_console(quiet=not is_rank_zero)
     model.run_with(options.engine, say=partial(console.print, soft_wrap=True))
-    model.use_views(flip=flip, scales=scales, tile=options.tiles, overlap=options.overlap)
+    model.use_views(flip=flip, scales=scales, tile=tile, overlap=options.overlap)
     task, classes, resize = model.task, model.classes, model.network.resize
     experiment = None if model.config is None else model.config.experiment
     if options.batch_size is not None and options.batch_size < 1:
