@@ -6,9 +6,9 @@ input never changes its size: seen larger, an image is in tiles, and seen smalle
 whose anchors grow with the input, and exported files take nothing else.
 
 Of a detector, the boxes of all views go through the task's suppression once more. A box of a tile that comes close to a
-border at which the tile ends and the image does not may be a part of an object: it is left to the neighbour, which has
-the object whole unless it is larger than the overlap. Those that are larger come from the image as a whole, which is
-then predicted too, and no others are taken from there. So nothing is found twice or cut.
+border at which the tile ends and the image does not may be a part of an object. A neighbour has the object whole if it
+is no larger than the overlap; then the part is left out. Parts of larger ones that agree where both tiles look become
+one box. An image in tiles is also predicted as a whole, of which boxes are taken that are larger than the overlap.
 
 Of a segmenter, the probabilities of all views are averaged at each pixel of the image, and tiles fade into each other
 over their overlap. Views are worked off from the top down: memory grows with an image's width, not with its height.
@@ -30,6 +30,7 @@ from torch import Tensor
 
 from detseg.interfaces import Task
 from detseg.ops.resample import enlarge
+from detseg.ops.stitching import Boxes, covered, stitch
 from detseg.predict import Network, network_input, predict_image
 from detseg.resize import RGB, AsItIs, Placement, Resize
 from detseg.structures import Classes, DenseBoxes, Detections, ImageDetections, LabelMaps, Pixels, Size
@@ -37,7 +38,7 @@ from detseg.tasks.detection import Detection
 from detseg.tasks.segmentation import Segmentation
 
 _CLOSE = 1 / 8
-"""Of the overlap: a box that comes nearer to the end of its tile may be cut. A detector is not exact to the pixel."""
+"""Of the overlap: a box that comes nearer to the end of its tile may be a part. No detector is exact to the pixel."""
 _SCALES = (0.25, 4.0)
 """The smallest and the largest of test-time augmentation."""
 _SMALLEST_TILE = 32
@@ -224,59 +225,66 @@ def _merged(task: Task[Any, Any, Any, Any], network: MultiView, image: Pixels, *
 def _(task: Detection, network: MultiView, image: Pixels, *, static: bool) -> Detections:
     size = (image.shape[0], image.shape[1])
     grids = _grids(size, network.views)
-    fill, found = network.network.resize.fill, list[ImageDetections]()
+    fill, found = network.network.resize.fill, list[Boxes]()
     for mirrored, pixels in _sides(image, network.views):
-        here = [_whole_boxes(predict_image(network.network, task, grid.cut(pixels, top, left, fill), static=static),
-                             grid, top, left) for grid in grids for top in grid.rows for left in grid.columns]
+        here, parts = list[Boxes](), list[Boxes]()
+        for grid in grids:
+            whole, others = _of_tiles(grid, [
+                (top, left, predict_image(network.network, task, grid.cut(pixels, top, left, fill), static=static))
+                for top in grid.rows for left in grid.columns])
+            here.append(whole)
+            parts.append(others)
         if all(len(grid) > 1 for grid in grids):
-            here.append(_large_boxes(predict_image(network.network, task, pixels, static=static),
-                                     min(grids, key=len)))
-        found += [_mirrored(one, size[1]) for one in here] if mirrored else here
+            large = _large(predict_image(network.network, task, pixels, static=static), min(grids, key=len))
+            here += [large, *(part.at(~covered(part, large)) for part in parts)]
+        found += [_mirrored(one, size[1]) if mirrored else one for one in here]
+    boxes, scores, labels = Boxes.joined(*found)
     if len(found) == 1:
-        (only,) = found
-        return Detections(only.boxes[None], only.scores[None], only.labels[None], torch.tensor([len(only.scores)]))
-    boxes, scores, labels = (torch.cat(parts) for parts in zip(*(
-        (one.boxes, one.scores, one.labels) for one in found), strict=True))
+        return Detections(boxes[None], scores[None], labels[None], torch.tensor([len(scores)]))
     scores_NK = scores.new_zeros(len(scores), len(network.classes))
     scores_NK[torch.arange(len(scores)), labels] = scores
     # What is kept of an image is what is kept of a tile, for each of them. Merging is no part of what is exported.
-    tiles, most = min(map(len, grids)), len(found)
-    roomy = replace(task, per_class=most * task.per_class, max_detections=tiles * task.max_detections,
+    tiles = min(map(len, grids))
+    roomy = replace(task, per_class=max(1, len(scores)), max_detections=tiles * task.max_detections,
                     candidates=max(tiles * task.max_detections, task.candidates))
     return roomy.postprocess(DenseBoxes(boxes[None], scores_NK[None]))
 
 
-def _whole_boxes(found: ImageDetections, grid: _Grid, top: int, left: int) -> ImageDetections:
-    """Of what the tile at (top, left) shows, the boxes that are not cut, in the image's pixels."""
-    if len(grid) == 1:
-        limits = found.boxes.new_tensor((grid.size[1], grid.size[0]) * 2)
-        return found._replace(boxes=torch.minimum(found.boxes, limits))
+def _of_tiles(grid: _Grid, found: Sequence[tuple[int, int, ImageDetections]]) -> tuple[Boxes, Boxes]:
+    """What the tiles at (top, left) show, in the image's pixels: whole objects, those that several tiles have in parts
+    among them; and parts of which no other tile shows more."""
+    whole, parts, tiles = list[Boxes](), list[Boxes](), list[Tensor]()
     down, across = (_CLOSE * overlap for overlap in grid.overlap)
-    x0, y0, x1, y1 = found.boxes.unbind(1)
-    kept = torch.ones(len(found.boxes), dtype=torch.bool)
-    if top > 0:
-        kept &= y0 >= down
-    if left > 0:
-        kept &= x0 >= across
-    if top + grid.tile[0] < grid.size[0]:
-        kept &= y1 <= grid.tile[0] - down
-    if left + grid.tile[1] < grid.size[1]:
-        kept &= x1 <= grid.tile[1] - across
-    return _chosen(found._replace(boxes=found.boxes + found.boxes.new_tensor((left, top, left, top))), kept)
+    for top, left, (_, boxes, scores, labels) in found:
+        x0, y0, x1, y1 = boxes.unbind(1)
+        cut = torch.zeros(len(boxes), dtype=torch.bool)
+        if top > 0:
+            cut |= y0 < down
+        if left > 0:
+            cut |= x0 < across
+        if (bottom := top + grid.tile[0]) < grid.size[0]:
+            cut |= y1 > grid.tile[0] - down
+        if (right := left + grid.tile[1]) < grid.size[1]:
+            cut |= x1 > grid.tile[1] - across
+        limits = boxes.new_tensor((grid.size[1], grid.size[0]) * 2)
+        here = Boxes(torch.minimum(boxes + boxes.new_tensor((left, top, left, top)), limits), scores, labels)
+        whole.append(here.at(~cut))
+        parts.append(here.at(cut))
+        tiles.append(boxes.new_tensor((left, top, right, bottom)).expand(int(cut.sum()), 4))
+    uncut, others = Boxes.joined(*whole), Boxes.joined(*parts)
+    left_over = ~covered(others, uncut)
+    stitched, single = stitch(others.at(left_over), torch.cat(tiles)[left_over])
+    return Boxes.joined(uncut, stitched), single
 
 
-def _large_boxes(found: ImageDetections, grid: _Grid) -> ImageDetections:
+def _large(found: ImageDetections, grid: _Grid) -> Boxes:
     """Of what the whole image shows, the boxes that no tile may have whole."""
     down, across = ((1 - _CLOSE) * overlap for overlap in grid.overlap)
     x0, y0, x1, y1 = found.boxes.unbind(1)
-    return _chosen(found, (y1 - y0 > down) | (x1 - x0 > across))
+    return Boxes(found.boxes, found.scores, found.labels).at((y1 - y0 > down) | (x1 - x0 > across))
 
 
-def _chosen(found: ImageDetections, kept: Tensor) -> ImageDetections:
-    return ImageDetections(found.image_id, found.boxes[kept], found.scores[kept], found.labels[kept])
-
-
-def _mirrored(found: ImageDetections, width: int) -> ImageDetections:
+def _mirrored(found: Boxes, width: int) -> Boxes:
     left, top, right, bottom = found.boxes.unbind(1)
     return found._replace(boxes=torch.stack((width - right, top, width - left, bottom), dim=1))
 

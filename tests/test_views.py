@@ -109,11 +109,18 @@ def test_every_object_that_fits_the_overlap_is_found_once_and_whole(data: st.Dat
     assert found.labels[found.scores.argsort()].tolist() == [k % 2 for k in range(len(boxes))]
 
 
-@pytest.mark.parametrize("box", [(10, 20, 180, 90), (30, 2, 50, 120), (0, 0, 200, 130), (60, 60, 128, 128)])
-def test_what_no_tile_has_whole_is_found_in_the_whole_image(box: tuple[int, int, int, int]) -> None:
-    found = predict_image(with_views(Seer(), TASK, Views(tile=(SIDE, SIDE))), TASK, painted((130, 200), [box]))
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_an_object_of_any_size_is_found_once_and_whole(data: st.DataObject) -> None:
+    """In one tile, in several, or in all of them: to the pixel, or to that of the image made smaller. Of thinner ones
+    the smaller image would show another box, by suppression's measure."""
+    size = (data.draw(st.integers(SIDE, 200)), data.draw(st.integers(SIDE, 200)))
+    left, top = data.draw(st.integers(0, size[1] - 16)), data.draw(st.integers(0, size[0] - 16))
+    right, bottom = data.draw(st.integers(left + 16, size[1])), data.draw(st.integers(top + 16, size[0]))
+    views = Views(tile=(SIDE, SIDE), overlap=data.draw(st.sampled_from([0.2, 0.5])))
+    found = predict_image(with_views(Seer(), TASK, views), TASK, painted(size, [(left, top, right, bottom)]))
     assert len(found.boxes) == 1
-    assert found.boxes[0].tolist() == pytest.approx(box, abs=200 / SIDE), "to the pixel of the smaller image"
+    assert found.boxes[0].tolist() == pytest.approx((left, top, right, bottom), abs=max(size) / SIDE)
 
 
 def test_tiles_by_hand() -> None:
