@@ -21,7 +21,9 @@ from PIL import Image
 
 import detseg
 from detseg.checkpoint import load
+from detseg.data.images import read_image
 from detseg.report.pictures import write_picture
+from detseg.video import video_file
 from tests import tiny_segmenter
 from tests.conftest import ROOT
 from tests.test_video import cut, write_lossless
@@ -226,10 +228,13 @@ def test_the_readme_s_lines_run_as_they_stand(monkeypatch: pytest.MonkeyPatch, t
     """Against a run where `make train` leaves one."""
     readme = (ROOT / "README.md").read_text("utf-8")
     blocks = [block for block in re.findall(r"```python\n(.*?)```", readme, re.DOTALL) if "detseg.load" in block]
-    assert len(blocks) == 1
+    assert len(blocks) == 2
     runs = tmp_path / "runs"
     runs.mkdir()
     (runs / "ssdlite_v3_large").symlink_to(Path("runs/boxes").resolve())
     write_picture(tmp_path / "photo.jpg", pixels())
     monkeypatch.chdir(tmp_path)
-    exec(compile(ast.parse(blocks[0]), "README.md", "exec"), {})
+    with video_file(tmp_path / "clip.mp4", rate=25) as add:
+        for _ in range(3):
+            add(read_image("photo.jpg"))
+    exec(compile(ast.parse("\n".join(blocks)), "README.md", "exec"), {})
