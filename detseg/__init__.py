@@ -12,11 +12,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from detseg.api import BestClasses, Boxes, LabelMap, Model, load
+    from detseg.api import BestClasses, Boxes, Frame, LabelMap, Model, load
 
 __version__ = "0.1.0"
 
-__all__ = ["BestClasses", "Boxes", "LabelMap", "Model", "__version__", "load"]
+__all__ = ["BestClasses", "Boxes", "Frame", "LabelMap", "Model", "__version__", "load"]
 
 
 def __getattr__(name: str) -> object:

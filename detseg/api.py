@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import replace
 from functools import singledispatch
 from pathlib import Path
@@ -37,15 +38,18 @@ from detseg.export.int8 import Budget, Calibration, Int8Exported, export_int8
 from detseg.fingerprint import fingerprint
 from detseg.interfaces import Task
 from detseg.model import Predictor
-from detseg.predict import predict_image
+from detseg.predict import predict_frames, predict_image
 from detseg.quantization.post_training import Recipe
 from detseg.recipes import sample_pictures, usual_data
 from detseg.report.pictures import draw_boxes, draw_classes, draw_labels
+from detseg.resize import Resize
 from detseg.run_folder import RunFolder, trained_run
 from detseg.settings import COMMAND_LINE
 from detseg.split_execution import check_splittable, number_of_parts
-from detseg.structures import Classes, ImageClasses, ImageDetections, ImageLabels, LabelPixels, Pixels, Threshold
+from detseg.structures import Classes, ImageClasses, ImageDetections, ImageLabels, LabelPixels, Pixels, Size, Threshold
 from detseg.validation import Validation, prepared
+from detseg.video import Video, VideoSource
+from detseg.views import OVERLAP, MultiView, Views, with_views
 from detseg.weights.load import is_plain, load_weights, read_checkpoint
 
 ImageLike: TypeAlias = str | os.PathLike[str] | Pixels | Image.Image
@@ -91,6 +95,21 @@ class LabelMap(NamedTuple):
     """[K]: what the labels are called."""
 
 
+class Frame(NamedTuple):
+    """A frame of a video, and what was found in it."""
+
+    number: int
+    """From 0."""
+    time: float
+    """Seconds from the first frame: by the file, or by the clock where a camera or a stream gives it."""
+    image: Pixels
+    """uint8 [H, W, 3] RGB."""
+    prediction: Any
+    """`Boxes`, a `LabelMap` or `BestClasses`: of this frame, or of the last one before it that was predicted."""
+    predicted: bool
+    """Whether it is of this very frame."""
+
+
 class Model:
     """A trained network, or an exported file in its runtime, ready to be called with images; `load` makes it.
 
@@ -115,6 +134,8 @@ class Model:
         self._engine: Engine = "torch"
         self._parts: int | None = None
         self._ready: Predictor | OnnxRuntimePredictor | Artefact | None = None
+        self._views: Views | None = None
+        self._viewed: MultiView | None = None
 
     @property
     def classes(self) -> Classes:
@@ -175,12 +196,15 @@ class Model:
 
     def validation(
         self, location: Location, *, common: bool = False, skip_broken: bool = False, per_class: bool = False,
-        reference: bool = False, metrics: Sequence[str] = (), what: str | None = None,
+        reference: bool = False, metrics: Sequence[str] = (), what: str | None = None, resize: Resize | None = None,
     ) -> Validation:
-        """What it is measured on in these data; see `detseg.validation.prepared`. what: itself, for messages."""
+        """What it is measured on in these data; see `detseg.validation.prepared`.
+
+        what: itself, for messages. resize: of what is measured, where that is not the network alone (`use_views`).
+        """
         index, notes = self.read_validation(location)
         return prepared(
-            index, location, self.classes, self.data, self.loaded.resize, notes=notes, common=common,
+            index, location, self.classes, self.data, resize or self.loaded.resize, notes=notes, common=common,
             skip_broken=skip_broken, per_class=per_class, reference=reference, metrics=metrics,
             what=what or self.title)
 
@@ -221,7 +245,7 @@ class Model:
         if self._engine != "torch" and torch.device(device).type != "cpu":
             raise ValueError(f"the engine {self._engine} runs on the CPU; to use {device}, take the engine torch")
         self.loaded.to(device)
-        self._ready = None
+        self._ready = self._viewed = None
         return self
 
     def run_with(self, engine: Engine, *, say: Callable[[str], None] = lambda _: None) -> Self:
@@ -229,7 +253,7 @@ class Model:
         for an exported file, which has a runtime of its own."""
         if not isinstance(self.loaded, Artefact):
             self._ready = with_engine(self._executed(self.loaded), self.task, engine, say=say)
-            self._engine = engine
+            self._engine, self._viewed = engine, None
         elif engine != "torch":
             raise ValueError(f"{self.loaded.path} is an exported file with a runtime of its own; leave the engine out")
         return self
@@ -242,15 +266,50 @@ class Model:
                 f"{self.loaded.path} is an exported file, which computes what was written into it; export the "
                 'checkpoint with Options(execution="split")')
         check_splittable(self.loaded, parts)
-        self._parts, self._ready = parts, None
+        self._parts, self._ready, self._viewed = parts, None, None
+        return self
+
+    def use_views(
+        self, *, flip: bool = False, scales: Sequence[float] = (), tile: int | Size | None = None,
+        overlap: float | None = None,
+    ) -> Self:
+        """Predicts from several views of an image, mirrored, larger and smaller or in tiles, and gives the model back;
+        see `detseg.views`. Called without arguments, it ends that.
+
+        Args:
+            flip: each view mirrored too.
+            scales: how many times as large an image is seen, beside 1: (0.75, 1.25).
+            tile: its side, or height and width, in pixels of the image, for images much larger than the network's
+                input. Networks that stretch images expect tiles of the shape that images have had in training.
+            overlap: of neighbouring tiles, as a share of their sides (0.2); what is larger is taken from the whole
+                image.
+
+        ValueError for values out of range, for classifiers, and for a segmenter's file that ends with label maps.
+        """
+        if overlap is not None and tile is None:
+            raise ValueError("the overlap is that of tiles; give their size too")
+        sides = (tile, tile) if isinstance(tile, int) else tile
+        views = Views(flip=flip, scales=tuple(scales), tile=sides, overlap=OVERLAP if overlap is None else overlap)
+        self._views, self._viewed = (None if views == Views() else views), None
+        if self._views is not None:
+            self._viewed = with_views(self._alone, self.task, self._views)
         return self
 
     def _executed(self, predictor: Predictor) -> Predictor:
         return predictor if self._parts is None else predictor.split(self._parts)
 
     @property
-    def network(self) -> Predictor | OnnxRuntimePredictor | Artefact:
+    def network(self) -> Predictor | OnnxRuntimePredictor | Artefact | MultiView:
         """The network ready for inference on its device, made at the first use; see `detseg.engine.with_engine`."""
+        if self._views is None:
+            return self._alone
+        if self._viewed is None:
+            self._viewed = with_views(self._alone, self.task, self._views)
+        return self._viewed
+
+    @property
+    def _alone(self) -> Predictor | OnnxRuntimePredictor | Artefact:
+        """The network of one view."""
         if self._ready is None:
             self._ready = self.loaded if isinstance(self.loaded, Artefact) else with_engine(
                 self._executed(self.loaded), self.task, self._engine)
@@ -361,6 +420,28 @@ class Model:
         return draw_boxes(
             pixels, ImageDetections(0, found.boxes, found.scores, found.labels), self.classes,
             threshold=self.threshold if threshold is None else threshold)
+
+    def stream(self, source: VideoSource, *, every: int = 1) -> Generator[Frame, None, None]:
+        """The frames of a video, a camera or a stream, each with a prediction, while the next are read and predicted.
+
+            for frame in model.stream("street.mp4"):
+                picture = model.draw(frame.image, frame.prediction)
+
+        Args:
+            source: a file, the number or device of a camera, or the address of a stream (rtsp://, http://).
+            every: predict every Nth frame; those between have the prediction of the last one.
+
+        FileNotFoundError where there is no such file or camera, OSError where a stream does not answer, ValueError for
+        a file that is no video or has no frames; OSError behind the last frame of a video that breaks off.
+        """
+        if every < 1:
+            raise ValueError(f"every Nth frame is predicted, N at least 1, got {every}")
+        with Video(source) as video:
+            with contextlib.closing(predict_frames(self.network, self.task, video, every=every)) as frames:
+                for number, moment, image, found, predicted in frames:
+                    yield Frame(number, moment, image, _named(found, self.classes), predicted)
+            if video.broken is not None:
+                raise OSError(video.broken)
 
     def _one(self, image: ImageLike, channel_order: ChannelOrder) -> Any:
         found = predict_image(self.network, self.task, _pixels(image, channel_order))

@@ -31,6 +31,20 @@ def add_engine(parser: argparse.ArgumentParser) -> None:
                              "same up to rounding")
 
 
+def add_views(parser: argparse.ArgumentParser) -> None:
+    """Of commands that predict with a model."""
+    parser.add_argument("--tta", nargs="+", action="extend", default=[], metavar="flip|SCALE",
+                        help="test-time augmentation: predict each image mirrored too (flip), and seen so many times "
+                             "as large (0.75 1.25), and merge what is found. flip doubles the time; a scale below 1 "
+                             "costs as much as the image, one up to 1.6 four times as much: it is seen in tiles")
+    parser.add_argument("--tiles", metavar="SIZE",
+                        help="predict images in tiles of SIZE x SIZE pixels, or of 480x640 (height x width), for "
+                             "images much larger than the network's input; objects larger than the overlap are taken "
+                             "from the whole image")
+    parser.add_argument("--overlap", type=float, metavar="SHARE",
+                        help="of neighbouring tiles, above 0 and up to 0.5 of their side (0.2)")
+
+
 def add_model_settings(parser: argparse.ArgumentParser) -> None:
     """Of commands that take published weights where a checkpoint is asked for."""
     parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="model.NAME=VALUE", dest="settings",
@@ -57,6 +71,7 @@ def add_evaluated(parser: argparse.ArgumentParser, *, what: str) -> None:
     parser.add_argument("--batch-size", type=int, metavar="N",
                         help="images that are evaluated together (the config's eval_batch_size, or what suits them)")
     add_engine(parser)
+    add_views(parser)
     parser.add_argument("--skip-broken", action="store_true",
                         help=f"{what} without images, records and labels that are broken, and name them")
     parser.add_argument("--config-changed", action="store_true",

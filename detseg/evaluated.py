@@ -17,6 +17,7 @@ from detseg.evaluate import suitable_batch
 from detseg.launch import evaluation_device
 from detseg.report.console import plain_console
 from detseg.validation import Validation
+from detseg.views import parse_tile, parse_tta
 
 _SAMPLE = Path("data/sample")
 
@@ -46,6 +47,8 @@ def open_evaluated(
 
     ValueError or FileNotFoundError for what does not exist or does not fit.
     """
+    flip, scales = parse_tta(options.tta)
+    tile = None if options.tiles is None else parse_tile(options.tiles)
     model = load_model(options.model, options.checkpoint, sample=options.sample, config_changed=options.config_changed,
                        settings=options.settings, classes=options.classes)
     device, is_rank_zero = evaluation_device()
@@ -53,6 +56,8 @@ def open_evaluated(
         model.to(device)
     console = plain_console(quiet=not is_rank_zero)
     model.run_with(options.engine, say=partial(console.print, soft_wrap=True))
+    model.use_views(flip=flip, scales=scales, tile=tile, overlap=options.overlap)
+    resize = model.network.resize
     if options.batch_size is not None and options.batch_size < 1:
         raise ValueError(f"--batch-size is at least 1, got {options.batch_size}")
     experiment = None if model.config is None else model.config.experiment
@@ -66,12 +71,12 @@ def open_evaluated(
         location = replace(location, images=options.images)
     validation = model.validation(
         location, common=options.common_classes, skip_broken=options.skip_broken, per_class=per_class,
-        reference=reference, metrics=metrics, what=str(options.checkpoint or options.model))
+        reference=reference, metrics=metrics, what=str(options.checkpoint or options.model), resize=resize)
     chosen, most, workers = None, 1, None
     if experiment is not None:
         chosen, workers = experiment.eval_batch_size, experiment.workers
         most = experiment.batch_size // experiment.accumulate
-    batch_size = options.batch_size or chosen or suitable_batch(model.loaded.resize.size, most=most)
+    batch_size = options.batch_size or chosen or suitable_batch(resize.size, most=most)
     for note in (*model.notes, *validation.notes):
         console.print(note, soft_wrap=True)
     return Evaluated(model, location, validation, batch_size, 1 if workers is None else workers, is_rank_zero, console)

@@ -6,7 +6,7 @@ import glob
 import os
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, Self, TypeVar
 
@@ -19,10 +19,15 @@ from detseg.data.files import is_image, list_files, list_images
 from detseg.data.images import read_image
 from detseg.interfaces import Source, Task
 from detseg.model import Predictor
+from detseg.prefetch import prefetched
 from detseg.resize import Resize
 from detseg.structures import Classes, Pixels
+from detseg.video import VideoFrame, file_stem, is_live, is_video
 
 PredictionT = TypeVar("PredictionT")
+
+_AHEAD = 2
+"""Images that wait between reading, the network and drawing."""
 
 
 class Network(Protocol):
@@ -46,6 +51,10 @@ class Network(Protocol):
 
     def ready(self) -> Self:
         """It, or a copy of it, made ready for inference."""
+
+    def decode(self, images: Tensor, /, *, static: bool = False) -> Any:
+        """float [B, 3, H, W] RGB, 0..255, to dense predictions in the pixels of `images`; `static` as in `Head.decode`.
+        ValueError where it gives final ones alone."""
 
     def finished(self, images: Tensor, task: Task[Any, Any, Any, Any], /, *, static: bool = False) -> Any:
         """float [B, 3, H, W] RGB, 0..255, to final predictions in network pixels; `static` as in `Head.decode`."""
@@ -89,10 +98,26 @@ class Recomputed(ABC):
         """It is."""
         return self
 
+    def decode(self, images: Tensor, *, static: bool = False) -> Any:
+        """The same to dense predictions; `static` as in `Head.decode`."""
+        return self.predictor.head.decode(self(images), (images.shape[2], images.shape[3]), static=static)
+
     def finished(self, images: Tensor, task: Task[Any, Any, Any, Any], *, static: bool = False) -> Any:
         """The same to final predictions of the task; `static` as in `Head.decode`."""
-        dense = self.predictor.head.decode(self(images), (images.shape[2], images.shape[3]), static=static)
-        return task.postprocess(dense, static=static)
+        return task.postprocess(self.decode(images, static=static), static=static)
+
+
+class FramePrediction(NamedTuple):
+    """A frame of a video and what was found in it, or in the last one before it that was predicted."""
+
+    number: int
+    """From 0."""
+    time: float
+    """Seconds from the first frame."""
+    image: Pixels
+    prediction: Any
+    predicted: bool
+    """Whether it was found in this very frame."""
 
 
 class ImagePrediction(NamedTuple):
@@ -126,11 +151,16 @@ def predict_batch(
 def predict_image(network: Network, task: Task[Any, Any, Any, PredictionT], image: Pixels, *, image_id: int = 0,
                   static: bool = False) -> PredictionT:
     """The prediction for one decoded image, uint8 [H, W, 3] RGB, in its own pixels; see `predict_batch`."""
-    size = (image.shape[0], image.shape[1])
-    source = Source(image_id, size, network.resize.place(size))
-    # Height, width, channels in memory is what channels_last means: no copy is made.
-    resized = torch.from_numpy(network.resize.apply(image)).permute(2, 0, 1)[None]
+    resized, source = network_input(network.resize, image, image_id=image_id)
     return predict_batch(network, task, resized, (source,), static=static)[0]
+
+
+def network_input(resize: Resize, image: Pixels, *, image_id: int = 0) -> tuple[Tensor, Source]:
+    """A decoded image as a batch of one, float [1, 3, H, W], and where it lies in it."""
+    size = (image.shape[0], image.shape[1])
+    # Height, width, channels in memory is what channels_last means: no copy is made.
+    resized = torch.from_numpy(resize.apply(image)).permute(2, 0, 1)[None]
+    return resized, Source(image_id, size, resize.place(size))
 
 
 def predict_files(
@@ -145,15 +175,66 @@ def predict_files(
     A file that cannot be read is left out, and `unreadable` gets the ValueError or OSError that names it; without
     `unreadable` it is raised.
     """
+    images = prefetched(_read(paths, unreadable), depth=_AHEAD)
+    yield from prefetched(
+        (ImagePrediction(image_id, path, image, predict_image(network, task, image, image_id=image_id))
+         for image_id, path, image in images), depth=_AHEAD)
+
+
+def predict_frames(
+    network: Network, task: Task[Any, Any, Any, Any], frames: Iterable[VideoFrame], *, every: int = 1,
+    first_id: int = 0,
+) -> Generator[FramePrediction, None, None]:
+    """Each frame of a video with a prediction, in order. Decoding, the network and whatever is done with the frames
+    overlap.
+
+    Args:
+        network, task: as in `predict_batch`.
+        frames: of a `Video`.
+        every: so many frames apart are predicted; those between have the prediction of the last one.
+        first_id: the image id of the first frame; that of others follows from their number.
+    """
+    def predicted() -> Iterator[FramePrediction]:
+        prediction = None
+        for number, moment, image in prefetched(iter(frames), depth=_AHEAD):
+            now = number % every == 0
+            if now:
+                prediction = predict_image(network, task, image, image_id=first_id + number)
+            yield FramePrediction(number, moment, image, prediction, now)
+
+    return prefetched(predicted(), depth=_AHEAD)
+
+
+def _read(
+    paths: Sequence[Path], unreadable: Callable[[Exception], None] | None
+) -> Iterator[tuple[int, Path, Pixels]]:
     for image_id, path in enumerate(paths):
         try:
-            image = read_image(path)
+            yield image_id, path, read_image(path)
         except (OSError, ValueError) as problem:
             if unreadable is None:
                 raise
             unreadable(problem)
+
+
+def find_sources(patterns: Sequence[str]) -> tuple[list[Path], list[str]]:
+    """The image files that paths, folders and glob patterns mean, as `find_images` finds them, and the videos, cameras
+    and streams among them. FileNotFoundError for a video that is not there."""
+    of_images, videos = list[str](), dict[str, str]()
+    for pattern in patterns:
+        if is_live(pattern):
+            videos.setdefault(pattern, pattern)
             continue
-        yield ImagePrediction(image_id, path, image, predict_image(network, task, image, image_id=image_id))
+        found = [pattern] if os.path.exists(pattern) or not glob.has_magic(pattern) else sorted(
+            glob.glob(pattern, recursive=True))
+        clips = [name for name in found if is_video(name) and not os.path.isdir(name)]
+        for name in clips:
+            if not os.path.exists(name):
+                raise FileNotFoundError(f"no video {name}")
+            videos.setdefault(os.path.abspath(name), name)
+        if not clips or any(is_image(name) for name in found):
+            of_images.append(pattern)
+    return find_images(of_images), list(videos.values())
 
 
 def find_images(patterns: Sequence[str]) -> list[Path]:
@@ -207,20 +288,32 @@ def picture_paths(images: Sequence[Path], folder: Path) -> list[Path]:
     return pictures
 
 
-def label_paths(images: Sequence[Path], folder: Path) -> list[Path]:
-    """Where in `folder` the label map of each image goes: to a PNG file of the same name, in folders as `picture_paths`
-    makes them. Cityscapes' evaluation finds those of its images by these names.
+def image_stems(images: Sequence[Path]) -> list[Path]:
+    """What files made of the images are called, without a suffix, in folders as `picture_paths` makes them."""
+    return _distinct([image.with_suffix("") if is_image(image.name) else image for image in images])
 
-    ValueError where a label map would replace one of the images or of the other label maps.
+
+def label_paths(
+    images: Sequence[Path], folder: Path, *, suffix: str = ".png", what: str = "label map"
+) -> list[Path]:
+    """Where in `folder` the label map of each image goes: to a PNG file of the same name, in folders as `picture_paths`
+    makes them. Cityscapes' evaluation finds those of its images by these names. Other files are named likewise.
+
+    ValueError where one would replace one of the images or another one's.
     """
-    stems = [image.with_suffix("") if is_image(image.name) else image for image in images]
-    files = [folder / f"{name}.png" for name in _distinct(stems)]
-    sources: dict[str, Path] = {}
-    for file, image in zip(files, images, strict=True):
-        other = sources.setdefault(str(file).casefold(), image)
-        if other is not image:
-            raise ValueError(f"{other} and {image} would both have the label map {file}; predict them one by one")
-    _check_free(files, images, what="label map")
+    files = [folder / f"{stem}{suffix}" for stem in image_stems(images)]
+    _check_distinct(files, images, what=what)
+    _check_free(files, images, what=what)
+    return files
+
+
+def video_paths(videos: Sequence[str], folder: Path) -> list[Path]:
+    """Where in `folder` the annotated video of each video, camera or stream goes: to an .mp4 file of its name.
+    ValueError where it would replace one of the videos or another one's."""
+    files = [folder / f"{file_stem(video)}.mp4" for video in videos]
+    sources = [Path(video) for video in videos]
+    _check_distinct(files, sources, what="video")
+    _check_free(files, sources, what="video")
     return files
 
 
@@ -235,6 +328,15 @@ def _distinct(images: Sequence[Path]) -> list[Path]:
     return [image.relative_to(above) for image in originals]
 
 
+def _check_distinct(files: Sequence[Path], images: Sequence[Path], *, what: str) -> None:
+    sources: dict[str, Path] = {}
+    for file, image in zip(files, images, strict=True):
+        other = sources.setdefault(str(file).casefold(), image)
+        if other is not image:
+            raise ValueError(f"{other} and {image} would both have the {what} {file}; predict them one by one")
+
+
 def _check_free(files: Sequence[Path], images: Sequence[Path], *, what: str) -> None:
     if taken := {image.resolve() for image in images} & {file.resolve() for file in files}:
-        raise ValueError(f"the {what} would replace the image {min(taken)}; choose another folder for the {what}s")
+        kind = "video" if what == "video" else "image"
+        raise ValueError(f"the {what} would replace the {kind} {min(taken)}; choose another folder for the {what}s")

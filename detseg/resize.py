@@ -330,6 +330,27 @@ class Rounded(Resize):
         return self.rule.apply_rounded(image)
 
 
+@dataclass(frozen=True)
+class AsItIs(Resize):
+    """No resize: what makes its input itself is given the original image. size: what a typical one has."""
+
+    fixed: ClassVar[bool] = False
+    size: Size
+    fill: RGB = MEAN_COLOUR
+
+    def place(self, original: Size) -> Placement:
+        """Everything stays where it is."""
+        return Placement(1.0, 1.0, 0.0, 0.0)
+
+    def apply(self, image: Pixels) -> NDArray[np.float32]:
+        """The image."""
+        return image.astype(np.float32)
+
+    def apply_rounded(self, image: Pixels) -> Pixels:
+        """The image."""
+        return image
+
+
 def _check(resize: Resize) -> None:
     if min(resize.size) < 1:
         raise ValueError(f"the network's input size is (height, width) in pixels, each at least 1, got {resize.size}")

@@ -21,9 +21,12 @@ from PIL import Image
 
 import detseg
 from detseg.checkpoint import load
+from detseg.data.images import read_image
 from detseg.report.pictures import write_picture
+from detseg.video import video_file
 from tests import tiny_segmenter
 from tests.conftest import ROOT
+from tests.test_video import cut, write_lossless
 
 from . import discovery
 
@@ -83,7 +86,7 @@ def pixels() -> Any:
 
 
 def test_the_public_surface() -> None:
-    assert detseg.__all__ == ["BestClasses", "Boxes", "LabelMap", "Model", "__version__", "load"]
+    assert detseg.__all__ == ["BestClasses", "Boxes", "Frame", "LabelMap", "Model", "__version__", "load"]
     assert all(getattr(detseg, name) is not None for name in detseg.__all__)
     with pytest.raises(AttributeError, match="module 'detseg' has no attribute 'fit'"):
         detseg.fit  # noqa: B018
@@ -153,6 +156,49 @@ def test_a_config_and_weights_do_as_well_as_a_run() -> None:
     assert torch.equal(run("photo.png").scores, files("photo.png").scores)
 
 
+def test_a_video_is_predicted_frame_by_frame(tmp_path: Path) -> None:
+    model = detseg.load("runs/boxes")
+    frames = [np.random.default_rng(k).integers(0, 256, (60, 90, 3), dtype=np.uint8) for k in range(5)]
+    write_lossless(tmp_path / "clip.avi", frames, rate=10.0)
+    seen = list(model.stream(tmp_path / "clip.avi", every=2))
+    assert [(frame.number, frame.predicted) for frame in seen] == [
+        (0, True), (1, False), (2, True), (3, False), (4, True)]
+    assert [frame.time for frame in seen] == pytest.approx([0, 0.1, 0.2, 0.3, 0.4])
+    for frame, image in zip(seen, frames, strict=True):
+        assert isinstance(frame, detseg.Frame)
+        assert np.array_equal(frame.image, image)
+        wanted = model(frames[frame.number - frame.number % 2])
+        assert torch.equal(frame.prediction.boxes, wanted.boxes)
+        assert frame.prediction.names == wanted.names
+
+
+def test_a_video_that_breaks_off_is_an_error_behind_its_frames(tmp_path: Path) -> None:
+    model = detseg.load("runs/labels")
+    frames = [np.random.default_rng(k).integers(0, 256, (40, 60, 3), dtype=np.uint8) for k in range(40)]
+    seen = list[detseg.Frame]()
+    cut(write_lossless(tmp_path / "a.avi", frames), 0.5)
+    with pytest.raises(OSError, match=r"cut\.avi breaks off after frame \d+ of 40"):
+        seen.extend(model.stream(tmp_path / "cut.avi"))
+    assert 10 < len(seen) < 40
+    with pytest.raises(ValueError, match="every Nth frame is predicted, N at least 1, got 0"):
+        next(model.stream(tmp_path / "a.avi", every=0))
+    with pytest.raises(FileNotFoundError, match="there is no camera 97"):
+        next(model.stream(97))
+
+
+def test_views_are_chosen_and_given_up() -> None:
+    model = detseg.load("runs/boxes")
+    plain = model("photo.png")
+    flipped = model.use_views(flip=True)("photo.png")
+    assert model.network.form.endswith("TTA (flip)")
+    assert not torch.equal(flipped.scores, plain.scores)
+    assert torch.equal(model.use_views(tile=100)("photo.png").boxes, plain.boxes), "it fits one tile"
+    assert "TTA" not in model.to("cpu").network.form
+    assert torch.equal(model.use_views()("photo.png").scores, plain.scores)
+    with pytest.raises(ValueError, match="the overlap is that of tiles; give their size too"):
+        model.use_views(overlap=0.3)
+
+
 @pytest.mark.parametrize(("image", "message"), [
     ("no.png", "no image no.png in .*: the folder has no such file"),
     ("shades.py", "cannot read the image shades.py: .* no image of a known kind"),
@@ -182,10 +228,13 @@ def test_the_readme_s_lines_run_as_they_stand(monkeypatch: pytest.MonkeyPatch, t
     """Against a run where `make train` leaves one."""
     readme = (ROOT / "README.md").read_text("utf-8")
     blocks = [block for block in re.findall(r"```python\n(.*?)```", readme, re.DOTALL) if "detseg.load" in block]
-    assert len(blocks) == 1
+    assert len(blocks) == 2
     runs = tmp_path / "runs"
     runs.mkdir()
     (runs / "ssdlite_v3_large").symlink_to(Path("runs/boxes").resolve())
     write_picture(tmp_path / "photo.jpg", pixels())
     monkeypatch.chdir(tmp_path)
-    exec(compile(ast.parse(blocks[0]), "README.md", "exec"), {})
+    with video_file(tmp_path / "clip.mp4", rate=25) as add:
+        for _ in range(3):
+            add(read_image("photo.jpg"))
+    exec(compile(ast.parse("\n".join(blocks)), "README.md", "exec"), {})

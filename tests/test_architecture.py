@@ -22,7 +22,7 @@ FLOORS = (
     ("api", "average", "benchmark", "demo", "evaluated", "openmmlab", "train"),
     ("analysis", "browse", "distillation", "engine", "evaluate", "export", "network_view", "quantization", "recipes",
      "run_folder", "training_step", "validation", "weights"),
-    ("checkpoint", "config", "fine_tuning", "predict"),
+    ("checkpoint", "config", "fine_tuning", "predict", "views"),
     ("fingerprint", "from_data", "metrics", "report"),
     ("model", "optim", "tasks"),
     ("backbones", "data", "inference", "necks", "split_execution"),
@@ -30,8 +30,8 @@ FLOORS = (
     ("ops",),
     ("interfaces",),
     ("resize",),
-    ("atomic", "cache", "choices", "cli", "config_files", "config_module", "cost", "launch", "memory", "settings",
-     "structures"),
+    ("atomic", "cache", "choices", "cli", "config_files", "config_module", "cost", "launch", "memory", "prefetch",
+     "settings", "structures", "video"),
 )
 """The rooms of detseg from the top down; a room imports from floors below its own, or from beside it."""
 NO_ROOMS = {"utils", "util", "common", "helpers", "misc"}

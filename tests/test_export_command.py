@@ -157,3 +157,20 @@ def test_a_damaged_file_is_refused_everywhere(command: str, capsys: pytest.Captu
         path.write_bytes(damaged)
         code, _, err = run(command, str(path), *arguments, capsys=capsys)
         assert (code, message in err) == (1, True), err
+
+
+def test_a_file_with_scores_is_seen_from_several_sides(capsys: pytest.CaptureFixture[str]) -> None:
+    """A file of the contract "decoded" averages views as its checkpoint does; one with label maps alone cannot."""
+    assert run("export", "runs/one", "--format", "onnx", "--out", "decoded.onnx", "--contract", "decoded", "--input",
+               "float", capsys=capsys)[0] == 0
+    for model in ("runs/one", "decoded.onnx"):
+        code, out, _ = run("test", model, "--data", "data/shades", "--tta", "flip", "1.5", "--json",
+                           f"{Path(model).name}.json", capsys=capsys)
+        assert code == 0
+        assert "TTA (flip 1.5)" in out
+    numbers, others = (json.loads(Path(name).read_text()) for name in ("one.json", "decoded.onnx.json"))
+    assert numbers == pytest.approx(others, abs=2e-3)
+    code, _, errors = run("test", "exports/one.onnx", "--data", "data/shades", "--tta", "flip", capsys=capsys)
+    assert code == 2
+    assert errors == ("error: exports/one.onnx gives final predictions, and not the scores of every class, which are "
+                      "averaged here; export the checkpoint with --contract decoded\n")

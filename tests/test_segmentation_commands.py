@@ -162,6 +162,27 @@ def test_prediction_leaves_pictures_run_lengths_and_label_maps(
         assert not np.array_equal(picture[..., ::-1], pixels)
 
 
+@pytest.mark.parametrize("views", [["--tta", "flip", "1.5"], ["--tiles", "32x36", "--overlap", "0.5"]])
+def test_predicted_label_maps_have_the_score_that_test_tells(
+    views: list[str], place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """From several views of each image, which both commands make in the same way."""
+    code, out, _ = run("test", "run", "--data", "data/shades", "--json", "numbers.json", *views, capsys=capsys)
+    assert code == 0
+    assert ("TTA (flip 1.5)" if "--tta" in views else "tiles of 32 x 36") in out
+    assert run("predict", "run", "data/shades/images/val", "--labels", "labels", *views, capsys=capsys)[0] == 0
+    index = read_labels(Path("data/shades"), "val")
+    metric, ids = MeanIoU(index.relabel(tiny_segmenter.CLASSES)), np.array(tiny_segmenter.CLASSES.source_ids)
+    for i, image_id in enumerate(index.image_ids.tolist()):
+        stored: Any = cv2.imread(f"labels/{index.path(i).name}", cv2.IMREAD_UNCHANGED)
+        labels = np.searchsorted(ids, stored).astype(np.uint8)
+        metric.update([ImageLabels(image_id, labels)], [torch.from_numpy(metric.index.labels(i, index.size(i)))])
+    numbers = json.loads(Path("numbers.json").read_text())
+    assert metric.compute() == numbers
+    code, _, _ = run("test", "run", "--data", "data/shades", "--json", "plain.json", capsys=capsys)
+    assert json.loads(Path("plain.json").read_text()) != numbers
+
+
 @pytest.mark.parametrize(("tool", "arguments", "code", "message"), [
     ("predict", ["data/shades/images/val", "--threshold", "0.5"], 2,
      "error: --threshold is for boxes: label maps have no scores, and an image always has its best classes; "
@@ -170,6 +191,10 @@ def test_prediction_leaves_pictures_run_lengths_and_label_maps(
      "error: --labels and --out are both predictions; label maps would replace pictures"),
     ("predict", ["data/shades/images/val", "--labels", "data/shades/images/val"], 2,
      "error: the label map would replace the image "),
+    ("predict", ["data/shades/images/val", "--overlap", "0.3"], 2,
+     "error: the overlap is that of tiles; give their size too"),
+    ("predict", ["--tta", "flip", "data/shades/images/val"], 2,
+     "error: --tta takes flip and scales such as 0.75, got 'data/shades/images/val'; put files and folders before it"),
     ("test", ["--data", "nowhere"], 2, "error: no label maps in nowhere (no such folder). Looked for"),
 ])
 def test_what_a_user_does_wrong(

@@ -76,8 +76,18 @@ class Artefact:
         """What the file gave to final predictions of the task."""
         if self.manifest.contract == "final":
             return self._names.finished(outputs)
-        decoded = self._decoded(outputs) if self.manifest.contract == "raw" else outputs
-        return task.postprocess(self._names.dense(decoded), static=static)
+        return task.postprocess(self._dense(outputs), static=static)
+
+    def decode(self, images: Tensor, *, static: bool = False) -> Any:
+        """float [B, 3, H, W] in 0..255 to dense predictions; a file has them in one form. ValueError where it ends
+        behind them."""
+        if self.manifest.contract == "final":
+            raise ValueError(f"{self.path} gives final predictions, and not the scores of every class, which are "
+                             "averaged here; export the checkpoint with --contract decoded")
+        return self._dense(self.outputs(images))
+
+    def _dense(self, outputs: Mapping[str, Tensor]) -> Any:
+        return self._names.dense(self._decoded(outputs) if self.manifest.contract == "raw" else outputs)
 
     def _decoded(self, outputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """Of a file that ends with "raw", what one gives that ends with "decoded"."""

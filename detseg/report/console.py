@@ -26,14 +26,16 @@ def plain_console(*, quiet: bool = False, file: TextIO | None = None) -> Console
 class Reporter:
     """Shows how far a run is. Use as a context; `say` prints above the bar.
 
-    unit: what is counted in the speed, for example "images". first: where a resumed run starts.
+    total: None where nobody knows it. unit: what is counted in the speed, for example "images". first: where a resumed
+    run starts.
     """
 
-    def __init__(self, console: Console, total: int, *, first: int, title: str, unit: str) -> None:
+    def __init__(self, console: Console, total: int | None, *, first: int, title: str, unit: str) -> None:
         self.console, self.total, self.unit, self.title = console, total, unit, title
         self._first, self._started, self._said = first, time.monotonic(), -math.inf
         columns = (TextColumn("{task.description}", markup=False), BarColumn(),
-                   TextColumn("{task.completed}/{task.total}"), TextColumn("{task.fields[speed]}", markup=False),
+                   TextColumn("{task.completed}" if total is None else "{task.completed}/{task.total}"),
+                   TextColumn("{task.fields[speed]}", markup=False),
                    TimeRemainingColumn(), TextColumn("{task.fields[status]}", markup=False))
         self._bar = Progress(*columns, console=console, disable=console.quiet or not console.is_terminal)
         self._task = self._bar.add_task(title, total=total, completed=first, speed="", status="")
@@ -63,6 +65,9 @@ class Reporter:
             speed = (done - self._first) / max(1e-9, time.monotonic() - self._started)
         self._bar.update(self._task, completed=done, speed=f"{speed:.1f} {self.unit}/s", status=status)
         if self._due(last=done == self.total):
+            if self.total is None:
+                self.say(f"{self.title} {done}  {speed:.1f} {self.unit}/s  {status}")
+                return
             each = (time.monotonic() - self._started) / max(1, done - self._first)
             left = timedelta(seconds=round(each * (self.total - done)))
             self.say(f"{self.title} {done}/{self.total}  {speed:.1f} {self.unit}/s  {left} left  {status}")

@@ -1,7 +1,8 @@
-"""Predictions as plain values: COCO's results format, a few words, an image of ids."""
+"""Predictions as plain values: COCO's results format, rows, YOLO's lines, a few words, an image of ids, crops."""
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping
 from functools import singledispatch
@@ -11,7 +12,7 @@ import numpy as np
 from pycocotools import mask
 
 from detseg.metrics.detections import detection_rows
-from detseg.structures import Classes, ImageClasses, ImageDetections, ImageLabels, LabelPixels, Threshold
+from detseg.structures import Classes, ImageClasses, ImageDetections, ImageLabels, LabelPixels, Pixels, Size, Threshold
 
 
 @singledispatch
@@ -86,3 +87,54 @@ def label_image(prediction: ImageLabels, classes: Classes) -> LabelPixels:
                          f"{', '.join(map(str, too_large[:5]))}{', ...' * (len(too_large) > 5)}; "
                          "predictions.json holds any")
     return np.asarray(classes.source_ids, dtype=np.uint8)[prediction.labels]
+
+
+@singledispatch
+def csv_rows(prediction: Any, classes: Classes, *, threshold: float) -> list[tuple[str | float, ...]]:
+    """Class, score, left, top, right and bottom of each box of at least `threshold`, in pixels; of a whole image, its
+    best classes, with nothing behind their scores."""
+    raise TypeError(f"there are no rows for a {type(prediction).__name__}")
+
+
+@csv_rows.register
+def _(prediction: ImageDetections, classes: Classes, *, threshold: float) -> list[tuple[str | float, ...]]:
+    return [(classes.names[label], score, *box) for box, score, label in _sure(prediction, threshold)]
+
+
+@csv_rows.register
+def _(prediction: ImageClasses, classes: Classes, *, threshold: float) -> list[tuple[str | float, ...]]:
+    rows = zip(prediction.labels.tolist(), prediction.scores.tolist(), strict=True)
+    return [(classes.names[label], score) for label, score in rows]
+
+
+def yolo_lines(
+    prediction: ImageDetections, classes: Classes, size: Size, *, threshold: float, scores: bool = False
+) -> list[str]:
+    """A line for each box of at least `threshold`, as YOLO's label files have them: the place of the class among those
+    that are used, then the middle, the width and the height as shares of an image of `size`; and the score."""
+    places = {name: place for place, name in enumerate(classes.used.values())}
+    lines = []
+    for (left, top, right, bottom), score, label in _sure(prediction, threshold):
+        if classes.names[label] in places:
+            shares = ((left + right) / 2 / size[1], (top + bottom) / 2 / size[0], (right - left) / size[1],
+                      (bottom - top) / size[0], *((score,) if scores else ()))
+            lines.append(" ".join([str(places[classes.names[label]]), *(f"{share:.6f}" for share in shares)]))
+    return lines
+
+
+def crops(
+    prediction: ImageDetections, image: Pixels, classes: Classes, *, threshold: float
+) -> list[tuple[str, Pixels]]:
+    """The class and the pixels of each box of at least `threshold`, best first; every pixel that the box touches."""
+    height, width = image.shape[:2]
+    found = []
+    for (left, top, right, bottom), _, label in _sure(prediction, threshold):
+        x, y = min(int(left), width - 1), min(int(top), height - 1)
+        part = image[y : max(y + 1, math.ceil(bottom)), x : max(x + 1, math.ceil(right))]
+        found.append((classes.names[label], part))
+    return found
+
+
+def _sure(prediction: ImageDetections, threshold: float) -> list[tuple[list[float], float, int]]:
+    rows = zip(prediction.boxes.tolist(), prediction.scores.tolist(), prediction.labels.tolist(), strict=True)
+    return [row for row in rows if row[1] >= threshold]
