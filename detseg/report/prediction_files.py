@@ -15,7 +15,7 @@ from typing import Any, Self
 from detseg.atomic import atomic_write, records_file, write_text
 from detseg.report.pictures import write_labels, write_picture
 from detseg.report.results import crops, csv_rows, label_image, records, yolo_lines
-from detseg.structures import Classes, Pixels
+from detseg.structures import Classes, Pixels, Threshold
 
 _COLUMNS = ("image", "frame", "time", "class", "score", "left", "top", "right", "bottom")
 
@@ -35,7 +35,7 @@ class Asked:
     """
 
     out: Path
-    threshold: float
+    threshold: Threshold
     csv: Path | None = None
     yolo: Path | None = None
     yolo_scores: bool = False

@@ -90,25 +90,25 @@ def label_image(prediction: ImageLabels, classes: Classes) -> LabelPixels:
 
 
 @singledispatch
-def csv_rows(prediction: Any, classes: Classes, *, threshold: float) -> list[tuple[str | float, ...]]:
+def csv_rows(prediction: Any, classes: Classes, *, threshold: Threshold) -> list[tuple[str | float, ...]]:
     """Class, score, left, top, right and bottom of each box of at least `threshold`, in pixels; of a whole image, its
     best classes, with nothing behind their scores."""
     raise TypeError(f"there are no rows for a {type(prediction).__name__}")
 
 
 @csv_rows.register
-def _(prediction: ImageDetections, classes: Classes, *, threshold: float) -> list[tuple[str | float, ...]]:
+def _(prediction: ImageDetections, classes: Classes, *, threshold: Threshold) -> list[tuple[str | float, ...]]:
     return [(classes.names[label], score, *box) for box, score, label in _sure(prediction, threshold)]
 
 
 @csv_rows.register
-def _(prediction: ImageClasses, classes: Classes, *, threshold: float) -> list[tuple[str | float, ...]]:
+def _(prediction: ImageClasses, classes: Classes, *, threshold: Threshold) -> list[tuple[str | float, ...]]:
     rows = zip(prediction.labels.tolist(), prediction.scores.tolist(), strict=True)
     return [(classes.names[label], score) for label, score in rows]
 
 
 def yolo_lines(
-    prediction: ImageDetections, classes: Classes, size: Size, *, threshold: float, scores: bool = False
+    prediction: ImageDetections, classes: Classes, size: Size, *, threshold: Threshold, scores: bool = False
 ) -> list[str]:
     """A line for each box of at least `threshold`, as YOLO's label files have them: the place of the class among those
     that are used, then the middle, the width and the height as shares of an image of `size`; and the score."""
@@ -123,7 +123,7 @@ def yolo_lines(
 
 
 def crops(
-    prediction: ImageDetections, image: Pixels, classes: Classes, *, threshold: float
+    prediction: ImageDetections, image: Pixels, classes: Classes, *, threshold: Threshold
 ) -> list[tuple[str, Pixels]]:
     """The class and the pixels of each box of at least `threshold`, best first; every pixel that the box touches."""
     height, width = image.shape[:2]
@@ -135,6 +135,7 @@ def crops(
     return found
 
 
-def _sure(prediction: ImageDetections, threshold: float) -> list[tuple[list[float], float, int]]:
-    rows = zip(prediction.boxes.tolist(), prediction.scores.tolist(), prediction.labels.tolist(), strict=True)
-    return [row for row in rows if row[1] >= threshold]
+def _sure(prediction: ImageDetections, threshold: Threshold) -> list[tuple[list[float], float, int]]:
+    kept = prediction.shown(threshold)
+    columns = (prediction.boxes[kept].tolist(), prediction.scores[kept].tolist(), prediction.labels[kept].tolist())
+    return list(zip(*columns, strict=True))
