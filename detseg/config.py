@@ -51,6 +51,11 @@ Precision: TypeAlias = Literal["32-true", "bf16-mixed"]
 """float16 is left out: its loss scale is state that a resumed run would need, and bfloat16 has float32's range."""
 
 
+FREE_SETTINGS = frozenset({"workers", "log_every", "save_minutes", "validate_every", "eval_batch_size", "keep_every",
+                           "distill.teacher", "distill.checkpoint"})
+"""Settings that may change on resume: no weight depends on them. A teacher may have moved; what it is gets compared."""
+
+
 class Index(Protocol):
     """The annotations of a split, read once. Its labels are positions in `classes`."""
 

@@ -19,11 +19,11 @@ HEADS_MAY_IMPORT = {f"detseg.{name}" for name in ("interfaces", "structures", "l
 FLOORS = (
     ("__main__",),
     ("commands", "completion"),
-    ("api", "average", "benchmark", "demo", "openmmlab", "train"),
+    ("api", "average", "benchmark", "compare", "demo", "openmmlab", "train"),
     ("browse", "distillation", "engine", "evaluate", "export", "network_view", "quantization", "recipes", "run_folder",
      "training_step", "validation", "weights"),
     ("checkpoint", "config", "fine_tuning", "predict"),
-    ("fingerprint", "from_data", "metrics", "report"),
+    ("analysis", "fingerprint", "from_data", "metrics", "report"),
     ("model", "optim", "tasks"),
     ("backbones", "data", "inference", "necks", "split_execution"),
     ("layers",),

@@ -101,18 +101,23 @@ class CocoAP(Metric[ImageDetections]):
         assert len(self._rows) == sum(map(len, collected)), "two processes predicted the same image"
         self._waiting = set(self.index.image_ids.tolist()) - self._rows.keys()
 
-    def compute(self) -> dict[str, float]:
-        """Every number by name; NaN where there is no such object."""
-        # Images and classes travel as numbers from 1: ids may have more digits than a float64 holds. In the ids' order:
-        # equal scores are ranked by image, which must not depend on who predicted what when.
+    def numbered(self) -> tuple[BoxIndex, _Array]:
+        """The annotations, and the detections as [D, 7] (image, x, y, width, height, score, class), both with images
+        and classes numbered from 1, images in the order of their ids."""
+        # Ids may have more digits than a float64 holds. In the ids' order: equal scores are ranked by image, which must
+        # not depend on who predicted what when.
         image_ids, classes = np.sort(self.index.image_ids), self.index.classes
         rows = np.concatenate([np.zeros((0, 7)), *(
             np.insert(self._rows[image_id], 0, number, axis=1)
             for number, image_id in enumerate(image_ids.tolist(), 1) if image_id in self._rows)])
         rows[:, 6] += 1
-        truth = replace(self.index, image_ids=np.searchsorted(image_ids, self.index.image_ids) + 1,
-                        annotation_ids=np.arange(1, len(self.index.boxes) + 1),
-                        classes=Classes(classes.names, tuple(range(1, len(classes) + 1))))
+        return replace(self.index, image_ids=np.searchsorted(image_ids, self.index.image_ids) + 1,
+                       annotation_ids=np.arange(1, len(self.index.boxes) + 1),
+                       classes=Classes(classes.names, tuple(range(1, len(classes) + 1)))), rows
+
+    def compute(self) -> dict[str, float]:
+        """Every number by name; NaN where there is no such object."""
+        truth, rows = self.numbered()
         arrays = _with_pycocotools if self.reference else _with_hotcoco
         category_ids, precision, recall = arrays(truth.coco_ground_truth(), rows)
         numbers = {number.name: number.read(precision, recall) for number in _OFFICIAL}
