@@ -25,6 +25,7 @@ from detseg.data.location import Location, read_validation
 from detseg.engine import with_engine
 from detseg.evaluate import evaluate, suitable_batch
 from detseg.export.artefact import Artefact, open_artefact
+from detseg.interfaces import Metric
 from detseg.predict import predict_image
 from detseg.settings import DEFAULT
 from detseg.structures import MetricTable
@@ -207,17 +208,24 @@ def _other_images(first: str, other: str, mine: Sequence[str], theirs: Sequence[
 def _measured(
     one: Named, validation: Validation, drawn: Counts, progress: Callable[[str, int, int], None]
 ) -> Measured:
-    model, dataset = one.model, validation.dataset
-    metric, batch_size, workers = resamplable(validation.metric()), 1, 1
+    metric, total = resamplable(validation.metric()), len(validation.dataset)
+    progress(one.name, 0, total)
+    numbers = evaluated(one.model, validation, metric, progress=lambda done: progress(one.name, done, total))
+    return Measured(one.name, numbers, metric.resampled(drawn), recipe_of(one))
+
+
+def evaluated(
+    model: Model, validation: Validation, metric: Metric[Any], *, progress: Callable[[int], None] | None = None
+) -> dict[str, float]:
+    """The numbers of a model as `detseg test` has them; several processes share the images."""
+    batch_size, workers = 1, 1
     if model.config is not None:
         experiment = model.config.experiment
         most = experiment.batch_size // experiment.accumulate
         batch_size = experiment.eval_batch_size or suitable_batch(model.loaded.resize.size, most=most)
         workers = 1 if experiment.workers is None else experiment.workers
-    progress(one.name, 0, len(dataset))
-    numbers, _ = evaluate(model.network, model.task, dataset, metric=metric, batch_size=batch_size, workers=workers,
-                          progress=lambda done: progress(one.name, done, len(dataset)))
-    return Measured(one.name, numbers, metric.resampled(drawn), recipe_of(one))
+    return evaluate(model.network, model.task, validation.dataset, metric=metric, batch_size=batch_size,
+                    workers=workers, progress=progress).numbers
 
 
 def recipe_of(one: Named) -> str:

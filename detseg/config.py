@@ -52,7 +52,7 @@ Precision: TypeAlias = Literal["32-true", "bf16-mixed"]
 
 
 FREE_SETTINGS = frozenset({"workers", "log_every", "save_minutes", "validate_every", "eval_batch_size", "keep_every",
-                           "distill.teacher", "distill.checkpoint"})
+                           "report", "distill.teacher", "distill.checkpoint"})
 """Settings that may change on resume: no weight depends on them. A teacher may have moved; what it is gets compared."""
 
 
@@ -192,6 +192,8 @@ class Experiment(Settings):
     """`last.pt` is written after every epoch and at least this often."""
     keep_every: int | None = None
     """Epochs after which a checkpoint of its own is kept, which `detseg average` can take; None keeps none."""
+    report: bool = True
+    """Whether the page of the run is written at its end; the best network is measured once more for it."""
     from_data: FromData | None = None
     """What follows from the training data before the first step."""
     sample: SampleRun = field(default_factory=SampleRun)

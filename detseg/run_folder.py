@@ -86,6 +86,11 @@ class RunFolder:
         """Validation images with predictions, made at the end."""
         return self.path / "predictions.jpg"
 
+    @property
+    def report(self) -> Path:
+        """The page that tells all of it, made at the end."""
+        return self.path / "report.html"
+
     def create(
         self, config: Config, data: Location, *, kept: KeptSplit | None = None,
         teacher: Mapping[str, str] | None = None, start: str | None = None,
@@ -184,17 +189,21 @@ class RunFolder:
         with self.log.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
 
-    def cut_log(self, *, step: int, validated: int) -> None:
-        """Drops what was logged after a checkpoint: steps after `step`, validations after `validated`."""
-        kept = []
+    def read_log(self) -> list[dict[str, Any]]:
+        """The lines of the log, without one that was being written when the run was killed."""
+        records = []
         for line in self.log.read_text("utf-8").splitlines() if self.log.exists() else []:
             try:
-                record = json.loads(line)
-            except json.JSONDecodeError:  # the line that was being written when the run was killed
+                records.append(json.loads(line))
+            except json.JSONDecodeError:
                 continue
-            if record["step"] <= (validated if record["kind"] == "val" else step):
-                kept.append(line + "\n")
-        self.log.write_text("".join(kept), "utf-8")
+        return records
+
+    def cut_log(self, *, step: int, validated: int) -> None:
+        """Drops what was logged after a checkpoint: steps after `step`, validations after `validated`."""
+        kept = [record for record in self.read_log()
+                if record["step"] <= (validated if record["kind"] == "val" else step)]
+        self.log.write_text("".join(json.dumps(record) + "\n" for record in kept), "utf-8")
 
 
 def _one_line(fault: Fault) -> tuple[str, str]:

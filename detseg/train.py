@@ -19,6 +19,7 @@ import torch
 import torch.distributed as distributed
 from lightning.fabric import Fabric
 from numpy.typing import NDArray
+from rich.console import Console
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -51,6 +52,7 @@ from detseg.quantization.training import QuantisationAwareTraining
 from detseg.report.console import Reporter, plain_console, render, shown
 from detseg.report.pictures import contact_sheet, write_picture
 from detseg.run_folder import LogWriter, RunFolder, existing_run, new_run, versions
+from detseg.run_report import write_report
 from detseg.settings import DEFAULT, as_text
 from detseg.structures import Classes
 from detseg.training_step import TrainingStep, no_running_statistics
@@ -173,6 +175,7 @@ def fit(
     console.print(f"validation after {state.validated} steps", render(state.metric.table(state.numbers)), sep="\n")
     for what, path in {"best": run.best, "last": run.last, "predictions": run.picture}.items():
         console.print(f"{what}: {path}", soft_wrap=True)
+    _write_report(state, console)
     return Result(run, state.numbers, state.best_so_far)
 
 
@@ -524,6 +527,20 @@ def _draw(state: _State, dataset: Dataset[Any]) -> None:
     examples = draw_examples(state.evaluated, state.config.experiment.task, dataset, number=12,
                              threshold=_SMALLEST_SCORE_DRAWN)
     write_picture(state.run.picture, contact_sheet(examples, columns=4))
+
+
+def _write_report(state: _State, console: Console) -> None:
+    """Leaves the page of the run, if it is wanted; what stands in the way of it does not make the run a failure."""
+    if not state.config.experiment.report:
+        return
+    fabric = state.training.fabric
+    fabric.barrier()  # the first process has written the checkpoint
+    try:
+        path = write_report(state.run.path, device=fabric.device, is_rank_zero=fabric.is_global_zero)
+    except (OSError, ValueError) as problem:
+        console.print(f"no report: {problem}", soft_wrap=True)
+    else:
+        console.print(f"report: {path}", soft_wrap=True)
 
 
 def _share_buffers(model: nn.Module) -> None:

@@ -5,7 +5,8 @@ The images of a validation set are a draw from all those that could have been ta
 metric anew on each draw: exactly, for AP and mIoU are no means over images. What two networks differ by is taken on the
 same draws, in pairs, so that an image that is hard for both says nothing.
 
-An interval tells what other images would have given, not what another training run would have.
+An interval tells what other images would have given, not what another training run would have; and it takes images for
+independent of each other, which frames of one video are not: these say less than their number.
 """
 
 from __future__ import annotations
@@ -208,6 +209,14 @@ def _in_parts(ranked: _Ranked, counts: Counts) -> NDArray[np.float64]:
                            for first in range(0, len(counts), together)] or [np.zeros((0, 10))])
 
 
+class _Pixels(NamedTuple):
+    """What is known of some images."""
+
+    all: Any
+    of_image: NDArray[np.int64]
+    """[n, 3, K]: those of each image of the index and class that are true, predicted, and both."""
+
+
 class ResamplableIoU(MeanIoU, Resamplable[ImageLabels]):
     """mIoU for any draw of images: of each it keeps the pixels of every class that are true, predicted and both."""
 
@@ -228,6 +237,15 @@ class ResamplableIoU(MeanIoU, Resamplable[ImageLabels]):
             super().update([prediction], [truth])
             added = self.confusion - before
             self._of_image[self._position[prediction.image_id]] = added.sum(1), added.sum(0), added.diagonal()
+
+    def collected(self) -> Any:
+        """The confusion matrix and whose it is, and the pixels of each image."""
+        return _Pixels(super().collected(), self._of_image)
+
+    def merge(self, collected: Sequence[Any]) -> None:
+        """See `MeanIoU`; each process has the pixels of its own images."""
+        super().merge([share.all for share in collected])
+        self._of_image = np.sum([share.of_image for share in collected], axis=0)
 
     def resampled(self, counts: Counts, /) -> Samples:
         """See `Resamplable`."""
