@@ -174,7 +174,7 @@ def config_differences(checkpoint: Checkpoint, text: str, fingerprint: Mapping[s
     checkpoint that carries neither has nothing to compare.
     """
     lines = [] if checkpoint.fingerprint is None else fingerprint_differences(checkpoint.fingerprint, fingerprint)
-    if checkpoint.config_text is not None and _code(checkpoint.config_text) != _code(text):
+    if checkpoint.config_text is not None and code_of(checkpoint.config_text) != code_of(text):
         lines += difflib.unified_diff(
             checkpoint.config_text.splitlines(), text.splitlines(), "the config it was trained with", "the config here",
             lineterm="", n=1)
@@ -196,7 +196,7 @@ def not_compared(path: Path) -> str:
 _MOST_LINES = 12
 
 
-def _code(text: str) -> str:
+def code_of(text: str) -> str:
     """A Python file without comments, docstrings and layout."""
     tree = ast.parse(text)
     for node in ast.walk(tree):

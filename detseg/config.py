@@ -51,6 +51,11 @@ Precision: TypeAlias = Literal["32-true", "bf16-mixed"]
 """float16 is left out: its loss scale is state that a resumed run would need, and bfloat16 has float32's range."""
 
 
+FREE_SETTINGS = frozenset({"workers", "log_every", "save_minutes", "validate_every", "eval_batch_size", "keep_every",
+                           "report", "distill.teacher", "distill.checkpoint"})
+"""Settings that may change on resume: no weight depends on them. A teacher may have moved; what it is gets compared."""
+
+
 class Index(Protocol):
     """The annotations of a split, read once. Its labels are positions in `classes`."""
 
@@ -187,6 +192,8 @@ class Experiment(Settings):
     """`last.pt` is written after every epoch and at least this often."""
     keep_every: int | None = None
     """Epochs after which a checkpoint of its own is kept, which `detseg average` can take; None keeps none."""
+    report: bool = True
+    """Whether the page of the run is written at its end; the best network is measured once more for it."""
     from_data: FromData | None = None
     """What follows from the training data before the first step."""
     sample: SampleRun = field(default_factory=SampleRun)

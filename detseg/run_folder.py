@@ -96,14 +96,20 @@ class RunFolder:
         """The score from which each class is shown, and the weights that this is known of."""
         return self.path / "thresholds.json"
 
+    @property
+    def report(self) -> Path:
+        """The page that tells all of it, made at the end."""
+        return self.path / "report.html"
+
     def create(
         self, config: Config, data: Location, *, kept: KeptSplit | None = None,
-        teacher: Mapping[str, str] | None = None,
+        teacher: Mapping[str, str] | None = None, start: str | None = None,
     ) -> None:
         """Makes the folder, with a copy of the config, its resolved values, where the data lie, which of them are kept
-        for validation, where the run has decided it, and what a teacher is, where there is one."""
+        for validation, where the run has decided it, and what a teacher is and what the weights start from, where there
+        is such a thing."""
         self.path.mkdir(parents=True, exist_ok=True)
-        self._describe(config, data=data.as_plain(), teacher=teacher)
+        self._describe(config, data=data.as_plain(), teacher=teacher, start=start)
         for left in (self.split, self.average, self.analysis, self.thresholds, *self.kept.values()):
             left.unlink(missing_ok=True)
         if kept is not None:
@@ -117,20 +123,21 @@ class RunFolder:
         """Keeps a config that goes on with a run which another one began, and notes in the log what has changed."""
         if not changes:
             return
-        self._describe(config, data=self.described()["data"], teacher=teacher)
+        described = self.described()
+        self._describe(config, data=described["data"], teacher=teacher, start=described["start"])
         self.append_log({"kind": "config", "step": step, "changes": changes})
 
     def described(self) -> dict[str, Any]:
         """What stands in `resolved.json`: "config", the name of its copy; "data", a `Location` as plain values;
-        "settings"; "versions"; "teacher", where there is one: its fingerprint and a digest of its weights. ValueError
-        where the folder holds no run."""
+        "settings"; "versions"; "start", what the first weights came from, or None; "teacher", where there is one: its
+        fingerprint and a digest of its weights. ValueError where the folder holds no run."""
         try:
             content: dict[str, Any] = json.loads(self.resolved.read_text("utf-8"))
         except (OSError, json.JSONDecodeError):
             raise ValueError(f"{self.path} is no run folder: it has no readable {self.resolved.name}") from None
         if "config" not in content:  # written by an older version
             content["config"] = next((path.name for path in sorted(self.path.glob("*.py"))), "")
-        return {"data": None} | content
+        return {"data": None, "start": None} | content
 
     @property
     def config(self) -> Path:
@@ -157,10 +164,13 @@ class RunFolder:
             raise ValueError(f"{self.split} is damaged; which images the run has trained on is not known any more, so "
                              "name other validation data with --val") from None
 
-    def _describe(self, config: Config, *, data: Any, teacher: Mapping[str, str] | None) -> None:
+    def _describe(
+        self, config: Config, *, data: Any, teacher: Mapping[str, str] | None, start: str | None
+    ) -> None:
         (self.path / config.path.name).write_text(config.text, "utf-8")
         entries = {name: {"value": entry.value, "from": entry.origin} for name, entry in config.entries().items()}
-        content = {"config": config.path.name, "data": data, "settings": entries, "versions": versions()}
+        content = {"config": config.path.name, "data": data, "start": start, "settings": entries,
+                   "versions": versions()}
         if teacher is not None:
             content["teacher"] = dict(teacher)
         self.resolved.write_text(json.dumps(content, indent=1) + "\n", "utf-8")
@@ -189,17 +199,21 @@ class RunFolder:
         with self.log.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
 
-    def cut_log(self, *, step: int, validated: int) -> None:
-        """Drops what was logged after a checkpoint: steps after `step`, validations after `validated`."""
-        kept = []
+    def read_log(self) -> list[dict[str, Any]]:
+        """The lines of the log, without one that was being written when the run was killed."""
+        records = []
         for line in self.log.read_text("utf-8").splitlines() if self.log.exists() else []:
             try:
-                record = json.loads(line)
-            except json.JSONDecodeError:  # the line that was being written when the run was killed
+                records.append(json.loads(line))
+            except json.JSONDecodeError:
                 continue
-            if record["step"] <= (validated if record["kind"] == "val" else step):
-                kept.append(line + "\n")
-        self.log.write_text("".join(kept), "utf-8")
+        return records
+
+    def cut_log(self, *, step: int, validated: int) -> None:
+        """Drops what was logged after a checkpoint: steps after `step`, validations after `validated`."""
+        kept = [record for record in self.read_log()
+                if record["step"] <= (validated if record["kind"] == "val" else step)]
+        self.log.write_text("".join(json.dumps(record) + "\n" for record in kept), "utf-8")
 
 
 def _one_line(fault: Fault) -> tuple[str, str]:

@@ -19,6 +19,7 @@ import torch
 import torch.distributed as distributed
 from lightning.fabric import Fabric
 from numpy.typing import NDArray
+from rich.console import Console
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -33,7 +34,7 @@ from detseg.checkpoint import (
     restore_model,
     save,
 )
-from detseg.config import Config, Experiment, Index, resolve_classes
+from detseg.config import FREE_SETTINGS, Config, Experiment, Index, resolve_classes
 from detseg.data.faults import Fault, check_faults
 from detseg.data.loading import steps_per_epoch, training_batches
 from detseg.data.location import Location, Splits, read_splits
@@ -51,13 +52,10 @@ from detseg.quantization.training import QuantisationAwareTraining
 from detseg.report.console import Reporter, plain_console, render, shown
 from detseg.report.pictures import contact_sheet, write_picture
 from detseg.run_folder import LogWriter, RunFolder, existing_run, new_run, versions
+from detseg.run_report import write_report
 from detseg.settings import DEFAULT, as_text
 from detseg.structures import Classes
 from detseg.training_step import TrainingStep, no_running_statistics
-
-_FREE = frozenset({"workers", "log_every", "save_minutes", "validate_every", "eval_batch_size", "keep_every",
-                   "distill.teacher", "distill.checkpoint"})
-"""Settings that may change on resume: no weight depends on them. A teacher may have moved; what it is gets compared."""
 
 _SMALLEST_SCORE_DRAWN = 0.4
 
@@ -118,8 +116,9 @@ def fit(
     torch.manual_seed(experiment.seed)
     model = config.build_model(classes).to(memory_format=torch.channels_last)
     meaning = fingerprint(model, experiment.task)
-    if initialise is not None and checkpoint is None:
-        console.print(initialise(model), soft_wrap=True)
+    start = initialise(model) if initialise is not None and checkpoint is None else None
+    if start is not None:
+        console.print(start, soft_wrap=True)
     model = _prepared(model, experiment, fabric=fabric)
     train_set = experiment.training_set(splits.train, model.resize)
     val_set = experiment.data.dataset(splits.val, model.resize, augment=None, seed=experiment.seed)
@@ -137,7 +136,7 @@ def fit(
         run.cut_log(step=state.step, validated=state.validated)
         run.record_change(config, changes, step=state.step, teacher=state.teacher)
     elif fabric.is_global_zero:
-        run.create(config, location, kept=splits.kept, teacher=state.teacher)
+        run.create(config, location, kept=splits.kept, teacher=state.teacher, start=start)
         state.save(run.last)  # from here on it can be resumed; and a folder that refuses files is found out now
     fabric.barrier()
 
@@ -172,11 +171,11 @@ def fit(
 
     # ---- what is left
     if fabric.is_global_zero:
-        examples = draw_examples(state.evaluated, experiment.task, val_set, number=12, threshold=_SMALLEST_SCORE_DRAWN)
-        write_picture(run.picture, contact_sheet(examples, columns=4))
+        _draw(state, val_set)
     console.print(f"validation after {state.validated} steps", render(state.metric.table(state.numbers)), sep="\n")
     for what, path in {"best": run.best, "last": run.last, "predictions": run.picture}.items():
         console.print(f"{what}: {path}", soft_wrap=True)
+    _write_report(state, console)
     return Result(run, state.numbers, state.best_so_far)
 
 
@@ -447,7 +446,7 @@ def _changes(checkpoint: Checkpoint, state: _State) -> str:
     added = {name for name in here.keys() - there.keys()
              if checkpoint.fingerprint is None
              or (entries[name].origin == DEFAULT and name.rpartition(".")[0] in groups)}
-    names = (here.keys() | there.keys()) - _FREE - added
+    names = (here.keys() | there.keys()) - FREE_SETTINGS - added
     lines = [f"  {name}: {there.get(name, 'absent')} in the run, {here.get(name, 'absent')} now"
              for name in sorted(names) if here.get(name) != there.get(name)]
     if checkpoint.total_steps != state.plan.total_steps and not lines:
@@ -521,6 +520,27 @@ def _report(
     if state.step % experiment.log_every == 0 or state.step == state.plan.total_steps:
         log.write("train", step=state.step, epoch=state.step / state.plan.epoch_steps,
                   numbers={**figures, "images_per_second": speed})
+
+
+def _draw(state: _State, dataset: Dataset[Any]) -> None:
+    """Leaves a picture of what the network finds."""
+    examples = draw_examples(state.evaluated, state.config.experiment.task, dataset, number=12,
+                             threshold=_SMALLEST_SCORE_DRAWN)
+    write_picture(state.run.picture, contact_sheet(examples, columns=4))
+
+
+def _write_report(state: _State, console: Console) -> None:
+    """Leaves the page of the run, if it is wanted; what stands in the way of it does not make the run a failure."""
+    if not state.config.experiment.report:
+        return
+    fabric = state.training.fabric
+    fabric.barrier()  # the first process has written the checkpoint
+    try:
+        path = write_report(state.run.path, device=fabric.device, is_rank_zero=fabric.is_global_zero)
+    except (OSError, ValueError) as problem:
+        console.print(f"no report: {problem}", soft_wrap=True)
+    else:
+        console.print(f"report: {path}", soft_wrap=True)
 
 
 def _share_buffers(model: nn.Module) -> None:

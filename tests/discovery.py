@@ -25,7 +25,7 @@ OWN = Classes(names=("nut", "bolt", "washer"), source_ids=(2, 5, 40))
 """Classes that no config has."""
 
 _SMALL = ("model.size=96", "model.width=0.35", "model.proposals=20", "batch_size=4", "accumulate=1",
-          "validate_every=2", "workers=0", "log_every=1")
+          "validate_every=2", "workers=0", "log_every=1", "report=false")
 
 
 def backbones() -> dict[str, Callable[..., Backbone]]:

@@ -19,7 +19,7 @@ HEADS_MAY_IMPORT = {f"detseg.{name}" for name in ("interfaces", "structures", "l
 FLOORS = (
     ("__main__",),
     ("commands", "completion"),
-    ("api", "average", "benchmark", "demo", "evaluated", "openmmlab", "train"),
+    ("api", "average", "benchmark", "compare", "demo", "evaluated", "openmmlab", "run_report", "train"),
     ("analysis", "browse", "distillation", "engine", "evaluate", "export", "network_view", "quantization", "recipes",
      "run_folder", "training_step", "validation", "weights"),
     ("checkpoint", "config", "fine_tuning", "predict", "views"),

@@ -307,6 +307,7 @@ experiment = Experiment(
     clip_norm=5.0,
     workers=0,
     log_every=1,
+    report=False,
     sample=SampleRun(schedule=Cosine(epochs=2), batch_size=4, ema=None, model={"channels": 5}),
 )
 '''

@@ -117,6 +117,7 @@ experiment = Experiment(
     batch_size=4,
     workers=0,
     validate_every=5,
+    report=False,
 )
 '''
 

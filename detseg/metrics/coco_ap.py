@@ -158,8 +158,19 @@ def accumulated(
         measure: takes the place of the area.
         reference: by pycocotools.
     """
+    truth, table = numbered(index, found, per_image=per_image, measure=measure)
+    arrays = _with_pycocotools if reference else _with_hotcoco
+    category_ids, precision, recall = arrays(truth.coco_ground_truth(), table, ranges, limits)
+    used = [category_ids.index(number) for number in truth.classes.used]
+    return Accumulated(precision[:, :, used], recall[:, used], limits)
+
+
+def numbered(
+    index: BoxIndex, found: Sequence[tuple[int, Rows]], *, per_image: int | None = None, measure: Measure | None = None,
+) -> tuple[BoxIndex, _Array]:
+    """The annotations, and a row for each detection: image, x, y, width, height, score, class, area. Images and classes
+    are numbers from 1, for ids may have more digits than a float64 holds. Arguments as of `accumulated`."""
     tables = []
-    # Images and classes travel as numbers from 1: ids may have more digits than a float64 holds.
     numbers = np.zeros(len(index), np.int64)
     for number, (position, rows) in enumerate(found, start=1):
         numbers[position] = number
@@ -167,16 +178,12 @@ def accumulated(
             rows = rows[np.argsort(-rows[:, 4], kind="stable")[:per_image]]
         sizes = rows[:, 2] * rows[:, 3] if measure is None else measure(index, position, rows)
         tables.append(np.column_stack([np.full(len(rows), number), rows[:, :5], rows[:, 5] + 1, sizes]))
-    table = np.concatenate([np.zeros((0, 8)), *tables])
     areas = index.areas if measure is None else np.concatenate([np.zeros(0), *(
         measure(index, position, index.boxes[index.offsets[position]:index.offsets[position + 1]])
         for position in range(len(index)))])
     truth = replace(index, image_ids=numbers, annotation_ids=np.arange(1, len(index.boxes) + 1), areas=areas,
                     classes=Classes(index.classes.names, tuple(range(1, len(index.classes) + 1))))
-    arrays = _with_pycocotools if reference else _with_hotcoco
-    category_ids, precision, recall = arrays(truth.coco_ground_truth(), table, ranges, limits)
-    used = [category_ids.index(number) for number in truth.classes.used]
-    return Accumulated(precision[:, :, used], recall[:, used], limits)
+    return truth, np.concatenate([np.zeros((0, 8)), *tables])
 
 
 def mean_of(values: _Array) -> float:

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import cv2
-import jinja2
 import numpy as np
 
-from detseg.atomic import atomic_write
 from detseg.data.check import Finding, Report, Spot
 from detseg.data.images import read_image
+from detseg.report.html import Picture, picture_of, templates, write_page
 from detseg.structures import Pixels
 
 _SHOWN = 8
@@ -27,17 +25,9 @@ _LINE = (255, 92, 40)
 _RIM = (16, 16, 16)
 
 
-class _Picture(NamedTuple):
-    data: str
-    """A JPEG in base64."""
-    width: int
-    height: int
-    where: str
-
-
 class _Section(NamedTuple):
     finding: Finding
-    pictures: tuple[_Picture, ...]
+    pictures: tuple[Picture, ...]
     places: tuple[str, ...]
     more: int
 
@@ -45,16 +35,11 @@ class _Section(NamedTuple):
 def write_check_page(path: Path, report: Report) -> None:
     """Writes the page, and its folder. OSError where it cannot be written."""
     sections = [_section(finding) for finding in report.findings]
-    templates = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent), undefined=jinja2.StrictUndefined, autoescape=True,
-        trim_blocks=True, lstrip_blocks=True)
-    text = templates.get_template("check_page.html").render(report=report, sections=sections)
-    with atomic_write(path, failure="the page was not written") as unfinished:
-        unfinished.write_text(text, "utf-8", "surrogateescape")
+    write_page(path, templates().get_template("check_page.html").render(report=report, sections=sections))
 
 
 def _section(finding: Finding) -> _Section:
-    pictures: list[_Picture] = []
+    pictures: list[Picture] = []
     for spot in finding.spots:
         if len(pictures) == _SHOWN:
             break
@@ -64,7 +49,7 @@ def _section(finding: Finding) -> _Section:
     return _Section(finding, tuple(pictures), places, len(finding.spots) - len(places))
 
 
-def _picture(spot: Spot) -> _Picture | None:
+def _picture(spot: Spot) -> Picture | None:
     if spot.image is None:
         return None
     try:
@@ -79,9 +64,7 @@ def _picture(spot: Spot) -> _Picture | None:
         for box in boxes:
             left, top, right, bottom = (round(float(np.clip(value * scale, -9999, 9999))) for value in box)
             cv2.rectangle(small, (left, top), (right - 1, bottom - 1), colour, thickness)
-    encoded, content = cv2.imencode(".jpg", small[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 80])
-    assert encoded
-    return _Picture(base64.b64encode(content.tobytes()).decode("ascii"), width, height, spot.where)
+    return picture_of(small, spot.where)
 
 
 def _closer(

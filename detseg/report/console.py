@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from types import TracebackType
 from typing import Self, TextIO
@@ -78,6 +80,22 @@ class Reporter:
             return False
         self._said = now
         return True
+
+
+@contextmanager
+def shown_turns(console: Console, *, unit: str = "images") -> Iterator[Callable[[str, int, int], None]]:
+    """Gives a function that shows whose turn it is, and how many of how many are done, from 0 on; a bar for each."""
+    with ExitStack() as stack:
+        bars: dict[str, Reporter] = {}
+
+        def progress(name: str, done: int, total: int) -> None:
+            if name not in bars:
+                stack.close()
+                bars[name] = stack.enter_context(Reporter(console, total, first=0, title=name, unit=unit))
+            if done:
+                bars[name].advance(done)
+
+        yield progress
 
 
 def render(table: MetricTable) -> RenderableType:
