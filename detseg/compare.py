@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 
 import torch
 
-from detseg.analysis.bootstrap import Counts, draws, resamplable
-from detseg.analysis.comparison import Comparison, Measured
 from detseg.api import Model, load_model
 from detseg.benchmark.predictor import counts
+from detseg.bootstrap import Counts, draws, resamplable
 from detseg.checkpoint import code_of
+from detseg.comparison import Comparison, Measured
 from detseg.config import FREE_SETTINGS
 from detseg.cost import Timing, threads, time_alternating
 from detseg.data.box_index import BoxIndex

@@ -12,9 +12,9 @@ import cv2
 import numpy as np
 import torch
 
-from detseg.analysis.bootstrap import Interval, draws, interval, resamplable
 from detseg.api import Model, load_model
 from detseg.benchmark.predictor import counts, num_threads
+from detseg.bootstrap import Interval, draws, interval, resamplable
 from detseg.checkpoint import load
 from detseg.compare import evaluated
 from detseg.cost import threads, time_alternating

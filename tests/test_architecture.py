@@ -23,7 +23,7 @@ FLOORS = (
     ("analysis", "browse", "distillation", "engine", "evaluate", "export", "network_view", "quantization", "recipes",
      "run_folder", "training_step", "validation", "weights"),
     ("checkpoint", "config", "fine_tuning", "predict", "views"),
-    ("fingerprint", "from_data", "metrics", "report"),
+    ("bootstrap", "comparison", "fingerprint", "from_data", "metrics", "report"),
     ("model", "optim", "tasks"),
     ("backbones", "data", "inference", "necks", "split_execution"),
     ("layers",),

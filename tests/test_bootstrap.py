@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from detseg.analysis.bootstrap import (
+from detseg.bootstrap import (
     Counts,
     Interval,
     ResamplableAP,
@@ -23,7 +23,7 @@ from detseg.analysis.bootstrap import (
     mean_of_existing,
     resamplable,
 )
-from detseg.analysis.comparison import Comparison, Measured, in_hundredths, verdict
+from detseg.comparison import Comparison, Measured, in_hundredths, verdict
 from detseg.data.box_index import BoxIndex
 from detseg.metrics.accuracy import Accuracy
 from detseg.metrics.coco_ap import CocoAP

@@ -189,7 +189,7 @@ def test_other_classes_and_tasks(place: Path) -> None:
 @pytest.mark.slow
 def test_ap_of_real_detections_is_the_metric_s(shared: Path) -> None:
     """On COCO's annotations with boxes shifted at random: 80 classes, crowds, many objects of every size."""
-    from detseg.analysis.bootstrap import ResamplableAP
+    from detseg.bootstrap import ResamplableAP
     from detseg.data.layouts import read_boxes
     from detseg.structures import ImageDetections
 

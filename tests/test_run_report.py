@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from detseg.analysis.bootstrap import Interval
+from detseg.bootstrap import Interval
 from detseg.config import load as load_config
 from detseg.report.html import picture_of
 from detseg.report.inline_charts import Line, bar_chart, line_chart

@@ -1,1 +1,1 @@
-"""Why a score is what it is, and whether two differ."""
+"""Why a network has its score."""

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from markupsafe import Markup, escape
 
-from detseg.analysis.bootstrap import Interval
+from detseg.bootstrap import Interval
 
 STYLE = """
 :root { --c0: #0b6bcb; --c1: #b8500a; --c2: #1a7f37; --c3: #8a3ffc; --c4: #b3123f; --c5: #5c6670; }

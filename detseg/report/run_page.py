@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 from markupsafe import Markup
 
-from detseg.analysis.bootstrap import LEVEL, Interval
+from detseg.bootstrap import LEVEL, Interval
 from detseg.report.html import Picture, templates
 from detseg.report.inline_charts import STYLE, Line, bar_chart, line_chart
 from detseg.structures import MetricTable

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.stats import t as student
 
-from detseg.analysis.bootstrap import LEVEL, Interval, Samples, interval
+from detseg.bootstrap import LEVEL, Interval, Samples, interval
 from detseg.structures import MetricTable
 
 

@@ -71,7 +71,7 @@ def resamplable(metric: Metric[Any]) -> Resamplable[Any]:
     A metric of your own registers itself: `@resamplable.register`. ValueError for one that has not.
     """
     raise ValueError(f"nobody knows how to resample {type(metric).__name__}, so there is no interval; register it with "
-                     "detseg.analysis.bootstrap.resamplable")
+                     "detseg.bootstrap.resamplable")
 
 
 @resamplable.register
