@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -12,6 +13,9 @@ import cv2
 import numpy as np
 import torch
 
+from detseg.analysis.collect import collector
+from detseg.analysis.page import Images, sections
+from detseg.analysis.result import Analysis
 from detseg.api import Model, load_model
 from detseg.benchmark.predictor import counts, num_threads
 from detseg.bootstrap import Interval, draws, interval, resamplable
@@ -27,6 +31,8 @@ from detseg.export.convert import parity_path
 from detseg.export.formats import format_of
 from detseg.export.int8 import int8_path
 from detseg.interfaces import Metric
+from detseg.metrics.coco_ap import CocoAP
+from detseg.metrics.mean_iou import MeanIoU
 from detseg.model import Predictor
 from detseg.predict import predict_image
 from detseg.report.html import Picture, picture_of, write_page
@@ -73,7 +79,12 @@ def write_report(
     index, notes = model.read_validation(place)
     validation = prepared(index, place, model.classes, model.data, model.loaded.resize, notes=notes, skip_broken=True,
                           per_class=True, what=str(path))
-    numbers, metric = _measured(model, validation, progress)
+    numbers, metric, analysis = _measured(model, validation, progress)
+    if is_rank_zero and analysis is not None and location is None:
+        analysis.write(run.analysis)
+        thresholds = analysis.score_thresholds(weights=model.weights_digest, data=str(place))
+        if thresholds is not None:
+            thresholds.write(run.thresholds)
     if is_rank_zero:
         train = _training_index(model, place)
         page = run_page(RunFacts(
@@ -83,26 +94,47 @@ def write_report(
             cost=[*_costs(model, validation)], files=[*_files(run)], data=[*_data(model, place, index, train)],
             classes=_class_counts(model, index, train), described=run.described(),
             config_text=run.config.read_text("utf-8"), examples=[*_examples(model, validation, index)],
-            notes=(*model.notes, *validation.notes)))
+            notes=(*model.notes, *validation.notes),
+            analysis=() if analysis is None else sections(analysis, _images(model, validation, index))))
         write_page(out, page)
     return out
 
 
 def _measured(
     model: Model, validation: Validation, progress: Callable[[str, int, int], None]
-) -> tuple[Mapping[str, Interval], Metric[Any]]:
-    """Every number, with an interval where its metric can be resampled and there are images enough."""
+) -> tuple[Mapping[str, Interval], Metric[Any], Analysis | None]:
+    """Every number, with an interval where its metric can be resampled and there are images enough; and why they are
+    what they are, where the task has an analysis."""
     total = len(validation.dataset)
     plain = validation.metric()
     try:
         drawn, again = draws(total, number=_RESAMPLES), resamplable(plain)
     except ValueError:
         drawn, again = None, None
-    metric = again or plain
+    metric, dataset, collected = again or plain, validation.dataset, None
+    if isinstance(metric, CocoAP | MeanIoU):
+        with contextlib.suppress(ValueError):
+            collected = collector(validation.index, model.anchors, metric)
+            dataset = collected.dataset(dataset)
     progress("measuring", 0, total)
-    values = evaluated(model, validation, metric, progress=lambda done: progress("measuring", done, total))
+    values = evaluated(model, validation._replace(dataset=dataset), collected or metric,
+                       progress=lambda done: progress("measuring", done, total))
     samples = {} if again is None or drawn is None else again.resampled(drawn)
-    return {name: interval(value, samples.get(name, np.zeros(0))) for name, value in values.items()}, metric
+    numbers = {name: interval(value, samples.get(name, np.zeros(0))) for name, value in values.items()}
+    return numbers, metric, None if collected is None else collected.analysis(values)
+
+
+def _images(model: Model, validation: Validation, index: Any) -> Images:
+    """Validation images by their ids, for pictures of what went wrong."""
+    dataset = validation.dataset
+    places = {image_id: item for item, image_id in enumerate(validation.index.image_ids.tolist())}
+
+    def labels(image_id: int) -> tuple[Any, Any]:
+        item = places[image_id]
+        predicted = predict_image(model.network, model.task, dataset.original(item))
+        return dataset.evaluation(item).truth.numpy(), predicted.labels
+
+    return Images(lambda image_id: dataset.original(places[image_id]), labels, model.classes)
 
 
 def _costs(model: Model, validation: Validation) -> Iterator[Fact]:

@@ -10,13 +10,19 @@ import json
 import math
 import re
 import shutil
+from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from detseg.analysis import page
+from detseg.analysis.detection import analyze_detections
+from detseg.analysis.detection_result import Example
+from detseg.analysis.page import Images, sections
 from detseg.bootstrap import Interval
 from detseg.config import load as load_config
 from detseg.report.html import picture_of
@@ -26,6 +32,7 @@ from detseg.report.run_page import (
     ExportedFile,
     Fact,
     RunFacts,
+    Section,
     run_page,
     scores,
     settings,
@@ -34,10 +41,11 @@ from detseg.report.run_page import (
 )
 from detseg.run_folder import RunFolder
 from detseg.run_report import write_report
-from detseg.structures import MetricTable
+from detseg.structures import Classes, MetricTable
 from detseg.train import fit
 from tests import tiny_segmenter
 from tests.commands import run
+from tests.test_coco_ap import random_case
 
 WRONG = Interval(math.nan, math.nan, math.nan)
 
@@ -146,10 +154,45 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def explained() -> list[Section]:
+    """What is told of the errors of a detector."""
+    index, predictions = random_case(4)
+    images = Images(lambda image_id: np.full((*index.size(index.image_ids.tolist().index(image_id)), 3), 120, np.uint8),
+                    lambda _: pytest.fail("boxes have no label maps"), index.classes)
+    return sections(analyze_detections(predictions, index), images)
+
+
+def test_errors_are_told_and_shown() -> None:
+    text = run_page(facts(analysis=explained()))
+    order = [text.index(f'<h2 id="{anchor}">') for anchor in ("scores", "findings", "errors", "examples")]
+    assert order == sorted(order)
+    for told in ("Most AP50 is lost to", "AP50 lost to each kind of error", "Precision over recall, IoU 0.5",
+                 "F1 over the score from which boxes are shown", "What is taken for what", "Where objects are found"):
+        assert told in text
+    kinds = re.findall(r'<figure data-kind="(\w+)" data-name="(\w+)">', text)
+    assert {"background", "missed"} <= {kind for kind, _ in kinds}
+    assert max(Counter(kind for kind, _ in kinds).values()) <= 8
+    assert text.count("data:image/jpeg;base64,") == 1 + len(kinds)
+
+
+def test_an_error_is_shown_in_a_square_around_its_boxes_inside_the_image() -> None:
+    images = Images(lambda _: np.full((200, 300, 3), 90, np.uint8), lambda _: pytest.fail("no label maps"),
+                    Classes(("cat", "dog"), (1, 2)))
+    error = Example(kind="localisation", image_id=1, file="1.jpg", box=(280, 150, 299, 199), predicted="dog", score=0.5,
+                    true_box=(250, 170, 290, 199), true="dog", iou=0.2)
+    shown = page._error_picture(error, images)
+    assert (shown.width, shown.height) == (196, 196)
+    assert shown.where == "1.jpg: dog 0.50, IoU 0.20 with dog"
+    missed = page._error_picture(replace(error, kind="missed", box=None, predicted=None, score=None, iou=0.0), images)
+    assert (missed.width, missed.height, missed.where) == (160, 160, "1.jpg: dog not found")
+
+
 def test_training_leaves_the_page(trained: Path) -> None:
     page = (trained / "run" / "report.html").read_text()
+    assert "of all wrong pixels" in page
+    assert json.loads((trained / "run" / "analysis.json").read_text())["kind"] == "segmentation"
     assert "On 5 validation images the checkpoint of step" in page
-    assert page.count("data:image/jpeg;base64,") == 5
+    assert page.count("data:image/jpeg;base64,") == 5 + 5
     assert "picture 0.png: " in page
     assert "<td>optimizer.lr</td>" in page
     assert len(page) < 1_000_000
@@ -246,11 +289,15 @@ CONTRAST = """() => {
       (v) => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
     return 0.2126 * r + 0.7152 * g + 0.0722 * b;
   };
+  const parts = (text) => {
+    const numbers = text.match(/[\\d.]+/g).map(Number), scale = text.startsWith("color(") ? 255 : 1;
+    return [...numbers.slice(0, 3).map((v) => v * scale), numbers.length > 3 ? numbers[3] : 1];
+  };
   const behind = (one) => {
-    for (; one; one = one.parentElement) {
-      const colour = getComputedStyle(one).backgroundColor;
-      if (!colour.startsWith("rgba(0, 0, 0, 0")) return colour;
-    }
+    const [r, g, b, a] = parts(getComputedStyle(one).backgroundColor);
+    if (a === 1) return `${r} ${g} ${b}`;
+    const below = parts(behind(one.parentElement));
+    return [r, g, b].map((v, at) => a * v + (1 - a) * below[at]).join(" ");
   };
   const worst = [];
   for (const one of document.querySelectorAll("h1, h2, h3, p, th, td, a, summary, figcaption, svg text")) {
@@ -268,7 +315,7 @@ CONTRAST = """() => {
 @pytest.mark.parametrize("width", [400, 1400])
 def test_in_chromium(chromium: Any, tmp_path: Path, width: int, scheme: str) -> None:
     path = tmp_path / "report.html"
-    path.write_text(run_page(facts()))
+    path.write_text(run_page(facts(analysis=explained())))
     context = chromium.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
     page, problems, requested = context.new_page(), list[str](), list[str]()
     page.on("pageerror", lambda error: problems.append(str(error)))
@@ -280,7 +327,7 @@ def test_in_chromium(chromium: Any, tmp_path: Path, width: int, scheme: str) -> 
     charts = page.evaluate("""() => [...document.querySelectorAll(".chart svg")].map((svg) => [
       svg.getBoundingClientRect().width, svg.querySelectorAll("path, use").length,
       [...svg.querySelectorAll("path")].filter((one) => one.getBBox().width > 20).length])""")
-    assert len(charts) == 5
+    assert len(charts) == 9
     assert all(200 < shown < 600 and marks > 10 and large > 0 for shown, marks, large in charts), charts
     smallest = page.evaluate("""() => Math.min(...[...document.querySelectorAll("svg text")].map(
       (one) => one.getBoundingClientRect().height))""")
@@ -289,11 +336,18 @@ def test_in_chromium(chromium: Any, tmp_path: Path, width: int, scheme: str) -> 
     assert contrast >= 4.5, where
     assert page.evaluate("[...document.images].every((image) => image.alt || image.closest('dialog'))")
     assert not page.locator("dialog").is_visible()
-    page.locator(".enlarge").first.press("Enter")
+    page.locator("#examples ~ .pictures .enlarge").first.press("Enter")
     assert page.locator("dialog img").is_visible()
     assert page.locator("dialog img").get_attribute("alt") == "1.jpg: 2 <i>"
     page.keyboard.press("Escape")
     assert not page.locator("dialog").is_visible()
+    gallery = page.locator(".gallery")
+    total = gallery.locator("figure").count()
+    gallery.locator("select").first.select_option("missed")
+    missed = gallery.locator("figure:visible").count()
+    assert 0 < missed < total
+    assert gallery.locator("[data-count]").inner_text() == f"{missed} of {total} pictures"
+    assert gallery.locator("figure[data-kind=missed]").count() == missed
     page.emulate_media(media="print", color_scheme="dark")
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
     assert problems == []

@@ -47,8 +47,9 @@ class Collector(Metric[Any]):
 
 
 @singledispatch
-def collector(index: Any, anchors: Anchors) -> Collector:
-    """A new one for the annotations of a task. ValueError where there is nothing to analyse.
+def collector(index: Any, anchors: Anchors, metric: Metric[Any] | None = None) -> Collector:
+    """A new one for the annotations of a task; metric: a new one of the official numbers, with those of each class,
+    where it is to be able to do more than they need. ValueError where there is nothing to analyse.
 
     Annotations of your own register theirs: `@collector.register`.
     """
@@ -57,15 +58,19 @@ def collector(index: Any, anchors: Anchors) -> Collector:
 
 
 @collector.register
-def _(index: BoxIndex, anchors: Anchors) -> Collector:
-    return DetectionCollector(index, anchors)
+def _(index: BoxIndex, anchors: Anchors, metric: Metric[Any] | None = None) -> Collector:
+    return DetectionCollector(index, anchors, metric or CocoAP(index, per_class=True))
 
 
 @collector.register
-def _(index: LabelIndex, anchors: Anchors) -> Collector:
+def _(index: LabelIndex, anchors: Anchors, metric: Metric[Any] | None = None) -> Collector:
     if not len(index):
         raise ValueError("there are no images with label maps to analyse; name other data with --data")
-    return SegmentationCollector(index)
+    chosen = metric or MeanIoU(index, per_class=True)
+    if not isinstance(chosen, MeanIoU):
+        raise ValueError(  # noqa: TRY004
+            f"the analysis of label maps stands on mIoU; there is none on {type(chosen).__name__}")
+    return SegmentationCollector(index, chosen)
 
 
 class DetectionCollector(Collector):
@@ -73,10 +78,9 @@ class DetectionCollector(Collector):
 
     main = CocoAP.main
 
-    def __init__(self, index: BoxIndex, anchors: Anchors) -> None:
+    def __init__(self, index: BoxIndex, anchors: Anchors, metric: Metric[Any]) -> None:
         check_something(index)
-        self.index, self.anchors = index, anchors
-        self.metric = CocoAP(index, per_class=True)
+        self.index, self.anchors, self.metric = index, anchors, metric
         self.predictions: list[ImageDetections] = []
         self.brightness: dict[int, float] = {}
 
@@ -86,7 +90,7 @@ class DetectionCollector(Collector):
 
     def update(self, predictions: Sequence[ImageDetections], truths: Sequence[float]) -> None:
         """Takes detections, and the brightness of their images. Errors as of `CocoAP.update`."""
-        self.metric.update(predictions)
+        self.metric.update(predictions, [None] * len(predictions))
         self.predictions += predictions
         self.brightness |= {one.image_id: value for one, value in zip(predictions, truths, strict=True)}
 
@@ -120,9 +124,8 @@ class SegmentationCollector(Collector):
 
     main = MeanIoU.main
 
-    def __init__(self, index: LabelIndex) -> None:
-        self.index = index
-        self.metric = MeanIoU(index, per_class=True)
+    def __init__(self, index: LabelIndex, metric: MeanIoU) -> None:
+        self.index, self.metric = index, metric
         self.bands = np.zeros((NUM_BANDS, 2), np.int64)
         self.images: list[LabelImage] = []
 

@@ -65,9 +65,9 @@ def line_chart(lines: Mapping[str, Line], *, title: str, x_label: str, log: bool
         return _markup(figure, title, f"{title} over {x_label}: {said}")
 
 
-def bar_chart(values: Mapping[str, Interval], *, title: str) -> Markup:
+def bar_chart(values: Mapping[str, Interval], *, title: str, most: float | None = 1.0) -> Markup:
     """A bar for each number from 0 to 1, in hundredths, with its interval as a whisker where it has one; from the top
-    down."""
+    down. most: where the axis ends; None is a little beyond the largest."""
     names = [*values]
     said = "; ".join(f"{name} {100 * one.value:.1f}" for name, one in values.items())
     with _figure(0.75 + _BAR * len(names)) as (figure, axes):
@@ -78,7 +78,8 @@ def bar_chart(values: Mapping[str, Interval], *, title: str) -> Markup:
                           markersize=5)
         axes.set_yticks(range(len(names)), names)
         axes.set_ylim(len(names) - 0.5, -0.5)
-        axes.set_xlim(0, 100)
+        largest = max((one.value for one in values.values()), default=0.0)
+        axes.set_xlim(0, 100 * (most or max(1.1 * largest, 0.01)))
         axes.grid(axis="y", visible=False)
         return _markup(figure, title, f"{title}: {said}")
 

@@ -49,6 +49,14 @@ class ClassCount(NamedTuple):
     val: int | None
 
 
+class Section(NamedTuple):
+    """A part of the page."""
+
+    anchor: str
+    title: str
+    html: Markup
+
+
 class RunFacts(NamedTuple):
     """All that the page tells."""
 
@@ -71,19 +79,13 @@ class RunFacts(NamedTuple):
     config_text: str
     examples: Sequence[Picture]
     notes: Sequence[str]
+    analysis: Sequence[Section] = ()
+    """Why the numbers are what they are, where that is known; it stands behind them."""
 
     def validations(self) -> list[tuple[float, float]]:
         """(epoch, main number) of each, where it exists."""
         return [(one["epoch"], one[self.main]) for one in self.log
                 if one["kind"] == "val" and one.get(self.main) is not None]
-
-
-class Section(NamedTuple):
-    """A part of the page."""
-
-    anchor: str
-    title: str
-    html: Markup
 
 
 MakeSection: TypeAlias = Callable[[RunFacts], Section | None]
@@ -92,6 +94,7 @@ MakeSection: TypeAlias = Callable[[RunFacts], Section | None]
 def run_page(facts: RunFacts, *, sections: Sequence[MakeSection] | None = None) -> str:
     """The page; sections: in the place of `SECTIONS`."""
     made = [section for make in (SECTIONS if sections is None else sections) if (section := make(facts)) is not None]
+    made[1:1] = facts.analysis
     return templates().get_template("run_page.html").render(
         facts=facts, sections=made, verdict=verdict(facts), style=Markup(STYLE))
 
@@ -165,7 +168,7 @@ def curves(facts: RunFacts) -> Section | None:
         return None
     shown = [name for name in _numbers_of(val) if "/" not in name]
     rows = [[f"{one['epoch']:g}", f"{one['step']:,}", *(_cell(one.get(name)) for name in shown)] for one in val]
-    return Section("curves", "How it learned", _macro("curves", charts, ("epoch", "step", *shown), rows))
+    return Section("curves", "How it learned", macro("curves", charts, ("epoch", "step", *shown), rows))
 
 
 def scores(facts: RunFacts) -> Section:
@@ -179,7 +182,7 @@ def scores(facts: RunFacts) -> Section:
             names, note = [*names[:half], *names[-half:]], f"the best and the worst {half} of {len(by_class)}"
         charts.append(bar_chart({name: by_class[name] for name in names},
                                 title=f"{_class_number(facts)} by class{f', {note}' if note else ''}"))
-    return Section("scores", "How good it is", _macro("scores", charts, *_scored(facts)))
+    return Section("scores", "How good it is", macro("scores", charts, *_scored(facts)))
 
 
 def _scored(facts: RunFacts) -> tuple[Sequence[str], list[list[str]], Sequence[str]]:
@@ -204,20 +207,20 @@ def examples(facts: RunFacts) -> Section | None:
     """Validation images with what was found in them."""
     if not facts.examples:
         return None
-    return Section("examples", "What it finds", _macro("examples", facts.examples))
+    return Section("examples", "What it finds", macro("examples", facts.examples))
 
 
 def costs(facts: RunFacts) -> Section:
     """What the network takes, and the files that were made of it."""
     rows = [[one.name, f"{one.megabytes:.1f}", _agreement(one), _int8_drop(one)] for one in facts.files]
-    return Section("costs", "What it costs", _macro("costs", facts.cost, rows))
+    return Section("costs", "What it costs", macro("costs", facts.cost, rows))
 
 
 def data(facts: RunFacts) -> Section:
     """What it was trained and measured on."""
     counts = [[one.name, *("-" if count is None else f"{count:,}" for count in (one.train, one.val))]
               for one in facts.classes]
-    return Section("data", "The data", _macro("data", facts.data, counts, facts.notes))
+    return Section("data", "The data", macro("data", facts.data, counts, facts.notes))
 
 
 def settings(facts: RunFacts) -> Section:
@@ -228,7 +231,7 @@ def settings(facts: RunFacts) -> Section:
     defaults = [[name, _plain(entry["value"]), entry["from"]] for name, entry in entries.items()
                 if entry["from"] == "default"]
     versions = [[name, version] for name, version in facts.described["versions"].items()]
-    return Section("settings", "The configuration", _macro(
+    return Section("settings", "The configuration", macro(
         "settings", facts.described["config"], chosen, defaults, versions, facts.config_text,
         facts.described["start"]))
 
@@ -237,7 +240,7 @@ SECTIONS: tuple[MakeSection, ...] = (scores, examples, curves, costs, data, sett
 """In the order of the page."""
 
 
-def _macro(name: str, *values: object) -> Markup:
+def macro(name: str, *values: object) -> Markup:
     """A part of the page by the macro of this name."""
     return Markup(getattr(templates().get_template("run_sections.html").module, name)(*values))
 
