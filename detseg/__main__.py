@@ -18,8 +18,8 @@ from pathlib import Path
 from detseg import __version__, commands
 from detseg.choices import SHELLS
 
-_FIRST = ("train", "test", "predict", "export", "benchmark", "analyze", "check-data", "browse", "convert-data",
-          "configs", "demo", "app-code")
+_FIRST = ("train", "test", "analyze", "compare", "report", "predict", "export", "benchmark", "check-data", "browse",
+          "convert-data", "configs", "demo", "app-code")
 """How --help begins; verbs that it does not name follow."""
 
 
