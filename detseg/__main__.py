@@ -18,7 +18,7 @@ from pathlib import Path
 from detseg import __version__, commands
 from detseg.choices import SHELLS
 
-_FIRST = ("train", "test", "analyze", "compare", "report", "predict", "export", "benchmark", "check-data", "browse",
+_FIRST = ("train", "test", "predict", "export", "benchmark", "analyze", "compare", "report", "check-data", "browse",
           "convert-data", "configs", "demo", "app-code")
 """How --help begins; verbs that it does not name follow."""
 
