@@ -1,4 +1,4 @@
-"""Writes the page of a training run: how good it is and why, how it learned, what it costs, what it was trained on.
+"""Writes the page of a training run: how good it is, how it learned, and what it costs.
 
     detseg report RUN                              # RUN/report.html
     detseg report RUN --data DIR --out page.html   # measured on other data
