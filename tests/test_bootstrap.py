@@ -152,7 +152,7 @@ def test_a_mean_is_of_what_exists() -> None:
 
 
 def test_what_nobody_can_resample() -> None:
-    with pytest.raises(ValueError, match=r"nobody knows how to resample Accuracy.* register it with detseg\.analysis"):
+    with pytest.raises(ValueError, match=r"nobody knows how to resample Accuracy.* register it with detseg\.bootstrap"):
         resamplable(tiny.Accuracy(tiny.Index((0, 1), tiny.CLASSES)))
 
 
