@@ -5,17 +5,19 @@ Its tests in Chromium are skipped where that is missing.
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import math
 import re
 import shutil
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 
@@ -41,11 +43,14 @@ from detseg.report.run_page import (
 )
 from detseg.run_folder import RunFolder
 from detseg.run_report import write_report
-from detseg.structures import Classes, MetricTable
+from detseg.structures import VOID, Classes, LabelPixels, MetricTable
 from detseg.train import fit
 from tests import tiny_segmenter
 from tests.commands import run
 from tests.test_coco_ap import random_case
+from tests.test_segmentation_analysis import CAR, PREDICTED, ROAD, SKY, TRUTH, collected
+from tests.test_segmentation_analysis import CLASSES as STREET
+from tests.test_segmentation_analysis import analysis as label_analysis
 
 WRONG = Interval(math.nan, math.nan, math.nan)
 
@@ -162,29 +167,65 @@ def explained() -> list[Section]:
     return sections(analyze_detections(predictions, index), images)
 
 
+def explained_labels(pairs: Sequence[tuple[LabelPixels, LabelPixels]]) -> list[Section]:
+    """Of a segmenter: of (true, predicted) label maps."""
+    images = Images(lambda image_id: np.full((*pairs[image_id - 1][0].shape, 3), 200, np.uint8),
+                    lambda image_id: pairs[image_id - 1], STREET)
+    return sections(label_analysis(collected([*pairs])), images)
+
+
 def test_errors_are_told_and_shown() -> None:
     text = run_page(facts(analysis=explained()))
     order = [text.index(f'<h2 id="{anchor}">') for anchor in ("scores", "findings", "errors", "examples")]
     assert order == sorted(order)
     for told in ("Most AP50 is lost to", "AP50 lost to each kind of error", "Precision over recall, IoU 0.5",
-                 "F1 over the score from which boxes are shown", "What is taken for what", "Where objects are found"):
-        assert told in text
+                 "F1 over the score from which boxes are shown; dots: the best threshold", ", marked: ",
+                 "Objects that are found, by their share of the image", "What is taken for what",
+                 "Where objects are found"):
+        assert told in text, told
     kinds = re.findall(r'<figure data-kind="(\w+)" data-name="(\w+)">', text)
     assert {"background", "missed"} <= {kind for kind, _ in kinds}
     assert max(Counter(kind for kind, _ in kinds).values()) <= 8
     assert text.count("data:image/jpeg;base64,") == 1 + len(kinds)
 
 
-def test_an_error_is_shown_in_a_square_around_its_boxes_inside_the_image() -> None:
+def test_label_maps_are_shown_with_where_they_are_wrong() -> None:
+    assert (TRUTH != PREDICTED).any()
+    errors = explained_labels([(TRUTH, PREDICTED), (TRUTH, TRUTH), (PREDICTED, TRUTH)])[1].html
+    assert "Of all wrong pixels: what is taken for what: road as car 50.0; car as road 50.0" in errors
+    assert re.findall(r'data-kind="([^"]+)" data-name="([^"]+)"', errors) == [("road as car", "road")] * 2
+    assert "<select" not in errors, "there is nothing to choose from"
+    other = TRUTH.copy()
+    other[0] = SKY
+    errors = explained_labels([(TRUTH, PREDICTED), (TRUTH, other)])[1].html
+    assert errors.count("<select") == 1, "of kinds; both lie on roads"
+
+
+def test_wrong_pixels_are_red_and_void_is_never_wrong() -> None:
+    true, predicted = np.full((64, 96), ROAD, np.uint8), np.full((64, 96), ROAD, np.uint8)
+    true[:, :32], predicted[:, :64] = VOID, CAR
+    picture = re.search(r'base64,([^"]+)" width="192" height="128"', explained_labels([(true, predicted)])[1].html)
+    assert picture is not None
+    shown = cv2.imdecode(np.frombuffer(base64.b64decode(picture[1]), np.uint8), cv2.IMREAD_COLOR)
+    assert shown is not None
+    wrong = shown[64:, 96:].astype(int)
+    red = (wrong[..., 2] - wrong[..., 1]) > 60
+    inner = [red[4:-4, start + 4 : start + 28].mean() for start in (0, 32, 64)]  # JPEG smears colours at borders
+    assert inner == [0, 1, 0]
+
+
+def test_an_error_is_shown_around_its_boxes_inside_the_image() -> None:
     images = Images(lambda _: np.full((200, 300, 3), 90, np.uint8), lambda _: pytest.fail("no label maps"),
                     Classes(("cat", "dog"), (1, 2)))
     error = Example(kind="localisation", image_id=1, file="1.jpg", box=(280, 150, 299, 199), predicted="dog", score=0.5,
                     true_box=(250, 170, 290, 199), true="dog", iou=0.2)
     shown = page._error_picture(error, images)
-    assert (shown.width, shown.height) == (196, 196)
+    assert (shown.width, shown.height) == (360, 360)
     assert shown.where == "1.jpg: dog 0.50, IoU 0.20 with dog"
     missed = page._error_picture(replace(error, kind="missed", box=None, predicted=None, score=None, iou=0.0), images)
-    assert (missed.width, missed.height, missed.where) == (160, 160, "1.jpg: dog not found")
+    assert (missed.width, missed.height, missed.where) == (360, 360, "1.jpg: dog not found")
+    wide = page._error_picture(replace(error, box=(10, 50, 290, 120)), images)
+    assert (wide.width, wide.height) == (360, 240), "nothing of it is cut off"
 
 
 def test_training_leaves_the_page(trained: Path) -> None:
@@ -315,7 +356,9 @@ CONTRAST = """() => {
 @pytest.mark.parametrize("width", [400, 1400])
 def test_in_chromium(chromium: Any, tmp_path: Path, width: int, scheme: str) -> None:
     path = tmp_path / "report.html"
-    path.write_text(run_page(facts(analysis=explained())))
+    path.write_text(run_page(facts(analysis=[*explained(), *(
+        one._replace(anchor=f"labels-{one.anchor}")
+        for one in explained_labels([(TRUTH, PREDICTED), (TRUTH, PREDICTED), (TRUTH, np.full_like(TRUTH, ROAD))]))])))
     context = chromium.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
     page, problems, requested = context.new_page(), list[str](), list[str]()
     page.on("pageerror", lambda error: problems.append(str(error)))
@@ -327,7 +370,7 @@ def test_in_chromium(chromium: Any, tmp_path: Path, width: int, scheme: str) -> 
     charts = page.evaluate("""() => [...document.querySelectorAll(".chart svg")].map((svg) => [
       svg.getBoundingClientRect().width, svg.querySelectorAll("path, use").length,
       [...svg.querySelectorAll("path")].filter((one) => one.getBBox().width > 20).length])""")
-    assert len(charts) == 9
+    assert len(charts) == 12
     assert all(200 < shown < 600 and marks > 10 and large > 0 for shown, marks, large in charts), charts
     smallest = page.evaluate("""() => Math.min(...[...document.querySelectorAll("svg text")].map(
       (one) => one.getBoundingClientRect().height))""")
@@ -341,13 +384,23 @@ def test_in_chromium(chromium: Any, tmp_path: Path, width: int, scheme: str) -> 
     assert page.locator("dialog img").get_attribute("alt") == "1.jpg: 2 <i>"
     page.keyboard.press("Escape")
     assert not page.locator("dialog").is_visible()
-    gallery = page.locator(".gallery")
+    gallery = page.locator(".gallery").first
     total = gallery.locator("figure").count()
     gallery.locator("select").first.select_option("missed")
     missed = gallery.locator("figure:visible").count()
     assert 0 < missed < total
     assert gallery.locator("[data-count]").inner_text() == f"{missed} of {total} pictures"
     assert gallery.locator("figure[data-kind=missed]").count() == missed
+    name = gallery.locator("select").last.locator("option").nth(1).inner_text()
+    gallery.locator("select").last.select_option(name)
+    both = gallery.locator("figure:visible").count()
+    assert both == gallery.locator(f'figure[data-kind=missed][data-name="{name}"]').count()
+    gallery.locator("select").first.select_option("")
+    assert gallery.locator("figure:visible").count() == gallery.locator(f'figure[data-name="{name}"]').count() > both
+    labels = page.locator(".gallery").last
+    labels.locator("select").first.select_option("road as car")
+    assert labels.locator("figure:visible").count() == labels.locator('figure[data-kind="road as car"]').count() > 0
+    assert gallery.locator("figure:visible").count() > both, "each has choices of its own"
     page.emulate_media(media="print", color_scheme="dark")
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
     assert problems == []

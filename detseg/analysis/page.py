@@ -9,16 +9,17 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 import torch
+from markupsafe import Markup
 
 from detseg.analysis.detection_result import DetectionAnalysis, Example
 from detseg.analysis.result import Analysis, TitledTable
-from detseg.analysis.segmentation_result import SegmentationAnalysis
+from detseg.analysis.segmentation_result import ConfusedPair, LabelImage, SegmentationAnalysis
 from detseg.bootstrap import Interval
 from detseg.report.html import Picture, picture_of
 from detseg.report.inline_charts import Line, bar_chart, line_chart
-from detseg.report.pictures import draw_boxes, draw_labels, draw_true_boxes
+from detseg.report.pictures import draw_against_truth, draw_labels
 from detseg.report.run_page import Section, macro
-from detseg.structures import BoxTargets, Classes, ImageDetections, LabelPixels, Pixels
+from detseg.structures import VOID, BoxTargets, Classes, ImageDetections, LabelPixels, Pixels
 
 _OF_A_KIND = 8
 """Errors of each kind that are shown, on an image each."""
@@ -26,15 +27,19 @@ _WORST = 8
 """Label maps that are shown."""
 _SIDE = 360
 """Pixels of a picture's longer side."""
-_AROUND = 1.5
+_AROUND = 1.0
 """Of the boxes' size: what is shown on every side of them."""
 _MOST_LINES = 6
+_MOST_PAIRS = 8
+_WRONG = (224, 32, 32)
+"""The colour of wrong pixels."""
 
 
 class ErrorPicture(NamedTuple):
     """What went wrong somewhere, to be seen."""
 
     kind: str
+    """Of the error; of a label map what is most often taken for what."""
     name: str
     """Of the class: the true one, of a box on nothing the predicted one."""
     picture: Picture
@@ -65,10 +70,13 @@ def _(analysis: DetectionAnalysis, images: Images) -> list[Section]:
     bins = [one for one in analysis.calibration.bins if one.count]
     charts = [
         bar_chart(costs, title="AP50 lost to each kind of error", most=None),
-        line_chart({one.name: Line(recalls, one.curves.precision_at_recall) for one in largest if one.objects},
-                   title="Precision over recall, IoU 0.5", x_label="recall"),
-        line_chart({one.name: Line(scores, one.curves.f1_at_score) for one in largest if one.objects},
-                   title="F1 over the score from which boxes are shown", x_label="score"),
+        line_chart({one.name: Line(recalls, one.curves.precision_at_recall, (one.curves.recall, one.curves.precision))
+                    for one in largest if one.objects},
+                   title="Precision over recall, IoU 0.5; dots: at the best threshold", x_label="recall"),
+        line_chart({one.name: Line(scores, one.curves.f1_at_score, (one.curves.threshold, one.curves.f1))
+                    for one in largest if one.objects},
+                   title="F1 over the score from which boxes are shown; dots: the best threshold", x_label="score"),
+        _found_by_size(analysis),
         line_chart({"detections": Line([one.score for one in bins], [one.precision for one in bins]),
                     "as a probability": diagonal}, title="The share that is right over the score", x_label="score")]
     names = [one.name for one in analysis.classes]
@@ -76,19 +84,33 @@ def _(analysis: DetectionAnalysis, images: Images) -> list[Section]:
     tables = [one for one in _tables(analysis) if not one.title.startswith("Confusion")] if heat else _tables(analysis)
     return [_findings(analysis), Section("errors", "Where it fails", macro(
         "failures", charts, tables, heat, _error_pictures(analysis, images),
-        f"Of each kind up to {_OF_A_KIND}: the surest errors, of missed objects the largest. Boxes without a score are "
-        "true ones. A click enlarges."))]
+        f"Of each kind up to {_OF_A_KIND}: the surest errors, of missed objects the largest. True boxes are "
+        "dashed. A click enlarges."))]
 
 
 @sections.register
 def _(analysis: SegmentationAnalysis, images: Images) -> list[Section]:
-    bands = {f"from {band.low:g} px": Interval(band.share_wrong, np.nan, np.nan) for band in analysis.edges
+    bands = {band.words(): Interval(band.share_wrong, np.nan, np.nan) for band in analysis.edges
              if band.pixels}
-    charts = [bar_chart(bands, title="Pixels that are wrong, by distance to an edge", most=None)]
+    pairs = {_pair(one): Interval(one.share_of_errors, np.nan, np.nan) for one in analysis.pairs[:_MOST_PAIRS]}
+    charts = [bar_chart(bands, title="Pixels that are wrong, by distance to an edge", most=None),
+              bar_chart(pairs, title="Of all wrong pixels: what is taken for what", most=None)]
     names = [one.name for one in analysis.classes]
     return [_findings(analysis), Section("errors", "Where it fails", macro(
         "failures", charts, _tables(analysis), _heat(names, names, analysis.confusion),
-        _label_pictures(analysis, images), "The worst: left the truth, right what is predicted. A click enlarges."))]
+        _label_pictures(analysis, images), "The worst images: above the image and the truth, below what is predicted "
+        "and, in red, where that is wrong. A click enlarges.", True))]
+
+
+def _found_by_size(analysis: DetectionAnalysis) -> Markup:
+    size = next(one for one in analysis.sensitivities if one.name == "size")
+    return bar_chart({group.name.removesuffix(" of the image's side"): Interval(group.recall, np.nan, np.nan)
+                      for group in size.groups if group.objects},
+                     title="Objects that are found, by their share of the image's side")
+
+
+def _pair(of: ConfusedPair | LabelImage) -> str:
+    return f"{of.true} as {of.predicted}"
 
 
 def _findings(analysis: Analysis) -> Section:
@@ -140,41 +162,50 @@ def _error_pictures(analysis: DetectionAnalysis, images: Images) -> list[ErrorPi
 
 
 def _error_picture(error: Example, images: Images) -> Picture:
-    """The surroundings of an error, with the true box, which has no score, and the predicted one."""
+    """The surroundings of an error, with the true box, dashed, and the predicted one. They are drawn when all has its
+    last size, so that they can be read."""
     image, names = images.image(error.image_id), images.classes.names
-    drawn, boxes = image, [box for box in (error.true_box, error.box) if box is not None]
-    if error.true_box is not None and error.true is not None:
-        drawn = draw_true_boxes(drawn, BoxTargets(
-            torch.tensor([error.true_box]), torch.tensor([names.index(error.true)]), torch.tensor([False])),
-            images.classes)
-    if error.box is not None and error.predicted is not None:
-        drawn = draw_boxes(drawn, ImageDetections(
-            error.image_id, torch.tensor([error.box]), torch.tensor([error.score or 0.0]),
-            torch.tensor([names.index(error.predicted)])), images.classes, threshold=0.0)
-    low, high = np.min(boxes, axis=0)[:2], np.max(boxes, axis=0)[2:]
-    side = int(min(max(*(high - low), 24.0) * (1 + 2 * _AROUND), *image.shape[:2]))
-    left, top = (int(np.clip((one + other - side) / 2, 0, most - side))
-                 for one, other, most in zip(low, high, image.shape[1::-1], strict=True))
+    boxes = np.array([box for box in (error.true_box, error.box) if box is not None])
+    low, high = boxes[:, :2].min(0), boxes[:, 2:].max(0)
+    side = max(*(high - low), 24.0) * (1 + 2 * _AROUND)
+    whole = np.array(image.shape[1::-1])
+    size = np.minimum(round(side), whole)
+    left, top = ((low + high - size) / 2).clip(0, whole - size).astype(int)
+    scale = _SIDE / max(size)
+    cut = cv2.resize(image[top : top + size[1], left : left + size[0]], None, fx=scale, fy=scale,
+                     interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
+
+    def placed(box: tuple[float, float, float, float] | None) -> torch.Tensor:
+        corners = torch.tensor([] if box is None else [box]).reshape(-1, 4)
+        return torch.mul(corners - torch.tensor([left, top] * 2), scale)
+
+    found, true = ([names.index(name) for name in (one,) if name is not None] for one in (error.predicted, error.true))
+    drawn = draw_against_truth(
+        cut, ImageDetections(error.image_id, placed(error.box), torch.tensor([error.score or 0.0] * len(found)),
+                             torch.tensor(found)),
+        BoxTargets(placed(error.true_box), torch.tensor(true), torch.zeros(len(true), dtype=torch.bool)),
+        classes=images.classes)
     words = {"missed": f"{error.true} not found", "background": f"{error.predicted} {error.score or 0:.2f} on nothing",
              "duplicate": f"{error.predicted} {error.score or 0:.2f} once more"}.get(
         error.kind, f"{error.predicted} {error.score or 0:.2f}, IoU {error.iou:.2f} with {error.true}")
-    return _small(drawn[top : top + side, left : left + side], f"{error.file}: {words}")
+    return picture_of(drawn, f"{error.file}: {words}")
 
 
 def _label_pictures(analysis: SegmentationAnalysis, images: Images) -> list[ErrorPicture]:
-    """The worst images: the truth beside what is predicted."""
+    """The worst images: each with its truth, with what is predicted, and where that is wrong."""
     made = []
     for one in analysis.worst[:_WORST]:
         image, (true, predicted) = images.image(one.image_id), images.labels(one.image_id)
-        beside = np.concatenate([draw_labels(image, labels, images.classes)
-                                 for labels in (true, predicted)], axis=1)
-        words = f"mIoU {100 * one.miou:.1f}" + (f", {one.true} as {one.predicted}" if one.true else "")
-        made.append(ErrorPicture("worst images", one.true or "", _small(
-            beside, f"{one.file}: {words}", side=2 * _SIDE)))
+        drawn = [draw_labels(image, labels, images.classes) for labels in (true, predicted)]
+        wrong = np.repeat(image.mean(axis=2, keepdims=True) / 2, 3, axis=2).astype(np.uint8)
+        wrong[(true != predicted) & (true != VOID)] = _WRONG
+        made.append(ErrorPicture(_pair(one), one.true or "", _small(
+            np.vstack([np.hstack([image, drawn[0]]), np.hstack([drawn[1], wrong])]),
+            f"{one.file}: mIoU {100 * one.miou:.1f}", side=2 * _SIDE)))
     return made
 
 
-def _small(image: Pixels, where: str, *, side: int = _SIDE) -> Picture:
+def _small(image: Pixels, where: str, *, side: int) -> Picture:
     scale = min(1.0, side / max(image.shape[:2]))
     if scale < 1:
         image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)

@@ -38,6 +38,10 @@ class EdgeBand:
     share_of_errors: float
     """Of all wrong pixels, those that lie here."""
 
+    def words(self) -> str:
+        """As in "2 to 4 px"."""
+        return f"over {self.low:g} px" if math.isinf(self.high) else f"{self.low:g} to {self.high:g} px"
+
 
 @dataclass(frozen=True, kw_only=True)
 class ConfusedPair:
@@ -92,7 +96,7 @@ class SegmentationAnalysis(Analysis):
         """Classes, confusion, edges, worst images."""
         classes = tuple((one.name, one.iou, one.precision, one.recall) for one in self.classes)
         pairs = tuple((one.true, one.predicted, one.share_of_true, one.share_of_errors) for one in self.pairs)
-        edges = tuple((_distance(band), band.share_wrong, band.share_of_errors) for band in self.edges)
+        edges = tuple((band.words(), band.share_wrong, band.share_of_errors) for band in self.edges)
         worst = tuple((one.file, one.miou, one.accuracy, f"{one.true} as {one.predicted}" if one.true else "")
                       for one in self.worst)
         return (
@@ -103,7 +107,3 @@ class SegmentationAnalysis(Analysis):
             TitledTable("Errors by distance to an edge between labels", MetricTable(
                 ("distance", "wrong there", "of all errors"), edges)),
             TitledTable("The worst images", MetricTable(("image", "mIoU", "right", "largest confusion"), worst)))
-
-
-def _distance(band: EdgeBand) -> str:
-    return f"over {band.low:g} px" if math.isinf(band.high) else f"{band.low:g} to {band.high:g} px"

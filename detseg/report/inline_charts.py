@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -44,6 +45,12 @@ class Line(NamedTuple):
 
     x: Sequence[float]
     y: Sequence[float]
+    mark: tuple[float, float] | None = None
+    """A point that stands out; one that is NaN is not drawn."""
+
+    def marked(self) -> bool:
+        """Whether there is such a point."""
+        return self.mark is not None and not any(map(math.isnan, self.mark))
 
 
 def line_chart(lines: Mapping[str, Line], *, title: str, x_label: str, log: bool = False) -> Markup:
@@ -52,11 +59,15 @@ def line_chart(lines: Mapping[str, Line], *, title: str, x_label: str, log: bool
     log: whether the other axis is logarithmic, of numbers above 0.
     """
     assert len(lines) <= len(_COLOURS), list(lines)
-    said = "; ".join(f"{name} from {line.y[0]:.3g} to {line.y[-1]:.3g}" for name, line in lines.items() if len(line.y))
+    said = "; ".join(f"{name} from {line.y[0]:.3g} to {line.y[-1]:.3g}" + (
+        "" if line.mark is None or not line.marked() else f", marked: {line.mark[1]:.3g} at {line.mark[0]:.3g}")
+        for name, line in lines.items() if len(line.y))
     with _figure(_HEIGHT) as (figure, axes):
         for (name, line), colour, dashes in zip(lines.items(), _COLOURS, _DASHES, strict=False):
             axes.plot(line.x, line.y, label=name, color=colour, linestyle=dashes, linewidth=1.6,
                       marker="o" if len(line.x) <= 30 else None, markersize=3)
+            if line.mark is not None and line.marked():
+                axes.plot(*([at] for at in line.mark), color=colour, marker="o", markersize=6)
         if log:
             axes.set_yscale("log")
         axes.set_xlabel(x_label)

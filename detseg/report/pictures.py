@@ -142,11 +142,23 @@ def draw_true_boxes(image: Pixels, targets: BoxTargets, classes: Classes) -> Pix
              classes.colours[labels[row]], crowd[row]) for row in order])
 
 
-def _drawn(image: Pixels, boxes: Sequence[_Box]) -> Pixels:
+def draw_against_truth(
+    image: Pixels, prediction: ImageDetections, targets: BoxTargets, *, classes: Classes
+) -> Pixels:
+    """A copy of a small `image` with what was found and, dashed and below, what is true."""
+    size = (image.shape[0], image.shape[1])
+    found = [_Box(place, f"{classes.names[label]} {score:.2f}", classes.colours[label]) for place, label, score in zip(
+        _pixels(prediction.boxes, size), prediction.labels.tolist(), prediction.scores.tolist(), strict=True)]
+    true = [_Box(place, f"true {classes.names[label]}", classes.colours[label], dashed=True) for place, label in zip(
+        _pixels(targets.boxes, size), targets.labels.tolist(), strict=True)]
+    return _drawn(image, [*found, *true], least_line=2)
+
+
+def _drawn(image: Pixels, boxes: Sequence[_Box], *, least_line: int = 1) -> Pixels:
     """A copy of the image with the boxes, the first on top."""
     picture = np.ascontiguousarray(image).copy()
     size = (picture.shape[0], picture.shape[1])
-    line = max(1, round((size[0] * size[1]) ** 0.5 / 280))
+    line = max(least_line, round((size[0] * size[1]) ** 0.5 / 280))
     for box in reversed(boxes):
         # The dark rim keeps the line visible where the background has its colour.
         below = picture.copy() if box.dashed else picture
