@@ -22,12 +22,9 @@ from detseg.analysis.run import anchors_of
 from detseg.analysis.thresholds import ScoreThresholds
 from detseg.choices import CALIBRATION_IMAGES, Engine, Execution
 from detseg.config import Config, Data
-from detseg.data.box_index import BoxIndex
-from detseg.data.class_index import ClassIndex
 from detseg.data.images import read_image, to_rgb
-from detseg.data.label_index import LabelIndex
 from detseg.data.loading import drawn, spread
-from detseg.data.location import Location, read_training, read_validation
+from detseg.data.location import Location, path_of, read_training, read_validation
 from detseg.data.screening import screened
 from detseg.engine import OnnxRuntimePredictor, with_engine
 from detseg.export.artefact import Artefact, is_artefact, open_artefact
@@ -46,7 +43,17 @@ from detseg.resize import Resize
 from detseg.run_folder import RunFolder, trained_run
 from detseg.settings import COMMAND_LINE
 from detseg.split_execution import check_splittable, number_of_parts
-from detseg.structures import Classes, ImageClasses, ImageDetections, ImageLabels, LabelPixels, Pixels, Size, Threshold
+from detseg.structures import (
+    USUAL_THRESHOLD,
+    Classes,
+    ImageClasses,
+    ImageDetections,
+    ImageLabels,
+    LabelPixels,
+    Pixels,
+    Size,
+    Threshold,
+)
 from detseg.validation import Validation, prepared
 from detseg.video import Video, VideoSource
 from detseg.views import OVERLAP, MultiView, Views, with_views
@@ -58,8 +65,6 @@ ChannelOrder: TypeAlias = Literal["rgb", "bgr"]
 
 _COMPARED = 16
 """Images that an exported file is compared on, unless they are named."""
-USUAL_THRESHOLD = 0.4
-"""The score from which detections are shown where nobody has measured a better one."""
 
 
 class Boxes(NamedTuple):
@@ -220,8 +225,8 @@ class Model:
         index, _ = screened(index, whole=False)
         dataset = self.data.dataset(index, self.loaded.resize, augment=None, seed=0)
         items = drawn(len(dataset), number, seed=seed)
-        named = isinstance(index, BoxIndex | LabelIndex | ClassIndex)
-        names = tuple(index.path(item).name if named else f"{item}" for item in items)
+        paths = [path_of(index, item) for item in items]
+        names = tuple(f"{item}" if path is None else path.name for item, path in zip(items, paths, strict=True))
         return Calibration(tuple(dataset.original(item) for item in items), names, f"{location}", seed, number)
 
     def comparison_images(self) -> tuple[list[Pixels], str]:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from detseg.choices import ENGINES
+from detseg.config_files import find_config
 
 
 def command_parser(module: str, doc: str | None) -> argparse.ArgumentParser:
@@ -51,6 +52,19 @@ def add_model_settings(parser: argparse.ArgumentParser) -> None:
                         help="settings of the config's model that published weights need, as in model.output_stride=8")
     parser.add_argument("--classes", nargs="+", action="extend", default=[], metavar="NAME",
                         help="what published weights predict, in their order (the config's classes)")
+
+
+def check_images(options: argparse.Namespace) -> None:
+    """ValueError where it is said where images lie, and of which data is not, for commands that know no others."""
+    if options.images is not None and options.data is None:
+        raise ValueError("--images tells where the images of --data lie; name that too")
+
+
+def check_config(options: argparse.Namespace) -> None:
+    """FileNotFoundError or ValueError for a config in front of a checkpoint that does not exist, before anything large
+    is imported."""
+    if options.checkpoint is not None and not options.model.is_dir():
+        find_config(options.model)
 
 
 def add_evaluated(parser: argparse.ArgumentParser, *, what: str) -> None:

@@ -18,12 +18,9 @@ from detseg.checkpoint import code_of
 from detseg.comparison import Comparison, Measured
 from detseg.config import FREE_SETTINGS
 from detseg.cost import Timing, threads, time_alternating
-from detseg.data.box_index import BoxIndex
-from detseg.data.class_index import ClassIndex
-from detseg.data.label_index import LabelIndex
-from detseg.data.location import Location, read_validation
+from detseg.data.location import Location, path_of, read_validation
 from detseg.engine import with_engine
-from detseg.evaluate import evaluate, suitable_batch
+from detseg.evaluate import batch_and_workers, evaluate
 from detseg.export.artefact import Artefact, open_artefact
 from detseg.interfaces import Metric
 from detseg.predict import predict_image
@@ -193,9 +190,7 @@ def _validations(models: Sequence[Named], location: Location) -> list[Validation
 
 
 def _image_names(index: Any) -> list[str]:
-    if isinstance(index, BoxIndex | LabelIndex | ClassIndex):
-        return [str(index.path(item)) for item in range(len(index))]
-    return [str(item) for item in range(len(index))]
+    return [str(path_of(index, item) or item) for item in range(len(index))]
 
 
 def _other_images(first: str, other: str, mine: Sequence[str], theirs: Sequence[str]) -> str:
@@ -218,12 +213,8 @@ def evaluated(
     model: Model, validation: Validation, metric: Metric[Any], *, progress: Callable[[int], None] | None = None
 ) -> dict[str, float]:
     """The numbers of a model as `detseg test` has them; several processes share the images."""
-    batch_size, workers = 1, 1
-    if model.config is not None:
-        experiment = model.config.experiment
-        most = experiment.batch_size // experiment.accumulate
-        batch_size = experiment.eval_batch_size or suitable_batch(model.loaded.resize.size, most=most)
-        workers = 1 if experiment.workers is None else experiment.workers
+    experiment = None if model.config is None else model.config.experiment
+    batch_size, workers = batch_and_workers(experiment, model.loaded.resize.size)
     return evaluate(model.network, model.task, validation.dataset, metric=metric, batch_size=batch_size,
                     workers=workers, progress=progress).numbers
 

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch.distributed as distributed
 
+from detseg.config import Experiment
 from detseg.data.loading import collate_evaluation, evaluation_batches, spread
 from detseg.interfaces import Dataset, Metric, Task
 from detseg.predict import Network, predict_batch
@@ -31,6 +32,15 @@ def suitable_batch(size: Size, *, most: int) -> int:
     """How many images of `size` to evaluate together: no more than `most`, and no more pixels than training's smallest
     networks have in a step, for scores of every class at every pixel take their place in memory too."""
     return max(1, min(most, _MOST_PIXELS // (size[0] * size[1])))
+
+
+def batch_and_workers(experiment: Experiment | None, size: Size) -> tuple[int, int]:
+    """How many images of `size` to evaluate together, and how many processes read them, as an experiment has it or as
+    suits it; one of each for an exported file, which has none."""
+    if experiment is None:
+        return 1, 1
+    suitable = suitable_batch(size, most=experiment.batch_size // experiment.accumulate)
+    return experiment.eval_batch_size or suitable, 1 if experiment.workers is None else experiment.workers
 
 
 def evaluate(

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from detseg.api import Model, load_model
 from detseg.data.location import Location
-from detseg.evaluate import suitable_batch
+from detseg.evaluate import batch_and_workers
 from detseg.launch import evaluation_device
 from detseg.report.console import plain_console
 from detseg.validation import Validation
@@ -72,11 +72,8 @@ def open_evaluated(
     validation = model.validation(
         location, common=options.common_classes, skip_broken=options.skip_broken, per_class=per_class,
         reference=reference, metrics=metrics, what=str(options.checkpoint or options.model), resize=resize)
-    chosen, most, workers = None, 1, None
-    if experiment is not None:
-        chosen, workers = experiment.eval_batch_size, experiment.workers
-        most = experiment.batch_size // experiment.accumulate
-    batch_size = options.batch_size or chosen or suitable_batch(resize.size, most=most)
+    batch_size, workers = batch_and_workers(experiment, resize.size)
     for note in (*model.notes, *validation.notes):
         console.print(note, soft_wrap=True)
-    return Evaluated(model, location, validation, batch_size, 1 if workers is None else workers, is_rank_zero, console)
+    return Evaluated(model, location, validation, options.batch_size or batch_size, workers, is_rank_zero,
+                     console)

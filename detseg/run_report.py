@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 
@@ -19,14 +18,12 @@ from detseg.analysis.result import Analysis
 from detseg.api import Model, load_model
 from detseg.benchmark.predictor import counts, num_threads
 from detseg.bootstrap import Interval, draws, interval, resamplable
-from detseg.checkpoint import load
 from detseg.compare import evaluated
 from detseg.cost import threads, time_alternating
 from detseg.data.box_index import BoxIndex
 from detseg.data.class_index import ClassIndex
-from detseg.data.label_index import LabelIndex
 from detseg.data.loading import spread
-from detseg.data.location import Location, read_training
+from detseg.data.location import Location, path_of, read_training
 from detseg.export.convert import parity_path
 from detseg.export.formats import format_of
 from detseg.export.int8 import int8_path
@@ -40,13 +37,12 @@ from detseg.report.pictures import draw
 from detseg.report.results import summary
 from detseg.report.run_page import ClassCount, ExportedFile, Fact, RunFacts, run_page
 from detseg.run_folder import RunFolder, trained_run
-from detseg.validation import Validation, prepared
+from detseg.structures import USUAL_THRESHOLD
+from detseg.validation import Validation
 
 _EXAMPLES = 12
 _SIDE = 720
 """Pixels of an example's longer side: 12 of them are about a megabyte."""
-_THRESHOLD = 0.4
-"""Of the scores that are drawn."""
 _RESAMPLES = 500
 """Draws for the intervals."""
 _SECONDS = 1.0
@@ -76,9 +72,7 @@ def write_report(
     if device is not None:
         model.to(device)
     place = location or model.location
-    index, notes = model.read_validation(place)
-    validation = prepared(index, place, model.classes, model.data, model.loaded.resize, notes=notes, skip_broken=True,
-                          per_class=True, what=str(path))
+    validation = model.validation(place, skip_broken=True, per_class=True, what=str(path))
     numbers, metric, analysis = _measured(model, validation, progress)
     if is_rank_zero and analysis is not None and location is None:
         analysis.write(run.analysis)
@@ -86,16 +80,18 @@ def write_report(
         if thresholds is not None:
             thresholds.write(run.thresholds)
     if is_rank_zero:
-        train = _training_index(model, place)
+        assert model.source is not None, "a run has a checkpoint"
+        assert model.source.step is not None, "which knows its step"
+        index, train = validation.index, _training_index(model, place)
         page = run_page(RunFacts(
             name=run.path.resolve().name, main=metric.main, num_images=len(validation.dataset),
-            step=load(run.weights).step, numbers=numbers,
+            step=model.source.step, numbers=numbers,
             table=metric.table({name: one.value for name, one in numbers.items()}), log=run.read_log(),
             cost=[*_costs(model, validation)], files=[*_files(run)], data=[*_data(model, place, index, train)],
             classes=_class_counts(model, index, train), described=run.described(),
-            config_text=run.config.read_text("utf-8"), examples=[*_examples(model, validation, index)],
+            config_text=run.config.read_text("utf-8"), examples=[*_examples(model, validation)],
             notes=(*model.notes, *validation.notes),
-            analysis=() if analysis is None else sections(analysis, _images(model, validation, index))))
+            analysis=() if analysis is None else sections(analysis, _images(model, validation))))
         write_page(out, page)
     return out
 
@@ -124,7 +120,7 @@ def _measured(
     return numbers, metric, None if collected is None else collected.analysis(values)
 
 
-def _images(model: Model, validation: Validation, index: Any) -> Images:
+def _images(model: Model, validation: Validation) -> Images:
     """Validation images by their ids, for pictures of what went wrong."""
     dataset = validation.dataset
     places = {image_id: item for item, image_id in enumerate(validation.index.image_ids.tolist())}
@@ -200,20 +196,11 @@ def _counted(index: Any) -> dict[str, int] | None:
     return None
 
 
-def _examples(model: Model, validation: Validation, index: Any) -> Iterator[Picture]:
+def _examples(model: Model, validation: Validation) -> Iterator[Picture]:
     dataset, classes = validation.dataset, model.classes
     for item in spread(len(dataset), _EXAMPLES):
-        image = dataset.original(item)
+        image, path = dataset.original(item), path_of(validation.index, item)
         prediction = predict_image(model.network, model.task, image)
-        drawn = draw(prediction, image, classes, threshold=_THRESHOLD)
-        scale = min(1.0, _SIDE / max(drawn.shape[:2]))
-        if scale < 1:
-            drawn = cv2.resize(drawn, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
-        words = summary(prediction, classes, threshold=_THRESHOLD)
-        yield picture_of(drawn, f"{_name(index, item)}: {words}")
-
-
-def _name(index: Any, item: int) -> str:
-    if isinstance(index, BoxIndex | LabelIndex | ClassIndex):
-        return index.path(item).name
-    return f"image {item}"
+        words = summary(prediction, classes, threshold=USUAL_THRESHOLD)
+        yield picture_of(draw(prediction, image, classes, threshold=USUAL_THRESHOLD),
+                         f"{f'image {item}' if path is None else path.name}: {words}", side=_SIDE)

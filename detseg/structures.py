@@ -22,6 +22,8 @@ Size: TypeAlias = tuple[int, int]
 
 Threshold: TypeAlias = float | Sequence[float]
 """The score from which predictions are shown: one for all classes, or one for each, [K]."""
+USUAL_THRESHOLD = 0.4
+"""Where nobody has measured a better one."""
 
 Pixels: TypeAlias = NDArray[np.uint8]
 """A decoded image, uint8 [H, W, 3] RGB."""

@@ -54,10 +54,8 @@ from detseg.report.pictures import contact_sheet, write_picture
 from detseg.run_folder import LogWriter, RunFolder, existing_run, new_run, versions
 from detseg.run_report import write_report
 from detseg.settings import DEFAULT, as_text
-from detseg.structures import Classes
+from detseg.structures import USUAL_THRESHOLD, Classes
 from detseg.training_step import TrainingStep, no_running_statistics
-
-_SMALLEST_SCORE_DRAWN = 0.4
 
 _FEW_IMAGES = 4
 """BatchNorm's statistics of fewer images are noisy."""
@@ -525,7 +523,7 @@ def _report(
 def _draw(state: _State, dataset: Dataset[Any]) -> None:
     """Leaves a picture of what the network finds."""
     examples = draw_examples(state.evaluated, state.config.experiment.task, dataset, number=12,
-                             threshold=_SMALLEST_SCORE_DRAWN)
+                             threshold=USUAL_THRESHOLD)
     write_picture(state.run.picture, contact_sheet(examples, columns=4))
 
 

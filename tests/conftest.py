@@ -34,3 +34,13 @@ def shared() -> Path:
     if not (folder / "data" / "coco_mini").is_dir():
         pytest.skip(f"real data not found in {folder}; set DETSEG_SHARED to the folder that has data/coco_mini")
     return folder
+
+
+@pytest.fixture
+def place(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A new current folder in which the names of `trained` lead there; `trained` is a fixture of the file
+    whose tests take this one."""
+    for path in trained.iterdir():
+        (tmp_path / path.name).symlink_to(path)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path

@@ -18,12 +18,12 @@ from detseg.analysis.collect import Anchors, collector
 from detseg.analysis.curves import curves
 from detseg.analysis.detection import analyze_detections
 from detseg.analysis.detection_result import DetectionAnalysis
-from detseg.analysis.result import mean
 from detseg.analysis.thresholds import ScoreThresholds
 from detseg.analysis.tide import KINDS, class_ap, costs, match, scored
 from detseg.data.box_index import BoxIndex
 from detseg.data.check.network import NetworkView
 from detseg.metrics.coco_ap import CocoAP
+from detseg.metrics.numbers import mean_existing
 from detseg.report.console import plain_console, render
 from detseg.resize import Stretch
 from detseg.structures import ImageDetections
@@ -423,4 +423,4 @@ def test_a_class_that_is_never_predicted_and_images_without_objects() -> None:
     dog = next(one for one in got.classes if one.name == "dog")
     assert (dog.ap50, dog.curves.recall) == (0, 0)
     assert math.isnan(dog.curves.precision)
-    assert mean([dog.curves.threshold]) != mean([dog.curves.threshold]), "NaN"
+    assert mean_existing([dog.curves.threshold]) != mean_existing([dog.curves.threshold]), "NaN"

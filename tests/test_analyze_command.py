@@ -14,7 +14,7 @@ from detseg import checkpoint
 from detseg.analysis.collect import Anchors, DetectionCollector, _WithBrightness, collector
 from detseg.analysis.run import analyze, anchors_of
 from detseg.analysis.thresholds import ScoreThresholds
-from detseg.api import USUAL_THRESHOLD, load_model
+from detseg.api import load_model
 from detseg.config import load as load_config
 from detseg.data.location import Location
 from detseg.evaluate import evaluate
@@ -26,7 +26,7 @@ from detseg.report.pictures import draw_boxes, write_picture
 from detseg.report.results import summary
 from detseg.resize import Letterbox
 from detseg.run_folder import RunFolder
-from detseg.structures import Classes, ImageDetections
+from detseg.structures import USUAL_THRESHOLD, Classes, ImageDetections
 from tests import micro, tiny_segmenter
 from tests.commands import run
 from tests.conftest import ROOT

@@ -32,15 +32,6 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
-def place(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A new current folder in which the names of `trained` lead there."""
-    for path in trained.iterdir():
-        (tmp_path / path.name).symlink_to(path)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
 def test_two_seeds_and_a_worse_run(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, err = run("compare", "one", "two", "poor", "--json", "all.json", capsys=capsys)
     assert code == 0, err

@@ -46,7 +46,7 @@ from detseg.report.pictures import write_picture
 from detseg.resize import Letterbox, Resize, Rounded, Stretch, TensorFlowStretch
 from detseg.structures import Pixels
 
-from . import discovery, micro
+from . import browser, discovery, micro
 from .commands import run
 from .conftest import ROOT
 
@@ -515,18 +515,10 @@ class Browser:
 @pytest.fixture(scope="module")
 def chromium() -> Iterator[Any]:
     """The browser, with a camera that shows a pattern."""
-    sync_api = pytest.importorskip("playwright.sync_api", reason="browser tests need: pip install playwright")
-    programs = ("chromium", "chromium-browser", "google-chrome")
-    program = next(filter(None, map(shutil.which, programs)), None)
-    if program is None:
-        pytest.skip(f"browser tests need one of {', '.join(programs)}")
     # Threads are workers inside a worker; Playwright's own way to accept a certificate does not reach all of them.
-    switches = ["--no-sandbox", "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream",
-                "--ignore-certificate-errors"]
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=program, args=switches)
-        yield browser
-        browser.close()
+    with browser.launched("--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream",
+                          "--ignore-certificate-errors") as launched:
+        yield launched
 
 
 @pytest.fixture(scope="module")

@@ -27,6 +27,7 @@ from detseg.analysis.detection_result import Example
 from detseg.analysis.page import Images, sections
 from detseg.bootstrap import Interval
 from detseg.config import load as load_config
+from detseg.data.location import Location
 from detseg.report.html import picture_of
 from detseg.report.inline_charts import Line, bar_chart, line_chart
 from detseg.report.run_page import (
@@ -45,7 +46,7 @@ from detseg.run_folder import RunFolder
 from detseg.run_report import write_report
 from detseg.structures import VOID, Classes, LabelPixels, MetricTable
 from detseg.train import fit
-from tests import tiny_segmenter
+from tests import browser, tiny_segmenter
 from tests.commands import run
 from tests.test_coco_ap import random_case
 from tests.test_segmentation_analysis import CAR, PREDICTED, ROAD, SKY, TRUTH, collected
@@ -262,6 +263,17 @@ def test_the_command_measures_again(
     assert f"has mIoU {100 * value:.1f};" in (tmp_path / "p.html").read_text()
 
 
+def test_pictures_have_their_own_names_where_broken_images_are_left_out(trained: Path, tmp_path: Path) -> None:
+    shutil.copytree(trained / "data" / "shades", tmp_path / "shades")
+    image, *others = sorted((tmp_path / "shades" / "images" / "val").iterdir())
+    image.write_bytes(b"no picture")
+    with contextlib.chdir(trained):
+        page = write_report(Path("run"), out=tmp_path / "page.html", location=Location(tmp_path / "shades")).read_text()
+    gallery = page[page.index('<h2 id="examples">') : page.index('<h2 id="curves">')]
+    assert re.findall(r"<figcaption>([^:]+):", gallery) == [path.name for path in others]
+    assert f"left out: {image}" in page
+
+
 @pytest.mark.parametrize(("arguments", "message"), [
     (["nowhere"], "nowhere is no run folder"),
     (["run", "--data", "nowhere"], "nowhere"),
@@ -313,15 +325,8 @@ def test_a_metric_that_nobody_can_resample_has_no_intervals(
 
 @pytest.fixture(scope="module")
 def chromium() -> Iterator[Any]:
-    sync_api = pytest.importorskip("playwright.sync_api", reason="browser tests need: pip install playwright")
-    programs = ("chromium", "chromium-browser", "google-chrome")
-    program = next(filter(None, map(shutil.which, programs)), None)
-    if program is None:
-        pytest.skip(f"browser tests need one of {', '.join(programs)}")
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
-        yield browser
-        browser.close()
+    with browser.launched() as launched:
+        yield launched
 
 
 CONTRAST = """() => {

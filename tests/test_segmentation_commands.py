@@ -49,15 +49,6 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
-def place(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A new current folder in which the names of `trained` lead there."""
-    for path in trained.iterdir():
-        (tmp_path / path.name).symlink_to(path)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
 def test_training_leaves_a_whole_run(place: Path) -> None:
     best = load(Path("run/best.pt"))
     assert best.classes == tiny_segmenter.CLASSES

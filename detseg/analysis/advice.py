@@ -6,8 +6,8 @@ import math
 from collections.abc import Iterator
 
 from detseg.analysis.detection_result import DetectionAnalysis, ErrorCost
-from detseg.analysis.result import counted
 from detseg.analysis.segmentation_result import SegmentationAnalysis
+from detseg.data.check.findings import counted
 
 _WORTH = 0.01
 """AP50 that a kind of error costs before anything is said of it."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from detseg.analysis.result import ratio
+from detseg.metrics.numbers import ratio
 
 NUM_BINS = 10
 LEAST_SCORE = 0.05

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from detseg.analysis.result import ratio
 from detseg.analysis.tide import precision_at_recalls
+from detseg.metrics.numbers import ratio
 
 SCORES = np.arange(101) / 100
 """Where curves over the score are told."""

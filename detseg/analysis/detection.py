@@ -20,12 +20,12 @@ from detseg.analysis.detection_result import (
     Example,
     ImageResult,
 )
-from detseg.analysis.result import ratio
 from detseg.analysis.sensitivity import sensitivities
 from detseg.analysis.tide import KINDS, MEANING, ErrorKind, Matches, costs, match, scored
 from detseg.data.box_index import BoxIndex
 from detseg.data.check.network import MET, NetworkView, anchor_fit, at_network_size
 from detseg.metrics.coco_ap import CocoAP
+from detseg.metrics.numbers import ratio
 from detseg.structures import ImageDetections
 
 NUM_EXAMPLES = 20

@@ -199,14 +199,8 @@ def _label_pictures(analysis: SegmentationAnalysis, images: Images) -> list[Erro
         drawn = [draw_labels(image, labels, images.classes) for labels in (true, predicted)]
         wrong = np.repeat(image.mean(axis=2, keepdims=True) / 2, 3, axis=2).astype(np.uint8)
         wrong[(true != predicted) & (true != VOID)] = _WRONG
-        made.append(ErrorPicture(_pair(one), one.true or "", _small(
+        made.append(ErrorPicture(_pair(one), one.true or "", picture_of(
             np.vstack([np.hstack([image, drawn[0]]), np.hstack([drawn[1], wrong])]),
             f"{one.file}: mIoU {100 * one.miou:.1f}", side=2 * _SIDE)))
     return made
 
-
-def _small(image: Pixels, where: str, *, side: int) -> Picture:
-    scale = min(1.0, side / max(image.shape[:2]))
-    if scale < 1:
-        image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
-    return picture_of(np.ascontiguousarray(image), where)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -62,18 +62,3 @@ def _plain(value: Any) -> Any:
         return float(f"{value:.6g}") if math.isfinite(value) else None
     return value
 
-
-def ratio(part: float, whole: float) -> float:
-    """NaN of nothing."""
-    return part / whole if whole else math.nan
-
-
-def mean(values: Sequence[float]) -> float:
-    """Over those that exist; NaN where none does."""
-    existing = [value for value in values if not math.isnan(value)]
-    return math.fsum(existing) / len(existing) if existing else math.nan
-
-
-def counted(number: int, one: str, many: str) -> str:
-    """A number with its noun."""
-    return f"{number:,} {one if number == 1 else many}"

@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detseg.analysis.advice import segmentation_findings
-from detseg.analysis.result import mean, ratio
 from detseg.analysis.segmentation_result import ConfusedPair, EdgeBand, LabelClass, LabelImage, SegmentationAnalysis
 from detseg.data.label_index import LabelIndex
 from detseg.metrics.mean_iou import MeanIoU, class_iou
+from detseg.metrics.numbers import mean_existing, ratio
 from detseg.structures import VOID, LabelPixels
 
 _DISTANCES = (0.0, 2.0, 4.0, 8.0, 16.0, math.inf)
@@ -61,7 +61,7 @@ def label_image(index: LabelIndex, image_id: int, confusion: _Counts) -> LabelIm
     confused, names = int(missed.max()), index.classes.names
     return LabelImage(
         image_id=image_id, file=index.path(i).name, pixels=pixels, wrong=pixels - right, accuracy=ratio(right, pixels),
-        miou=mean(class_iou(confusion)), true=names[true] if confused else None,
+        miou=mean_existing(class_iou(confusion)), true=names[true] if confused else None,
         predicted=names[predicted] if confused else None, confused=confused)
 
 

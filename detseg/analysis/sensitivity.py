@@ -11,9 +11,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from detseg.analysis.result import mean, ratio
 from detseg.analysis.tide import Matches, Scored, class_ap, scored
 from detseg.data.box_index import BoxIndex
+from detseg.metrics.numbers import mean_existing, ratio
 
 _SIZES = (0.04, 0.08, 0.16, 0.32)
 """Borders of the groups by size: the root of a box's share of the image."""
@@ -105,7 +105,7 @@ def _group(of: _Property, k: int, matches: Matches, shown: Matches) -> Group:
     aps = class_ap(Scored(now.scores[alike], now.labels[alike], now.right[alike], number), number > 0)
     objects, found = int(number.sum()), int((mine & (shown.found_by >= 0)).sum())
     return Group(name=of.groups[k], objects=objects, found=found, recall=ratio(found, objects),
-                 ap50=mean(aps) if objects else math.nan)
+                 ap50=mean_existing(aps) if objects else math.nan)
 
 
 def _by_size(boxes_xyxy: NDArray[np.float64], sizes: NDArray[np.float64]) -> NDArray[np.int64]:

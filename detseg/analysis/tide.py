@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask
 
-from detseg.analysis.result import mean
 from detseg.data.box_index import BoxIndex
 from detseg.metrics.detections import detection_rows
+from detseg.metrics.numbers import mean_existing
 from detseg.structures import ImageDetections
 
 ErrorKind: TypeAlias = Literal["classification", "localisation", "both", "duplicate", "background", "missed"]
@@ -314,11 +314,11 @@ def costs(matches: Matches) -> Costs:
     now = scored(matches)
     asked = now.num_objects > 0
     aps = class_ap(now, asked)
-    ap50 = mean(aps)
+    ap50 = mean_existing(aps)
 
     def gain(of: Scored) -> float:
         # Correcting can cost a hundredth where recalls fall differently on the 101 places; that is no cost.
-        return max(mean(class_ap(of, asked)) - ap50, 0.0)
+        return max(mean_existing(class_ap(of, asked)) - ap50, 0.0)
 
     gained, class_gained = dict[ErrorKind, float](), dict[ErrorKind, tuple[float, ...]]()
     for kind in KINDS:

@@ -16,8 +16,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from detseg.cli import add_evaluated, command_parser, exit_code
-from detseg.config_files import find_config
+from detseg.cli import add_evaluated, check_config, command_parser, exit_code
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -37,8 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _analyze(options: argparse.Namespace) -> None:
-    if options.checkpoint is not None and not options.model.is_dir():
-        find_config(options.model)
+    check_config(options)
     if options.examples < 0:
         raise ValueError(f"--examples is at least 0, got {options.examples}")
     from detseg.analysis.run import analyze

@@ -15,7 +15,7 @@ import argparse
 import json
 from pathlib import Path
 
-from detseg.cli import add_images, command_parser, exit_code
+from detseg.cli import add_images, check_images, command_parser, exit_code
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -42,8 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _compare(options: argparse.Namespace) -> None:
-    if options.images is not None and options.data is None:
-        raise ValueError("--images tells where the images of --data lie; name that too")
+    check_images(options)
     from detseg.atomic import write_text
     from detseg.compare import compare, on_device, read_models
     from detseg.data.location import Location

@@ -27,8 +27,7 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 
 from detseg.choices import CALIBRATION_IMAGES, CONTRACTS, EXECUTIONS, PARTS, RANGES
-from detseg.cli import add_model_settings, command_parser, exit_code
-from detseg.config_files import find_config
+from detseg.cli import add_model_settings, check_config, command_parser, exit_code
 from detseg.export.formats import format_named, format_names, formats
 
 if TYPE_CHECKING:
@@ -109,8 +108,7 @@ def _export(options: argparse.Namespace) -> None:
             raise ValueError("name a run folder, or a config and a checkpoint; --formats lists the formats")
         if options.check is None and options.format is None:
             raise ValueError(f"name a format with --format: {', '.join(format_names())}")
-        if options.checkpoint is not None and not options.model.is_dir():
-            find_config(options.model)
+        check_config(options)
     from detseg.report.console import plain_console
 
     console = plain_console(file=sys.stdout)  # and not whatever it is while converters are kept quiet

@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from detseg.cli import add_images, command_parser, exit_code
+from detseg.cli import add_images, check_images, command_parser, exit_code
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -33,8 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _report(options: argparse.Namespace) -> None:
-    if options.images is not None and options.data is None:
-        raise ValueError("--images tells where the images of --data lie; name that too")
+    check_images(options)
     if options.out is not None and options.out.is_dir():
         raise ValueError(f"--out {options.out} is a folder; name a file in it")
     from detseg.data.location import Location

@@ -20,8 +20,7 @@ from pathlib import Path
 
 from detseg.atomic import write_records, write_text
 from detseg.choices import METRICS
-from detseg.cli import add_evaluated, command_parser, exit_code
-from detseg.config_files import find_config
+from detseg.cli import add_evaluated, check_config, command_parser, exit_code
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -50,8 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _test(options: argparse.Namespace) -> None:
-    if options.checkpoint is not None and not options.model.is_dir():
-        find_config(options.model)
+    check_config(options)
     from detseg.evaluate import evaluate
     from detseg.evaluated import open_evaluated
     from detseg.report.console import Reporter, render

@@ -238,6 +238,11 @@ def _chosen(index: Any, names: Sequence[str], location: Location) -> Any:
     return index.select([position[name] for name in names])
 
 
+def path_of(index: Any, item: int) -> Path | None:
+    """The file of an image; None of an index of one's own, which need not tell it."""
+    return index.path(item) if isinstance(index, BoxIndex | LabelIndex | ClassIndex) else None
+
+
 def _check_selectable(index: Any) -> None:
     if not isinstance(index, BoxIndex | LabelIndex | ClassIndex):
         raise ValueError(f"--val-share needs a BoxIndex, a LabelIndex or a ClassIndex; this config's own "  # noqa: TRY004

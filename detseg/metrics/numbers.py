@@ -12,7 +12,7 @@ def mean_existing(values: Iterable[float]) -> float:
     return math.fsum(existing) / len(existing) if existing else math.nan
 
 
-def ratio(part: int, whole: int) -> float:
+def ratio(part: float, whole: float) -> float:
     """NaN where there is no whole."""
     return part / whole if whole else math.nan
 

@@ -33,8 +33,10 @@ def templates() -> jinja2.Environment:
         trim_blocks=True, lstrip_blocks=True)
 
 
-def picture_of(image: Pixels, where: str) -> Picture:
-    """An RGB image as it is."""
+def picture_of(image: Pixels, where: str, *, side: int | None = None) -> Picture:
+    """An RGB image as it is, or with a longer side of at most so many pixels."""
+    if side is not None and (scale := side / max(image.shape[:2])) < 1:
+        image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
     encoded, content = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, _QUALITY])
     assert encoded
     height, width = image.shape[:2]
