@@ -204,14 +204,15 @@ def compare(
     return parity
 
 
+@torch.inference_mode()
 def _roundings(
     predictor: Predictor, task: Task[Any, Any, Any, Any], images: Sequence[Tensor], *, contract: str
 ) -> dict[str, float]:
     """How far each output is from what double precision gives, over all images."""
     exact, found = copy.deepcopy(predictor).double(), dict[str, float]()
     for image in images:
-        single, _ = reference(predictor, task, image, contract=contract)
-        double, _ = reference(exact, task, image.double(), contract=contract)
+        single = _outputs(predictor, task, image, predictor(image), contract=contract)
+        double = _outputs(exact, task, image, exact(image.double()), contract=contract)
         for name, tensor in single.items():
             found[name] = max(found.get(name, 0.0), float((tensor - double[name]).abs().max()))
     return found
@@ -221,17 +222,24 @@ def _roundings(
 def reference(
     predictor: Predictor, task: Task[Any, Any, Any, Any], images: Tensor, *, contract: str
 ) -> tuple[dict[str, Tensor], Any]:
-    """What a file of this contract should give, by name, and the final prediction. Final detections are compared as
-    such and not row by row: of equal scores either may come first. So are the regions of a head with a second stage."""
+    """What a file of this contract should give, by name, as far as it is compared number by number, and the final
+    prediction."""
     raw = predictor(images)
     dense = predictor.head.decode(raw, (images.shape[2], images.shape[3]), static=True)
-    finished = task.postprocess(dense, static=True)
-    outputs = {}
+    return _outputs(predictor, task, images, raw, contract=contract), task.postprocess(dense, static=True)
+
+
+def _outputs(
+    predictor: Predictor, task: Task[Any, Any, Any, Any], images: Tensor, raw: Any, *, contract: str
+) -> dict[str, Tensor]:
+    """By name. Final detections are not among them: of equal scores either may come first. Nor are the regions of a
+    head with a second stage."""
     if contract == "raw":
-        outputs = named_raw(raw)
-    elif contract == "decoded" and predictor.head.second_stage is None:
-        outputs = outputs_of(task).of_dense(dense)
-    return outputs, finished
+        return named_raw(raw)
+    if contract == "decoded" and predictor.head.second_stage is None:
+        size = (images.shape[2], images.shape[3])
+        return outputs_of(task).of_dense(predictor.head.decode(raw, size, static=True))
+    return {}
 
 
 @singledispatch
