@@ -19,6 +19,7 @@ import detseg
 from detseg.benchmark.synthetic import OneConvolution
 from detseg.checkpoint import load
 from detseg.choices import Contract
+from detseg.data.images import read_image
 from detseg.export.artefact import open_artefact
 from detseg.export.contract import ExportedNetwork, Input, output_specs
 from detseg.export.format import Job
@@ -222,16 +223,24 @@ def test_a_file_beyond_the_budget_is_not_left(place: Path, capsys: pytest.Captur
     code, _, err = int8("--max-drop", "0.1", "--calibrate", "black", capsys=capsys)
     assert code == 1
     assert "points, allowed are 0.1 (--max-drop)" in err
+    assert "calibration images of black do, or further, and int8 cuts that off" in err
     assert "The layers that cost most:" in err
     assert not list(Path().glob("x.onnx*"))
 
 
-def test_images_of_another_domain_are_told(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for k in range(3):
-        write_picture(Path("grey") / f"{k}.png", np.full((40, 56, 3), 128, np.uint8))
-    code, out, err = int8("--max-drop", "100", "--calibrate", "grey", capsys=capsys)
+@pytest.mark.parametrize("name", ["grey", "dark"])
+def test_images_of_another_domain_are_told(name: str, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Without any structure, or with that of the training images in the dark."""
+    files = sorted(Path("data/shades/images/train").iterdir())
+    for file in files:
+        image = read_image(file)
+        write_picture(Path(name) / f"{file.stem}.png", np.full_like(image, 128) if name == "grey" else image // 4)
+    code, out, err = int8("--max-drop", "100", "--calibrate", name, capsys=capsys)
     assert code == 0, err
-    assert "times as far as the calibration images of grey do" in out
+    assert f"times as far as the calibration images of {name} do" in out
+    code, out, err = int8("--max-drop", "100", capsys=capsys)
+    assert code == 0, err
+    assert "times as far" not in out
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
