@@ -302,9 +302,9 @@ def _notes(
         others = Calibration(tuple(validation.images(_COMPARED)), (), "")
         wider = _widening(network, others.tensors(resize, given))
         if wider > _OTHER_DOMAIN:
-            notes.append(f"the validation images drive a tenth of the layers {wider:.1f} times as far as the calibration "
-                         f"images of {calibration.origin} do, or further, and int8 cuts that off: take images like "
-                         "those the network will see, of different scenes")
+            notes.append(f"the validation images drive a tenth of the layers {wider:.1f} times as far as the "
+                         f"calibration images of {calibration.origin} do, or further, and int8 cuts that off: take "
+                         "images like those the network will see, of different scenes")
     return notes
 
 
