@@ -175,9 +175,7 @@ class Model:
     def threshold(self) -> Threshold:
         """The score from which detections are shown unless somebody asks for another: of each class, as far as
         `detseg analyze` has measured it with these weights."""
-        if self.thresholds is None:
-            return USUAL_THRESHOLD
-        return tuple(self.thresholds.get(name, USUAL_THRESHOLD) for name in self.classes.names)
+        return USUAL_THRESHOLD if self.thresholds is None else self.classes.thresholds(self.thresholds)
 
     @property
     def weights_digest(self) -> str:

@@ -37,7 +37,7 @@ from detseg.report.pictures import draw
 from detseg.report.results import summary
 from detseg.report.run_page import ClassCount, ExportedFile, Fact, RunFacts, run_page
 from detseg.run_folder import RunFolder, trained_run
-from detseg.structures import USUAL_THRESHOLD
+from detseg.structures import Threshold
 from detseg.validation import Validation
 
 _EXAMPLES = 12
@@ -74,11 +74,13 @@ def write_report(
     place = location or model.location
     validation = model.validation(place, skip_broken=True, per_class=True, what=str(path))
     numbers, metric, analysis = _measured(model, validation, progress)
+    threshold = model.threshold
     if is_rank_zero and analysis is not None and location is None:
         analysis.write(run.analysis)
         thresholds = analysis.score_thresholds(weights=model.weights_digest, data=str(place))
         if thresholds is not None:
             thresholds.write(run.thresholds)
+            threshold = thresholds.by_class(model.classes)
     if is_rank_zero:
         assert model.source is not None, "a run has a checkpoint"
         assert model.source.step is not None, "which knows its step"
@@ -89,7 +91,7 @@ def write_report(
             table=metric.table({name: one.value for name, one in numbers.items()}), log=run.read_log(),
             cost=[*_costs(model, validation)], files=[*_files(run)], data=[*_data(model, place, index, train)],
             classes=_class_counts(model, index, train), described=run.described(),
-            config_text=run.config.read_text("utf-8"), examples=[*_examples(model, validation)],
+            config_text=run.config.read_text("utf-8"), examples=[*_examples(model, validation, threshold=threshold)],
             notes=(*model.notes, *validation.notes),
             analysis=() if analysis is None else sections(analysis, _images(model, validation))))
         write_page(out, page)
@@ -196,11 +198,12 @@ def _counted(index: Any) -> dict[str, int] | None:
     return None
 
 
-def _examples(model: Model, validation: Validation) -> Iterator[Picture]:
+def _examples(model: Model, validation: Validation, *, threshold: Threshold) -> Iterator[Picture]:
+    """With what is shown from the threshold on."""
     dataset, classes = validation.dataset, model.classes
     for item in spread(len(dataset), _EXAMPLES):
         image, path = dataset.original(item), path_of(validation.index, item)
         prediction = predict_image(model.network, model.task, image)
-        words = summary(prediction, classes, threshold=USUAL_THRESHOLD)
-        yield picture_of(draw(prediction, image, classes, threshold=USUAL_THRESHOLD),
+        words = summary(prediction, classes, threshold=threshold)
+        yield picture_of(draw(prediction, image, classes, threshold=threshold),
                          f"{f'image {item}' if path is None else path.name}: {words}", side=_SIDE)

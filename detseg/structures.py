@@ -85,6 +85,10 @@ class Classes:
         pairs = zip(self.source_ids, self.names, strict=True)
         return {source_id: name for source_id, name in pairs if not name.startswith("unused")}
 
+    def thresholds(self, measured: Mapping[str, float] | None) -> tuple[float, ...]:
+        """[K]: the score from which each class is shown; `measured`: by name, where somebody has measured it."""
+        return tuple((measured or {}).get(name, USUAL_THRESHOLD) for name in self.names)
+
     def common(self, other: Classes) -> tuple[str, ...]:
         """The names of the used classes that both have, in this order."""
         theirs = set(other.used.values())

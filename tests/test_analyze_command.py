@@ -1,9 +1,11 @@
-"""`detseg analyze` as it is typed, and what predict and export make of the thresholds that it leaves."""
+"""`detseg analyze` as it is typed, and what predict, report and export make of the thresholds that it leaves."""
 
 from __future__ import annotations
 
 import json
+import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +18,15 @@ from detseg.analysis.run import analyze, anchors_of
 from detseg.analysis.thresholds import ScoreThresholds
 from detseg.api import load_model
 from detseg.config import load as load_config
+from detseg.data.images import read_image
 from detseg.data.location import Location
 from detseg.evaluate import evaluate
 from detseg.export.convert import export
 from detseg.export.format import Options
 from detseg.export.formats import format_named
 from detseg.fingerprint import fingerprint
+from detseg.predict import predict_image
+from detseg.report.html import picture_of
 from detseg.report.pictures import draw_boxes, write_picture
 from detseg.report.results import summary
 from detseg.resize import Letterbox
@@ -55,7 +60,8 @@ def write_data(folder: Path, *, images: int = 3, objects: bool = True) -> Path:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with data and the run of a network that takes every anchor for a dog."""
+    """A folder with data and the run of a network that takes every anchor for a dog, of a score below the usual
+    threshold."""
     folder = tmp_path_factory.mktemp("pets")
     data = write_data(folder / "data")
     torch.manual_seed(0)
@@ -63,7 +69,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = config.build_model(CLASSES)
     state = model.state_dict()
     for layer in model.head.class_layers:
-        state[f"head.{layer}.bias"].view(-1, model.head.num_outputs)[:, 2] = 2.0
+        state[f"head.{layer}.bias"].view(-1, model.head.num_outputs)[:, 2] = 0.2
     kept = RunFolder(folder / "run")
     kept.create(config, Location(data))
     checkpoint.save(kept.last, checkpoint.Checkpoint(
@@ -132,6 +138,35 @@ def test_a_new_run_in_the_folder_forgets_them(made: Path, place: Path) -> None:
         (place / "run" / name).write_text("old")
     RunFolder(Path("run")).create(load_config(CONFIG), Location(made / "data"))
     assert not {"analysis.json", "thresholds.json"} & {path.name for path in (place / "run").iterdir()}
+
+
+def test_the_page_of_a_run_shows_what_predict_shows(
+    made: Path, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def told(page: str) -> list[str]:
+        return re.findall(r"<figcaption>(\d\.png: .*?)</figcaption>", page[page.index('<h2 id="examples">'):])
+
+    monkeypatch.setattr("detseg.run_report._SECONDS", 0.01)
+    pictures = made / "data" / "val2017"
+    code, _, errors = run("report", "run", capsys=capsys)
+    assert (code, errors) == (0, "")
+    page = Path("run/report.html").read_text()
+    assert told(page) == re.findall(r"\d\.png: .*", run("predict", "run", str(pictures), capsys=capsys)[1])
+    model = load_model(Path("run"), None)
+    for path in sorted(pictures.iterdir()):
+        image = read_image(path)
+        found = predict_image(model.network, model.task, image)
+        assert found.shown(model.threshold).any()
+        assert not found.shown(USUAL_THRESHOLD).any()
+        assert picture_of(draw_boxes(image, found, model.classes, threshold=model.threshold), "", side=720).data in page
+
+    # Measured on data that are named, a run's thresholds stay what they are.
+    other = replace(ScoreThresholds.read(Path("run/thresholds.json")), classes={"dog": 0.9}, all_classes=0.9)
+    other.write(Path("run/thresholds.json"))
+    code, _, errors = run("report", "run", "--data", str(made / "data"), "--out", "page.html", capsys=capsys)
+    assert (code, errors) == (0, "")
+    assert ScoreThresholds.read(Path("run/thresholds.json")) == other
+    assert told(Path("page.html").read_text()) == ["1.png: nothing", "2.png: nothing", "3.png: nothing"]
 
 
 def test_elsewhere_a_file_is_written_only_when_it_is_named(

@@ -3,13 +3,15 @@ what can be built here gives what Python gives."""
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import importlib.util
 import json
+import re
 import shutil
 import subprocess
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -29,8 +31,10 @@ from detseg.export.convert import Source, export
 from detseg.export.format import Options
 from detseg.export.formats import format_named
 from detseg.export.manifest import Manifest, fixed_resize
+from detseg.model import Predictor
+from detseg.predict import predict_image
 from detseg.resize import Letterbox, Resize, Rounded, Stretch, TensorFlowStretch
-from detseg.structures import Classes, Pixels, Size
+from detseg.structures import Classes, ImageDetections, Pixels, Size, Threshold
 
 from . import micro
 from .commands import run
@@ -100,6 +104,20 @@ def test_every_target_writes_code_for_every_file(target: Target) -> None:
             assert text.endswith("\n")
             assert not [line for line in text.splitlines() if line != line.rstrip() or len(line) > 120], name
             assert "\n\n\n" not in text, name
+
+
+@pytest.mark.parametrize("target", TARGETS, ids=lambda target: str(target.name))
+def test_every_target_holds_the_threshold_of_each_class(target: Target) -> None:
+    measured = {"nut": 0.8125, "washer": 1, "no class of this file": 0.3}
+    texts = source(manifest("ssd", target.format, thresholds=measured), target, file="model.bin")
+    lines = [line for text in texts.values() for line in text.splitlines() if "//" not in line]
+    for name, threshold in (("nut", 0.8125), ("bolt", 0.4), ("washer", 1.0)):
+        (line,) = [line for line in lines if f'"{name}"' in line]
+        assert line.rstrip(" ,)}").endswith(f" {threshold}"), "0.4 where it was not measured; always a double"
+    together = "\n".join(source(manifest("ssd", target.format), target, file="model.bin").values())
+    assert len(re.findall(r"\b0\.4\b", together)) == len(manifest("ssd", target.format).classes), "and nowhere else"
+    segmenter = "\n".join(source(manifest("lraspp", target.format), target, file="model.bin").values())
+    assert "threshold" not in segmenter.lower()
 
 
 def test_targets_are_data_about_formats_that_exist() -> None:
@@ -197,6 +215,56 @@ def test_names_arrive_as_they_are(tmp_path: Path) -> None:
     assert '"line\\nbreak\\u0001"' in kotlin["Picture.kt"]
     swift = source(manifest("ssd", "coreml", classes=ODD), target_named("swift-coreml"), file="x.mlpackage")
     assert '"line\\nbreak\\u{1}"' in swift["Detector.swift"]
+
+
+SHOWN_JS = """import { predict } from "./model.mjs";
+const outputs = { boxes: { data: new Float32Array(4 * %(count)s) }, scores: { data: new Float32Array([%(scores)s]) },
+                  labels: { data: [%(labels)s] }, count: { data: [%(count)s] } };
+const picture = { height: 1, width: 1, data: new Uint8Array(4) };
+const ort = { Tensor: class {} }, session = { run: async () => outputs };
+for (const threshold of [[], [0.7], [0.3], [0]]) {
+  const found = await predict(ort, session, picture, ...threshold);
+  console.log(JSON.stringify({ scores: found.map((one) => one.score), labels: found.map((one) => one.label) }));
+}
+"""
+SHOWN_CPP = """#include "picture.h"
+int main() {
+  const float boxes[4 * %(count)s] = {}, scores[] = {%(scores)s};
+  const int32_t labels[] = {%(labels)s};
+  const Picture picture{1, 1, {0, 0, 0}};
+  std::puts(as_json(detections(boxes, scores, labels, %(count)s, picture)).c_str());
+  for (const double threshold : {0.7, 0.3, 0.0}) {
+    std::puts(as_json(detections(boxes, scores, labels, %(count)s, picture, threshold)).c_str());
+  }
+}
+"""
+
+
+def test_scores_at_a_threshold_are_compared_as_python_compares_them(tmp_path: Path) -> None:
+    """Scores are single precision, thresholds double: 0.7 as a score lies below 0.7, 0.3 above it, and 0.125 at it."""
+    _needs("node", "g++")
+    measured = {"nut": 0.7, "bolt": 0.3, "washer": 0.125}
+    around = {float(np.nextafter(np.float32(value), np.float32(to))) for value in measured.values()
+              for to in (0, value, 1)}
+    rows = [(score, label) for score in sorted(around, reverse=True) for label in range(3)]
+    detections = ImageDetections(0, torch.zeros(len(rows), 4), torch.tensor([score for score, _ in rows]),
+                                 torch.tensor([label for _, label in rows]))
+    one = manifest("ssd", "onnx", thresholds=measured)
+    asked: list[Threshold] = [one.classes.thresholds(measured), 0.7, 0.3, 0.0]
+    wanted = [[row for row, kept in zip(rows, detections.shown(threshold), strict=True) if kept] for threshold in asked]
+    assert (float(np.float32(0.7)), 0) not in wanted[0]
+    assert (float(np.float32(0.3)), 1) in wanted[0]
+
+    folder = _write(source(one, target_named("js-onnxruntime"), file="x.onnx")
+                    | source(one, target_named("cpp-onnxruntime"), file="x.onnx"), tmp_path)
+    values = {"count": len(rows), "scores": ", ".join(repr(score) for score, _ in rows),
+              "labels": ", ".join(str(label) for _, label in rows)}
+    _write({"shown.mjs": SHOWN_JS % values, "shown.cpp": SHOWN_CPP % values}, folder)
+    _done("g++", "-std=c++17", folder / "shown.cpp", "-o", folder / "shown")
+    for printed in (_done("node", folder / "shown.mjs"), _done(folder / "shown")):
+        found = [json.loads(line) for line in printed.splitlines()]
+        assert [[(float(np.float32(score)), label) for score, label in zip(one["scores"], one["labels"], strict=True)]
+                for one in found] == wanted
 
 
 @pytest.fixture
@@ -342,13 +410,28 @@ def _ppm(path: Path, image: Pixels) -> Path:
     return path
 
 
+def _thresholds(predictor: Predictor, task: Any) -> dict[str, float]:
+    """Of a detector two that are far apart, where no score is near; what the third class shows is unsure."""
+    found = [predict_image(predictor, task, image) for image in pictures()]
+    scores, labels = (torch.cat(parts) for parts in zip(*((one.scores, one.labels) for one in found), strict=True))
+    chosen = {}
+    for label, about in ((1, 0.75), (2, 0.9)):
+        own = scores[labels == label].double().sort().values
+        own = own[(own - about).abs() < 0.05]
+        gaps = own.diff()
+        assert gaps.max() > 0.008
+        chosen[predictor.classes.names[label]] = float(own[gaps.argmax()] + gaps.max() / 2)
+    return chosen
+
+
 def _exported(folder: Path, format_name: str, head: str, resize: Resize, pixels: Any, layout: Any) -> Path:
     predictor, task = micro.network(head)
     predictor.resize = resize
+    thresholds = _thresholds(predictor, task) if head == "ssd" else None
     kind = format_named(format_name)
     path = folder / f"model{kind.suffix}"
-    export(Source(predictor, task, f"{head}.pt"), path, kind, Options(pixels=pixels, layout=layout),
-           images=pictures()[:2])
+    export(Source(predictor, task, f"{head}.pt", thresholds=thresholds), path, kind,
+           Options(pixels=pixels, layout=layout), images=pictures()[:2])
     return path
 
 
@@ -362,9 +445,10 @@ def assert_same(
     (folder / "png").mkdir()
     for k, image in enumerate(pictures()[:number]):
         Image.fromarray(image).save(folder / "png" / f"{k}.png")
-    labels = ["--labels", str(folder / "labels")] if segmenter else []
-    assert run("predict", str(path), str(folder / "png"), "--out", str(folder / "out"), *labels, capsys=capsys)[0] == 0
+    written = ["--labels", str(folder / "labels")] if segmenter else ["--csv", str(folder / "shown.csv")]
+    assert run("predict", str(path), str(folder / "png"), "--out", str(folder / "out"), *written, capsys=capsys)[0] == 0
     told = json.loads((folder / "out" / "predictions.json").read_text())
+    lowest, left_out = 1.0, 0.0
     for k, image in enumerate(pictures()[:number]):
         picture = _ppm(folder / f"{k}.ppm", image)
         if segmenter:
@@ -378,20 +462,33 @@ def assert_same(
             colours = np.asarray(Image.open(folder / "colours.ppm"))
             assert np.array_equal(colours, np.asarray(model.classes.colours)[found])
             continue
-        printed = json.loads(_done(*program, path, picture))
+        printed = json.loads(_done(*program, path, picture, "0"))
         assert printed["names"] == [model.classes.names[label] for label in printed["labels"]]
         own = model(image)
         wanted_rows = [(*map(float, box), float(score), int(label)) for box, score, label in
                        zip(own.boxes, own.scores, own.labels, strict=True)]
-        rows = [(*box, score, label) for box, score, label in
-               zip(printed["boxes"], printed["scores"], printed["labels"], strict=True)]
+        rows = _rows(printed)
         assert len(wanted_rows) > 1
         _assert_boxes(rows, wanted_rows)
         places = {source_id: place for place, source_id in enumerate(model.classes.source_ids)}
         _assert_boxes(rows, [(x, y, x + w, y + h, one["score"], places[one["category_id"]]) for one in told
                             if one["image_id"] == k for x, y, w, h in [one["bbox"]]])
-        sure = json.loads(_done(*program, path, picture, "0.5"))
-        assert sure["scores"] == [score for score in printed["scores"] if score >= 0.5]
+        sure = json.loads(_done(*program, path, picture, "0.7"))
+        assert sure["scores"] == [score for score in printed["scores"] if score >= 0.7]
+        shown = _rows(json.loads(_done(*program, path, picture)))
+        with (folder / "shown.csv").open(newline="") as file:
+            _assert_boxes(shown, [
+                (*(float(row[side]) for side in ("left", "top", "right", "bottom")), float(row["score"]),
+                 model.classes.names.index(row["class"]))
+                for row in csv.DictReader(file) if Path(row["image"]).stem == str(k)])
+        lowest = min([lowest, *(row[4] for row in shown)])
+        left_out = max([left_out, *(row[4] for row in rows if row not in shown)])
+    assert segmenter or left_out > lowest, "one threshold for all classes would do the same"
+
+
+def _rows(printed: Mapping[str, Any]) -> list[Any]:
+    return [(*box, score, label) for box, score, label in
+            zip(printed["boxes"], printed["scores"], printed["labels"], strict=True)]
 
 
 def _assert_boxes(got: list[Any], wanted: list[Any]) -> None:
@@ -475,8 +572,11 @@ def test_browsers_webassembly_gives_what_python_gives(
 
 KOTLIN = tuple((target, case) for target in ("litert", "executorch", "onnxruntime") for case in CASES)
 """Every runtime with every case."""
-DETECT = """APP.Detector(path).use { for (one in it.detect(bitmap, 0f)) {
-    println("${one.left} ${one.top} ${one.right} ${one.bottom} ${one.score} ${one.label} ${one.name}")
+DETECT = """APP.Detector(path).use { for (found in listOf(it.detect(bitmap, 0.0), it.detect(bitmap))) {
+    for (one in found) {
+        println("${one.left} ${one.top} ${one.right} ${one.bottom} ${one.score} ${one.label} ${one.name}")
+    }
+    println("end")
 } }"""
 SEGMENT = """APP.Segmenter(path).use {
     val map = it.segment(bitmap)
@@ -501,6 +601,32 @@ fun main(arguments: Array<String>) {
 """
 
 
+@cache
+def fed_and_given(case: tuple[str, Resize, Any, Any]) -> tuple[tuple[torch.Tensor, dict[str, torch.Tensor]], ...]:
+    """What a case's network is fed for each picture, and what it gives."""
+    head, resize, pixels, layout = case
+    predictor, task = micro.network(head)
+    given = Input(resize.size, pixels, layout)
+    network = ExportedNetwork(predictor, task, contract="final", given=given).eval()
+    rule = Rounded(resize) if pixels == "uint8" else resize
+    found = []
+    for image in pictures():
+        fed = given.pack(torch.from_numpy(rule.apply(image)).permute(2, 0, 1)[None])
+        with torch.inference_mode():
+            found.append((fed, dict(network(fed))))
+    return tuple(found)
+
+
+@cache
+def border(case: tuple[str, Resize, Any, Any]) -> dict[str, float]:
+    """Thresholds for a case: a score of one class itself, and of another the next number above one, in double
+    precision, which single precision cannot tell from it."""
+    outputs = [given for _, given in fed_and_given(case)]
+    scores, labels = (torch.cat([one[name][0] for one in outputs]) for name in ("scores", "labels"))
+    bolt, washer = (float(scores[labels == label].median()) for label in (1, 2))
+    return {"bolt": bolt, "washer": float(np.nextafter(washer, 1))}
+
+
 @pytest.fixture(scope="module")
 def kotlin(tmp_path_factory: pytest.TempPathFactory) -> list[str | Path]:
     """The Kotlin of every runtime and case in one program, compiled with stand-ins: what calls it."""
@@ -511,9 +637,12 @@ def kotlin(tmp_path_factory: pytest.TempPathFactory) -> list[str | Path]:
     if done.returncode != 0:
         pytest.skip(f"npm cannot install kotlin-compiler: {done.stderr[-300:]}")
     calls = []
-    for k, (runtime, (head, resize, pixels, layout)) in enumerate(KOTLIN):
+    for k, (runtime, case) in enumerate(KOTLIN):
+        head, resize, pixels, layout = case
         target = target_named(f"kotlin-{runtime}")
-        texts = source(manifest(head, target.format, resize=resize, pixels=pixels, layout=layout), target, file="x")
+        thresholds = border(case) if head == "ssd" else None
+        texts = source(manifest(head, target.format, resize=resize, pixels=pixels, layout=layout,
+                                thresholds=thresholds), target, file="x")
         _write({name: text.replace("package detseg.app", f"package app{k}") for name, text in texts.items()},
                folder / "src" / str(k))
         use = DETECT if head == "ssd" else SEGMENT
@@ -529,17 +658,12 @@ def kotlin(tmp_path_factory: pytest.TempPathFactory) -> list[str | Path]:
 @pytest.mark.parametrize("number", range(len(KOTLIN)), ids=lambda k: "-".join((KOTLIN[k][0], *KOTLIN[k][1][::2])))
 def test_kotlin_does_the_arithmetic_of_python(number: int, kotlin: list[str | Path], tmp_path: Path) -> None:
     """The stand-in keeps what it is fed, and gives what the network gives to Python's input."""
-    _, (head, resize, pixels, layout) = KOTLIN[number]
-    predictor, task = micro.network(head)
-    given = Input(resize.size, pixels, layout)  # type: ignore[arg-type]
-    network = ExportedNetwork(predictor, task, contract="final", given=given).eval()
-    rule = Rounded(resize) if pixels == "uint8" else resize
+    _, case = KOTLIN[number]
+    head, resize, pixels, _ = case
+    classes = micro.network(head)[0].classes
     model = str(tmp_path / "model")
-    for k, image in enumerate(pictures()):
+    for k, (image, (fed, outputs)) in enumerate(zip(pictures(), fed_and_given(case), strict=True)):
         size = (image.shape[0], image.shape[1])
-        fed = given.pack(torch.from_numpy(rule.apply(image)).permute(2, 0, 1)[None])
-        with torch.inference_mode():
-            outputs = network(fed)
         for name, tensor in outputs.items():
             Path(f"{model}.{name}").write_bytes(tensor.numpy().tobytes())
         Path(f"{model}.order").write_text(" ".join(outputs))
@@ -550,20 +674,23 @@ def test_kotlin_does_the_arithmetic_of_python(number: int, kotlin: list[str | Pa
         apart = np.abs(kept.astype(np.float32) - fed.numpy().astype(np.float32))
         assert apart.max() <= (1 if pixels == "uint8" else 1e-3)
         assert np.count_nonzero(apart >= 1) <= 0.001 * apart.size, "roundings of halves"
-        classes = predictor.classes
         if head == "ssd":
             count = int(outputs["count"])
             boxes = resize.place(size).boxes_to_original(outputs["boxes"][0, :count], size).tolist()
-            lines = [line.split(" ") for line in printed.splitlines()]
+            found, shown, _ = printed.split("end\n")
+            lines = [line.split(" ") for line in found.splitlines()]
             assert len(lines) == count > 1
+            sure = ImageDetections(k, outputs["boxes"][0], outputs["scores"][0], outputs["labels"][0].long()).shown(
+                classes.thresholds(border(case)))[:count]
+            assert shown.splitlines() == [line for line, kept in zip(found.splitlines(), sure, strict=True) if kept]
             for line, box, score, label in zip(lines, boxes, outputs["scores"][0], outputs["labels"][0], strict=False):
                 assert [float(value) for value in line[:4]] == pytest.approx(box, abs=1e-3)
                 assert float(line[4]) == pytest.approx(float(score))
                 assert (int(line[5]), line[6]) == (int(label), classes.names[int(label)])
         else:
             wanted = resize.place(size).labels_to_original(outputs["labels"][0].numpy(), size)
-            found = np.frombuffer(Path(f"{model}.map").read_bytes(), dtype=np.uint8).reshape(size)
-            assert np.array_equal(found, wanted)
+            labels = np.frombuffer(Path(f"{model}.map").read_bytes(), dtype=np.uint8).reshape(size)
+            assert np.array_equal(labels, wanted)
             argb = np.array(printed.split(), dtype=np.int64) & 0xFFFFFFFF
             red, green, blue = np.moveaxis(np.asarray(classes.colours)[wanted].reshape(-1, 3), 1, 0)
             assert np.array_equal(argb, (0xFF << 24) | (red << 16) | (green << 8) | blue)

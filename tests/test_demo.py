@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import csv
 import http.client
 import http.server
 import json
@@ -19,11 +20,11 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import cv2
 import numpy as np
@@ -44,7 +45,7 @@ from detseg.export.formats import format_named
 from detseg.export.formats.onnx import FORMAT
 from detseg.report.pictures import write_picture
 from detseg.resize import Letterbox, Resize, Rounded, Stretch, TensorFlowStretch
-from detseg.structures import Pixels
+from detseg.structures import USUAL_THRESHOLD, ImageDetections, Pixels, Threshold
 
 from . import browser, discovery, micro
 from .commands import run
@@ -59,6 +60,8 @@ KINDS: Mapping[str, tuple[str, type[Stretch | Letterbox], Mapping[str, Any]]] = 
     "labels-floats": ("lraspp", Letterbox, {"pixels": "float", "dynamic_batch": True}),
 }
 """Files for the page: a head, its resize, and what they take."""
+THRESHOLDS = {"boxes-bytes": {"nut": 0.65, "bolt": 0.3}}
+"""What was measured of a file's classes. Single precision has 0.65 below it and 0.3 above."""
 
 pytestmark = [pytest.mark.conversion, pytest.mark.filterwarnings("ignore")]
 
@@ -76,7 +79,8 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Any:
         target = format_named(name)
         options = replace(target.usual_options(), **changes)
         path = folder / f"{kind}{target.suffix}"
-        export(Source(predictor, task, f"runs/{kind}/best.pt"), path, target, options, images=PICTURES)
+        made = Source(predictor, task, f"runs/{kind}/best.pt", thresholds=THRESHOLDS.get(kind))
+        export(made, path, target, options, images=PICTURES)
         return path
 
     return write
@@ -105,6 +109,7 @@ def test_everything_that_the_page_needs_is_written(exported: Any, stand_in: Path
     assert content["input"] == {"size": [64, 96], "pixels": "uint8", "layout": "nchw", "resize": "stretch",
                                 "fill": [200, 30, 90]}
     assert content["classes"]["names"] == list(discovery.OWN.names)
+    assert described(open_for_page(exported("boxes-bytes")))["thresholds"] == (0.65, 0.3, USUAL_THRESHOLD)
     assert content["bytes"] == artefact.path.stat().st_size
     assert [path.name for path in tmp_path.iterdir() if "unfinished" in path.name] == []
 
@@ -667,6 +672,112 @@ def test_boxes_are_chosen_by_score_and_class(page_of: Any, exported: Any, tmp_pa
     for button in page.page.locator("#classes li:visible button").all():
         button.click()
     assert _painted(page) > 0
+
+
+RECORD = """() => {
+  const { getContext } = HTMLCanvasElement.prototype;
+  const { strokeRect, fillText } = CanvasRenderingContext2D.prototype;
+  HTMLCanvasElement.prototype.getContext = function (...kind) {
+    window.drawn = { size: [this.height, this.width], strokes: [], words: [] }; // the page asks for it at every drawing
+    return getContext.apply(this, kind);
+  };
+  CanvasRenderingContext2D.prototype.strokeRect = function (...corners) {
+    window.drawn.strokes.push(corners);
+    strokeRect.apply(this, corners);
+  };
+  CanvasRenderingContext2D.prototype.fillText = function (...words) {
+    window.drawn.words.push(words[0]);
+    fillText.apply(this, words);
+  };
+}"""
+Row: TypeAlias = tuple[float, float, float, float, float, str]
+"""A box in the picture's pixels, its score and its class."""
+
+
+def _drawn(page: Browser) -> list[Row]:
+    """The boxes of the last drawing, best first; each has a rim and a line, and its score two decimals."""
+    drawn, (height, width) = page.page.evaluate("() => drawn"), page.page.evaluate("() => detseg.answer.size")
+    down, across = height / drawn["size"][0], width / drawn["size"][1]
+    assert drawn["strokes"][::2] == drawn["strokes"][1::2]
+    rows = []
+    for (x, y, wide, high), words in zip(drawn["strokes"][::2], drawn["words"], strict=True):
+        name, score = words.split(" ")
+        rows.append((x * across, y * down, (x + wide) * across, (y + high) * down, float(score), name))
+    return rows[::-1]
+
+
+def _predicted(folder: Path, *arguments: str, capsys: pytest.CaptureFixture[str]) -> list[Row]:
+    """The boxes that detseg predict shows."""
+    file = folder / "shown.csv"
+    assert run("predict", *arguments, "--csv", str(file), "--out", str(folder / "out"), capsys=capsys)[0] == 0
+    with file.open(newline="") as opened:
+        return [(float(row["left"]), float(row["top"]), float(row["right"]), float(row["bottom"]), float(row["score"]),
+                 row["class"]) for row in csv.DictReader(opened)]
+
+
+def _assert_same_boxes(mine: list[Row], wanted: list[Row]) -> None:
+    assert [row[-1] for row in mine] == [row[-1] for row in wanted]
+    for one, other in zip(mine, wanted, strict=True):
+        assert one[:4] == pytest.approx(other[:4], abs=0.5)
+        assert one[4] == pytest.approx(other[4], abs=0.01)
+
+
+def _assert_compared_as_in_python(page: Browser, threshold: Threshold, redraw: Callable[[], object]) -> None:
+    """With an answer of scores at and around the thresholds: of each in single precision, and the next two numbers."""
+    values = threshold if isinstance(threshold, Sequence) else [threshold]
+    around = {float(np.nextafter(np.float32(value), np.float32(to))) for value in values for to in (0, value, 1)}
+    rows = [(score, label) for score in sorted(around, reverse=True) for label in range(len(discovery.OWN))]
+    page.page.evaluate("(rows) => { detseg.answer.boxes = rows.map(([score, label], k) => "
+                       "({ score, label, box: [k, 0, k + 1, 1] })); }", rows)
+    redraw()
+    shown = ImageDetections(0, torch.zeros(len(rows), 4), torch.tensor([score for score, _ in rows]),
+                            torch.tensor([label for _, label in rows])).shown(threshold)
+    assert 0 < shown.sum() < len(rows)
+    assert [round(row[0]) for row in _drawn(page)] == shown.nonzero()[:, 0].tolist()
+
+
+def test_the_page_draws_the_boxes_that_predict_shows(
+    visit: Any, exported: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page, file, path = visit("boxes-bytes").open(), str(exported("boxes-bytes")), pictures(tmp_path / "pictures")[0]
+    page.page.evaluate(RECORD)
+    slider, by_class = page.page.locator("#threshold"), page.page.locator("#by-class")
+
+    def said() -> tuple[str | None, str]:
+        return by_class.get_attribute("aria-pressed"), page.text("threshold-value")
+
+    found = page.upload(path)["boxes"]
+    usual = _predicted(tmp_path, file, str(path), capsys=capsys)
+    _assert_same_boxes(_drawn(page), usual)
+    assert sorted(one["score"] for one in found)[-len(usual)] > min(row[4] for row in usual), "no one threshold does it"
+    assert said() == ("true", "")
+    slider.fill("0.58")
+    _assert_same_boxes(_drawn(page), _predicted(tmp_path, file, str(path), "--threshold", "0.58", capsys=capsys))
+    assert said() == ("false", "0.58")
+    by_class.click()
+    _assert_same_boxes(_drawn(page), usual)
+    assert said() == ("true", "")
+    by_class.click()
+    assert said() == ("false", "0.58")
+
+    _assert_compared_as_in_python(page, (0.65, 0.3, USUAL_THRESHOLD), by_class.click)
+    _assert_compared_as_in_python(page, 0.7, lambda: slider.fill("0.7"))
+    _assert_compared_as_in_python(page, 0.5, lambda: slider.fill("0.5"))  # the same number in both precisions
+
+
+def test_classes_of_one_threshold_have_it_on_the_slider(visit: Any, written_page: Any, tmp_path: Path) -> None:
+    page = visit("boxes-bytes")
+    content = json.loads((written_page("boxes-bytes") / "demo.json").read_text()) | {"thresholds": [0.437] * 3}
+    page.page.route("**/demo.json", lambda route: route.fulfill(json=content))
+    page.open().page.evaluate(RECORD)
+    page.upload(pictures(tmp_path / "pictures")[0])
+    assert not page.page.locator("#by-class").is_visible()
+    assert (page.text("threshold-value"), page.page.locator("#threshold").input_value()) == ("0.44", "0.44")
+    button = page.page.locator("#classes li:visible button").first
+    _assert_compared_as_in_python(page, 0.437, lambda: (button.click(), button.click()))
+    page.page.locator("#threshold").fill("0.70")
+    assert page.text("threshold-value") == "0.70"
+    assert not page.page.locator("#by-class").is_visible()
 
 
 def _painted(page: Browser) -> int:

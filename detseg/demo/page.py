@@ -25,8 +25,6 @@ from detseg.structures import Classes, Pixels
 
 PAGE_FILES = ("index.html", "style.css", "page.js", "worker.js", "resize.js")
 """As they are in the package."""
-THRESHOLD = 0.4
-"""The smallest score that is drawn at first, as by detseg predict."""
 MOST_SAMPLES = 48
 
 _SHOWN = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".webp"})
@@ -99,8 +97,8 @@ def described(artefact: Artefact) -> dict[str, Any]:
         "title": artefact.path.stem,
         "about": f"{width} x {height}, {len(manifest.classes.used)} classes",
         "kind": manifest.task["kind"],
-        "threshold": THRESHOLD,
         "classes": manifest.classes.as_plain(),
+        "thresholds": manifest.classes.thresholds(manifest.thresholds),
         "input": {"size": manifest.input.size, "pixels": manifest.input.pixels, "layout": manifest.input.layout,
                   "resize": manifest.resize, "fill": manifest.fill},
         "model": "model.onnx",

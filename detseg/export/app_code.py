@@ -1,7 +1,7 @@
 """Source code for an app around one exported file: a picture to what the file takes, what it gives to the picture.
 
-Everything in it is of the file's manifest: names, shapes, types, the resize and the way back, classes and colours. What
-is written is a `Target`; its texts lie in `apps/`.
+Everything in it is of the file's manifest: names, shapes, types, the resize and the way back, classes, their colours
+and the scores from which they are shown. What is written is a `Target`; its texts lie in `apps/`.
 """
 
 from __future__ import annotations
@@ -105,8 +105,11 @@ def _values(manifest: Manifest, file: str) -> dict[str, Any]:
         "given": f"The picture as the file takes it: [{', '.join(map(str, given.shape))}], RGB, {pixels}.",
         "versions": VERSIONS,
         "classes": [
-            {"name": name, "id": source_id, "colour": colour, "hex": "{:02X}{:02X}{:02X}".format(*colour)}
-            for name, source_id, colour in zip(classes.names, classes.source_ids, classes.colours, strict=True)],
+            {"name": name, "id": source_id, "colour": colour, "hex": "{:02X}{:02X}{:02X}".format(*colour),
+             "threshold": float(threshold)}
+            for name, source_id, colour, threshold in zip(
+                classes.names, classes.source_ids, classes.colours, classes.thresholds(manifest.thresholds),
+                strict=True)],
     }
 
 

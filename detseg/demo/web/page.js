@@ -21,6 +21,8 @@ let runs = 0;
 let camera = null;
 let answer = null;
 let times = [];
+/** The score from which boxes are shown; null: those of each class from its own. */
+let threshold = null;
 const hidden = new Set();
 /** The button of each class in the list, by label. */
 const buttons = new Map();
@@ -244,9 +246,9 @@ function show() {
   list();
 }
 
-/** What is found with at least the chosen score, best first. */
+/** What is found with at least the chosen score or that of its class, best first. */
 function sureBoxes() {
-  return answer.boxes.filter(({ score }) => score >= Number(element("threshold").value));
+  return answer.boxes.filter(({ score, label }) => score >= (threshold ?? demo.thresholds[label]));
 }
 
 function drawBoxes(context, scale) {
@@ -363,19 +365,35 @@ function build() {
     item.append(button);
     element("samples").append(item);
   }
-  slider("threshold", demo.kind === "detection", (value) => { if (answer) show(); return value.toFixed(2); });
-  slider("opacity", demo.kind === "segmentation", (value) => {
-    overlay.style.opacity = value;
-    return `${Math.round(100 * value)} %`;
-  });
+  if (demo.kind === "detection") buildThreshold();
+  else buildOpacity();
 }
 
-function slider(id, wanted, changed) {
-  const input = element(id);
-  element(`${id}-setting`).hidden = !wanted;
-  if (!wanted) return;
-  if (id === "threshold") input.value = demo.threshold;
-  input.oninput = () => { element(`${id}-value`).textContent = changed(Number(input.value)); };
+/** The slider begins between the thresholds of the classes, which hold until it is moved and whenever they are asked
+ * for. One that all classes share is shown as the slider's own. */
+function buildThreshold() {
+  const [input, byClass] = [element("threshold"), element("by-class")];
+  const choose = (score) => {
+    threshold = score;
+    byClass.setAttribute("aria-pressed", score === null);
+    element("threshold-value").textContent = score === null && !byClass.hidden ? "" : Number(input.value).toFixed(2);
+    if (answer) show();
+  };
+  element("threshold-setting").hidden = false;
+  byClass.hidden = new Set(demo.thresholds).size === 1;
+  input.value = demo.thresholds.reduce((sum, one) => sum + one) / demo.thresholds.length;
+  input.oninput = () => choose(Number(input.value));
+  byClass.onclick = () => choose(threshold === null ? Number(input.value) : null);
+  choose(null);
+}
+
+function buildOpacity() {
+  const input = element("opacity");
+  element("opacity-setting").hidden = false;
+  input.oninput = () => {
+    overlay.style.opacity = input.value;
+    element("opacity-value").textContent = `${Math.round(100 * input.value)} %`;
+  };
   input.oninput();
 }
 

@@ -3,7 +3,7 @@
 //     predict @{ file }@ PICTURE.ppm [THRESHOLD]
 //
 // prints the objects in the picture as one line of JSON: boxes in its own pixels (left, top, right, bottom), scores,
-// labels and names, best first; those of at least THRESHOLD (0).
+// labels and names, best first; those of at least THRESHOLD (the threshold of their class).
 %% else
 //     predict @{ file }@ PICTURE.ppm LABELS.pgm [COLOURS.ppm]
 //
@@ -12,6 +12,9 @@
 
 #include <cstdio>
 #include <exception>
+%% if detector
+#include <optional>
+%% endif
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -56,7 +59,8 @@ int main(int argc, char** argv) try {
   const auto* scores = values<float>(*result, @{ outputs.scores }@, ScalarType::Float, kRows);
   const auto* labels = values<int32_t>(*result, @{ outputs.labels }@, ScalarType::Int, kRows);
   const auto* count = values<int32_t>(*result, @{ outputs.count }@, ScalarType::Int, 1);
-  const float threshold = argc > 3 ? std::stof(argv[3]) : 0.0f;
+  std::optional<double> threshold;
+  if (argc > 3) threshold = std::stod(argv[3]);
   std::puts(as_json(detections(boxes, scores, labels, *count, picture, threshold)).c_str());
 %% else
   const auto* labels = values<uint8_t>(*result, @{ outputs.labels }@, ScalarType::Byte, ssize_t(kHeight) * kWidth);

@@ -3,7 +3,7 @@
 //     predict @{ file }@ PICTURE.ppm [THRESHOLD]
 //
 // prints the objects in the picture as one line of JSON: boxes in its own pixels (left, top, right, bottom), scores,
-// labels and names, best first; those of at least THRESHOLD (0).
+// labels and names, best first; those of at least THRESHOLD (the threshold of their class).
 %% else
 //     predict @{ file }@ PICTURE.ppm LABELS.pgm [COLOURS.ppm]
 //
@@ -13,6 +13,9 @@
 #include <cstdio>
 #include <exception>
 #include <filesystem>
+%% if detector
+#include <optional>
+%% endif
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -44,7 +47,8 @@ int main(int argc, char** argv) try {
   const auto* scores = outputs[1].GetTensorData<float>();
   const auto* labels = outputs[2].GetTensorData<int32_t>();
   const auto* count = outputs[3].GetTensorData<int32_t>();
-  const float threshold = argc > 3 ? std::stof(argv[3]) : 0.0f;
+  std::optional<double> threshold;
+  if (argc > 3) threshold = std::stod(argv[3]);
   std::puts(as_json(detections(boxes, scores, labels, *count, picture, threshold)).c_str());
 %% else
   const char* output_names[] = {"labels"};

@@ -9,6 +9,9 @@
 #include <cstdint>
 #include <cstdio>
 #include <fstream>
+%% if detector
+#include <optional>
+%% endif
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -17,12 +20,15 @@ struct ClassInfo {
   const char* name;  // UTF-8
   int id;            // what the training data call it
   std::array<uint8_t, 3> colour;
+%% if detector
+  double threshold;  // the score from which it is shown
+%% endif
 };
 
 constexpr int kNumClasses = @{ classes|length }@;
 constexpr ClassInfo kClasses[kNumClasses] = {
 %% for class in classes
-    {@{ class.name|literal("cpp") }@, @{ class.id }@, {@{ class.colour|join(", ") }@}},
+    {@{ class.name|literal("cpp") }@, @{ class.id }@, {@{ class.colour|join(", ") }@}@{ ", " ~ class.threshold if detector }@},
 %% endfor
 };
 
@@ -144,9 +150,10 @@ struct Detection {
   int label;  // a place in kClasses
 };
 
-// What the file gives for a picture. It is suppressed and sorted already: only the first `count` rows are read.
+// What the file gives for a picture. It is suppressed and sorted already: of the first `count` rows those are kept that
+// reach the threshold of their class, or `threshold` where it is given.
 inline std::vector<Detection> detections(const float* boxes, const float* scores, const int32_t* labels, int count,
-                                         const Picture& picture, float threshold) {
+                                         const Picture& picture, std::optional<double> threshold = std::nullopt) {
   const Placement placed = place(picture.height, picture.width);
   const auto x = [&](float value) {
     return std::clamp((value - placed.left) / placed.scale_x, 0.0f, float(picture.width));
@@ -155,9 +162,11 @@ inline std::vector<Detection> detections(const float* boxes, const float* scores
     return std::clamp((value - placed.top) / placed.scale_y, 0.0f, float(picture.height));
   };
   std::vector<Detection> found;
-  for (int k = 0; k < count && scores[k] >= threshold; ++k) {
-    const float* box = boxes + 4 * k;  // left, top, right, bottom
-    found.push_back({x(box[0]), y(box[1]), x(box[2]), y(box[3]), scores[k], labels[k]});
+  for (int k = 0; k < count; ++k) {
+    if (scores[k] >= threshold.value_or(kClasses[labels[k]].threshold)) {
+      const float* box = boxes + 4 * k;  // left, top, right, bottom
+      found.push_back({x(box[0]), y(box[1]), x(box[2]), y(box[3]), scores[k], labels[k]});
+    }
   }
   return found;
 }

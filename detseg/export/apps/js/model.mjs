@@ -2,13 +2,13 @@
 // A picture to what the file takes, and what it gives to the picture's own pixels; the same in browsers and in Node.
 
 %% if detector
-/** In the order of the labels: name, the id in the training data, a colour for pictures. */
+/** In the order of the labels: name, id in the training data, colour for pictures, score from which it is shown. */
 %% else
 /** In the order of the labels: name, the id in the training data, the colour of the label map. */
 %% endif
 export const classes = [
 %% for class in classes
-  { name: @{ class.name|literal("js") }@, id: @{ class.id }@, colour: [@{ class.colour|join(", ") }@] },
+  { name: @{ class.name|literal("js") }@, id: @{ class.id }@, colour: [@{ class.colour|join(", ") }@]@{ ", threshold: " ~ class.threshold if detector }@ },
 %% endfor
 ];
 
@@ -95,22 +95,22 @@ export function networkInput({ height, width, data, channels = 4 }) {
 /**
  * The objects in a picture, best first: { name, score, label, box: [left, top, right, bottom] } in its own pixels.
  *
- * They are suppressed already: the first `count` rows of the outputs are read as they are. ort: onnxruntime-node or
- * onnxruntime-web; session: an `ort.InferenceSession` of the file.
+ * They are suppressed already: only the first `count` rows of the outputs are read. ort: onnxruntime-node or
+ * onnxruntime-web; session: an `ort.InferenceSession` of the file; threshold: replaces that of each class.
  */
-export async function predict(ort, session, picture, threshold = 0.4) {
+export async function predict(ort, session, picture, threshold) {
   const images = new ort.Tensor("@{ "uint8" if uint8 else "float32" }@", networkInput(picture), [@{ shape|join(", ") }@]);
   const { boxes, scores, labels, count } = await session.run({ images });
   const placed = place(picture.height, picture.width);
   const toX = (value) => Math.min(Math.max((value - placed.left) / placed.scaleX, 0), picture.width);
   const toY = (value) => Math.min(Math.max((value - placed.top) / placed.scaleY, 0), picture.height);
   const found = [];
-  for (let k = 0; k < count.data[0] && scores.data[k] >= threshold; k++) {
-    const [left, top, right, bottom] = boxes.data.subarray(4 * k, 4 * k + 4);
-    const label = labels.data[k];
-    found.push({
-      name: classes[label].name, score: scores.data[k], label, box: [toX(left), toY(top), toX(right), toY(bottom)],
-    });
+  for (let k = 0; k < count.data[0]; k++) {
+    const score = scores.data[k], label = labels.data[k];
+    if (score >= (threshold ?? classes[label].threshold)) {
+      const [left, top, right, bottom] = boxes.data.subarray(4 * k, 4 * k + 4);
+      found.push({ name: classes[label].name, score, label, box: [toX(left), toY(top), toX(right), toY(bottom)] });
+    }
   }
   return found;
 }

@@ -4,7 +4,7 @@
 //     node predict.mjs @{ file }@ PICTURE.ppm [THRESHOLD]
 //
 // prints the objects in the picture as one line of JSON: boxes in its own pixels (left, top, right, bottom), scores,
-// labels and names, best first; those of at least THRESHOLD (0).
+// labels and names, best first; those of at least THRESHOLD (the threshold of their class).
 %% else
 //     node predict.mjs @{ file }@ PICTURE.ppm LABELS.pgm [COLOURS.ppm]
 //
@@ -28,7 +28,7 @@ function readPpm(path) {
 }
 
 %% if detector
-const [model, path, threshold = "0"] = process.argv.slice(2);
+const [model, path, threshold] = process.argv.slice(2);
 if (!path) throw new Error("usage: node predict.mjs MODEL.onnx PICTURE.ppm [THRESHOLD]");
 %% else
 const [model, path, labels, colours] = process.argv.slice(2);
@@ -37,7 +37,7 @@ if (!labels) throw new Error("usage: node predict.mjs MODEL.onnx PICTURE.ppm LAB
 const session = await ort.InferenceSession.create(readFileSync(model));
 const picture = readPpm(path);
 %% if detector
-const found = await predict(ort, session, picture, Number(threshold));
+const found = await predict(ort, session, picture, threshold === undefined ? undefined : Number(threshold));
 const column = (name) => found.map((one) => one[name]);
 console.log(JSON.stringify({
   boxes: column("box"), scores: column("score"), labels: column("label"), names: column("name"),

@@ -8,13 +8,18 @@ import kotlin.math.floor
 import kotlin.math.max
 import kotlin.math.min
 
+%% if detector
+/** name; the id in the training data; a colour for pictures, opaque ARGB; the score from which it is shown. */
+class ClassInfo(val name: String, val id: Int, val colour: Int, val threshold: Double)
+%% else
 /** name; the id in the training data; a colour for pictures, opaque ARGB. */
 class ClassInfo(val name: String, val id: Int, val colour: Int)
+%% endif
 
 /** In the order of the labels. */
 val CLASSES = listOf(
 %% for class in classes
-    ClassInfo(@{ class.name|literal("kotlin") }@, @{ class.id }@, 0xFF@{ class.hex }@.toInt()),
+    ClassInfo(@{ class.name|literal("kotlin") }@, @{ class.id }@, 0xFF@{ class.hex }@.toInt()@{ ", " ~ class.threshold if detector }@),
 %% endfor
 )
 
@@ -109,14 +114,17 @@ data class Detection(
     val name get() = CLASSES[label].name
 }
 
-/** What the file gives for a picture. It is suppressed and sorted already: only the first `count` rows are read. */
+/**
+ * What the file gives for a picture. It is suppressed and sorted already: of the first `count` rows those are kept that
+ * reach the threshold of their class, or `threshold` where it is given.
+ */
 fun detections(
-    boxes: FloatArray, scores: FloatArray, labels: IntArray, count: Int, height: Int, width: Int, threshold: Float,
+    boxes: FloatArray, scores: FloatArray, labels: IntArray, count: Int, height: Int, width: Int, threshold: Double?,
 ): List<Detection> {
     val placed = place(height, width)
     fun x(value: Float) = ((value - placed.left) / placed.scaleX.toFloat()).coerceIn(0f, width.toFloat())
     fun y(value: Float) = ((value - placed.top) / placed.scaleY.toFloat()).coerceIn(0f, height.toFloat())
-    return (0 until count).takeWhile { scores[it] >= threshold }.map { k ->
+    return (0 until count).filter { scores[it] >= (threshold ?: CLASSES[labels[it]].threshold) }.map { k ->
         val (left, top, right, bottom) = boxes.slice(4 * k until 4 * k + 4)
         Detection(x(left), y(top), x(right), y(bottom), scores[k], labels[k])
     }

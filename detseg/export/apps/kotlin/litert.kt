@@ -23,8 +23,8 @@ class Segmenter(path: String, threads: Int = 4) : AutoCloseable {
         listOf(@{ names }@).associateWith { model.createOutputBuffer(it) }
 
 %% if detector
-    /** The objects in a picture, best first. */
-    fun detect(bitmap: Bitmap, threshold: Float = 0.4f): List<Detection> {
+    /** The objects in a picture, best first; `threshold` replaces that of each class. */
+    fun detect(bitmap: Bitmap, threshold: Double? = null): List<Detection> {
 %% else
     /** Of each pixel of a picture a place in CLASSES. */
     fun segment(bitmap: Bitmap): ByteArray {

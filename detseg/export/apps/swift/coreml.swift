@@ -11,12 +11,15 @@ struct ClassInfo {
     let name: String
     let id: Int  // what the training data call it
     let colour: (red: UInt8, green: UInt8, blue: UInt8)
+%% if detector
+    let threshold: Double  // the score from which it is shown
+%% endif
 }
 
 /// In the order of the labels.
 let classes: [ClassInfo] = [
 %% for class in classes
-    ClassInfo(name: @{ class.name|literal("swift") }@, id: @{ class.id }@, colour: (@{ class.colour|join(", ") }@)),
+    ClassInfo(name: @{ class.name|literal("swift") }@, id: @{ class.id }@, colour: (@{ class.colour|join(", ") }@)@{ ", threshold: " ~ class.threshold if detector }@),
 %% endfor
 ]
 
@@ -201,8 +204,9 @@ final class Detector {
         model = try MLModel(contentsOf: url, configuration: configuration)
     }
 
-    /// The objects in a picture, best first. They are suppressed already: the first `count` rows are read as they are.
-    func detect(_ picture: Picture, threshold: Float = 0.4) throws -> [Detection] {
+    /// The objects in a picture, best first; `threshold` replaces that of each class. They are suppressed already:
+    /// only the first `count` rows are read.
+    func detect(_ picture: Picture, threshold: Double? = nil) throws -> [Detection] {
         let images = try MLDictionaryFeatureProvider(dictionary: ["images": networkInput(picture)])
         let outputs = try model.prediction(from: images)
         let boxes: [Float] = try values(outputs, "boxes"), scores: [Float] = try values(outputs, "scores")
@@ -214,7 +218,10 @@ final class Detector {
         func y(_ value: Float) -> CGFloat {
             CGFloat(min(max((value - Float(placed.top)) / Float(placed.scaleY), 0), Float(picture.height)))
         }
-        return (0..<Int(count[0])).prefix { scores[$0] >= threshold }.map { k in
+        let sure = (0..<Int(count[0])).filter { k in
+            Double(scores[k]) >= (threshold ?? classes[Int(labels[k])].threshold)
+        }
+        return sure.map { k in
             let (left, top) = (x(boxes[4 * k]), y(boxes[4 * k + 1]))
             let (right, bottom) = (x(boxes[4 * k + 2]), y(boxes[4 * k + 3]))
             let box = CGRect(x: left, y: top, width: right - left, height: bottom - top)
