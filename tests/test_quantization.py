@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -199,6 +200,11 @@ def test_per_tensor_weights_are_a_disaster_where_channels_are_spread() -> None:
     spread = PostTraining(folded, images())
     assert spread.quantized(plain).snr < before - 6
     assert spread.quantized(Recipe(equalised=False, corrected=False)).snr > spread.quantized(plain).snr + 3
+    worst = layer_report(spread, plain).worst[0]
+    assert worst.cause.startswith("wide depthwise spread: the weights of one channel are ")
+    assert worst.remedy == "a scale for each channel, Recipe(per_channel=True)"
+    held = layer_report(spread, replace(plain, per_channel=True))
+    assert not any("the weights of one channel" in layer.cause for layer in held.worst)
 
 
 def _pointwise_behind(head: nn.Module, conv: nn.Conv2d) -> nn.Conv2d:

@@ -194,7 +194,8 @@ def layer_report(
     progress(len(measured), len(measured))
     worst = {layer.name for layer in LayerReport(tuple(found)).worst}
     return LayerReport(tuple(
-        _explained(layer, ends[layer.name], seen) if layer.name in worst else layer for layer in found))
+        _explained(layer, ends[layer.name], seen, per_channel=recipe.per_channel) if layer.name in worst else layer
+        for layer in found))
 
 
 def _rounded(x: Tensor, low: float, high: float) -> Tensor:
@@ -219,16 +220,24 @@ def _kind(node: fx.Node) -> str:
     return "pointwise" if tuple(weight.shape[2:]) == (1, 1) else "convolution"
 
 
-def _explained(layer: LayerFigures, node: fx.Node, statistics: Mapping[str, Statistics]) -> LayerFigures:
+def _explained(
+    layer: LayerFigures, node: fx.Node, statistics: Mapping[str, Statistics], *, per_channel: bool
+) -> LayerFigures:
     """With the likely cause of its noise, and what helps."""
-    cause, remedy = _cause(layer, node, statistics)
+    cause, remedy = _cause(layer, node, statistics, per_channel=per_channel)
     return layer._replace(cause=cause, remedy=remedy)
 
 
-def _cause(layer: LayerFigures, node: fx.Node, statistics: Mapping[str, Statistics]) -> tuple[str, str]:
+def _cause(
+    layer: LayerFigures, node: fx.Node, statistics: Mapping[str, Statistics], *, per_channel: bool
+) -> tuple[str, str]:
     """The likely cause, and what helps."""
     last = activation_behind(node) or node
     users = list(last.users)
+    if not per_channel and layer.weight_spread > _WIDE:
+        return (f"wide {layer.kind} spread: the weights of one channel are {layer.weight_spread:.0f} times those of "
+                "the median channel, and all share a scale",
+                "a scale for each channel, Recipe(per_channel=True)")
     if ".squeeze" in layer.name:
         return ("squeeze-excite gate: its few numbers scale whole channels, and one scale holds them all",
                 f"--keep-float {layer.name} costs next to no time")
@@ -240,10 +249,6 @@ def _cause(layer: LayerFigures, node: fx.Node, statistics: Mapping[str, Statisti
         return (f"wide spread: one channel of its output has {layer.range_spread:.0f} times the range of the "
                          "median channel, and all share a scale",
                 "equalisation where a ReLU follows, or quantisation-aware training")
-    if layer.weight_spread > _WIDE and layer.kind == "depthwise":
-        return (f"wide depthwise spread: weights of one channel are {layer.weight_spread:.0f} times those of "
-                         "the median channel",
-                "scales for each channel, which this file has; per-tensor weights would lose it")
     for user in users:
         if user.target in BINARY and len(user.args) == 2:
             ranges = [statistics[one.name].range for one in user.args
