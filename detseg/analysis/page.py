@@ -203,4 +203,3 @@ def _label_pictures(analysis: SegmentationAnalysis, images: Images) -> list[Erro
             np.vstack([np.hstack([image, drawn[0]]), np.hstack([drawn[1], wrong])]),
             f"{one.file}: mIoU {100 * one.miou:.1f}", side=2 * _SIDE)))
     return made
-

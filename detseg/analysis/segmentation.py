@@ -111,4 +111,3 @@ def segmentation_analysis(
             for low, high, (pixels, wrong) in zip(_DISTANCES[:-1], _DISTANCES[1:], bands.tolist(), strict=True)),
         worst=tuple(worst), images=ordered)
     return replace(analysis, findings=segmentation_findings(analysis))
-

@@ -127,4 +127,3 @@ def write_classes(path: Path, classes: Classes, void: Sequence[int] = ()) -> Non
     rows = zip(classes.source_ids, classes.names, classes.colours, strict=True)
     lines = [f"{source_id} {name} #{bytes(colour).hex()}" for source_id, name, colour in rows]
     path.write_text("\n".join([*lines, *(f"{value} void" for value in void)]) + "\n", encoding="utf-8")
-

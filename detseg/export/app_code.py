@@ -156,4 +156,3 @@ def _templates() -> jinja2.Environment:
         autoescape=False)
     known.filters["literal"] = _literal
     return known
-

@@ -143,5 +143,3 @@ def opened(kind: Format, path: Path, manifest: Manifest, *, threads: int | None 
         raise
     except Exception as error:  # each runtime has its own
         raise DamagedFileError(f"{kind.title} cannot open {path}: {error}") from error
-
-

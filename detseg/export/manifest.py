@@ -160,5 +160,3 @@ def _input(values: Mapping[str, Any]) -> Input:
     assert values["layout"] in get_args(PixelLayout)
     height, width = values["size"]
     return Input((height, width), values["pixels"], values["layout"], values["dynamic_batch"])
-
-

@@ -114,4 +114,3 @@ FORMAT = Format(
     runtime=("coremltools",), packages=("coremltools",), write=write, run=run, embed=embed, manifest=manifest,
     content=content, layouts=("nchw",), reasons={
         "nhwc": "Core ML's images are pixel buffers", "dynamic batch": "its image type is one picture"})
-

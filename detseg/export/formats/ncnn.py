@@ -96,4 +96,3 @@ FORMAT = Format(
         "benchncnn", lambda file, threads, runs, given: [
             f"{runs}", f"{threads}", "0", "-1", "0", f"param={file}", f"shape=[{given.size[1]},{given.size[0]},3]"],
         r"avg =\s*(?P<time>[\d.]+)"))
-

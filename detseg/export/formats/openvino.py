@@ -103,4 +103,3 @@ FORMAT = Format(
     runtime=("openvino",), packages=("openvino", "onnx", "onnxscript"), write=write, run=run, embed=embed,
     manifest=manifest, content=content, operators=operators, files=files, dynamic_batch=True,
     precisions=("fp32", "fp16", "int8"), sums_in_16_bits=True)
-
