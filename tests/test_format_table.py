@@ -6,8 +6,10 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
-from detseg.benchmark.format_table import END, START
+from detseg import config
+from detseg.benchmark.format_table import END, START, small_predictor
 from detseg.choices import CONTRACTS
 from detseg.export.formats import formats
 
@@ -44,6 +46,13 @@ def test_a_page_without_a_place_is_refused(tmp_path: Path, capsys: pytest.Captur
     code, _, errors = run("format_table", CONFIG, "--write", str(page), capsys=capsys)
     assert code == 2
     assert f"{page} has no place for the table: {START} and {END}" in errors
+
+
+def test_a_row_does_not_depend_on_the_rows_before_it() -> None:
+    made = config.load(Path(CONFIG), ["model.width=0.35", "model.size=64"])
+    first = small_predictor(made).state_dict()
+    torch.rand(1)
+    torch.testing.assert_close(small_predictor(made).state_dict(), first, rtol=0, atol=0)
 
 
 def test_the_docs_have_every_head_in_every_format() -> None:

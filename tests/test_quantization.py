@@ -12,7 +12,16 @@ from torch import Tensor, fx, nn
 
 from detseg.quantization.equalization import equalize
 from detseg.quantization.post_training import PostTraining, Recipe, activation_range, snr, sums_factor
-from detseg.quantization.recorded import Statistics, attribute, layer_of, limits, record, statistics, weight_name
+from detseg.quantization.recorded import (
+    Statistics,
+    attribute,
+    bias_name,
+    layer_of,
+    limits,
+    record,
+    statistics,
+    weight_name,
+)
 from detseg.quantization.report import layer_report
 
 from . import micro
@@ -250,6 +259,35 @@ def test_boxes_and_scores_have_scales_of_their_own() -> None:
     for node in shared:
         assert not any("quantize_per_tensor" in str(user.target) and "de" not in str(user.target)
                        for user in node.users), node
+
+
+def test_a_convolution_that_maps_share_has_a_bias_for_each() -> None:
+    """As integers they have other scales, and what is to be corrected is another error on each map."""
+    predictor, _ = micro.network("panlite")
+    network = PostTraining(predictor, images())
+    shared = biases(network.float_module)
+    module = network.quantized(Recipe(equalised=False, corrected=True)).module
+    own = biases(module)
+    assert len(set(shared.values())) < len(shared) == len(set(own.values()))
+    means, found = network.statistics(), statistics(module, network.batches)
+    classifiers = [node for node, name in own.items() if "head.classify" in name]
+    assert len(classifiers) == len(predictor.backbone.specs)
+    for node in classifiers:
+        torch.testing.assert_close(found[node].mean, means[node].mean, atol=1e-4, rtol=1e-3)
+
+
+def biases(module: fx.GraphModule) -> dict[str, str]:
+    """The name of the bias of each convolution that has one."""
+    return {node.name: name for node in module.graph.nodes
+            if str(node.target) == WEIGHTED and (name := bias_name(node)) is not None}
+
+
+def test_zeros_that_make_a_map_larger_are_not_quantised() -> None:
+    predictor, _ = micro.network("deeplabv3")
+    module = PostTraining(predictor, images()).quantized(Recipe(equalised=False, corrected=False)).module
+    zeros = [node for node in module.graph.nodes if str(node.target) == "aten.zeros_like.default"]
+    assert zeros
+    assert not any("quantize" in str(user.target) for node in zeros for user in node.users)
 
 
 def test_a_weight_is_found_by_its_name(lraspp: PostTraining) -> None:

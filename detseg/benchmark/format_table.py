@@ -8,6 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
+
 from detseg import config as configs
 from detseg.benchmark import synthetic
 from detseg.choices import CONTRACTS, Contract
@@ -52,7 +54,7 @@ def cells(
     for path in paths:
         known = configs.load(path).entries()
         config = configs.load(path, [text for text in overrides if text.partition("=")[0] in known])
-        predictor = _used(config)
+        predictor = small_predictor(config)
         head = f"{type(predictor.head).__name__} (`{path.stem}`)"
         source = Source(predictor, config.experiment.task, "synthetic weights")
         for contract in CONTRACTS:
@@ -61,8 +63,10 @@ def cells(
                 yield _cell(head, source, kind, contract, images=images, candidates=candidates)
 
 
-def _used(config: Config) -> Predictor:
-    """A small network whose activations and scores are like a trained one's, for images of its own size."""
+def small_predictor(config: Config) -> Predictor:
+    """A config's head on one convolution for each tap, whose activations and scores are like a trained one's; the same
+    whatever was drawn before."""
+    torch.manual_seed(0)
     predictor = config.build_model(config.experiment.classes).eval()
     predictor.backbone = synthetic.OneConvolution(predictor.backbone.specs)
     task, picture = config.experiment.task, sample_pictures(1)[0]

@@ -34,6 +34,7 @@ from detseg.quantization.recorded import (
     points,
     record,
     remove,
+    separate_biases,
     statistics,
     with_histograms,
 )
@@ -231,6 +232,7 @@ class PostTraining:
             module: fx.GraphModule = convert_pt2e(observed, fold_quantize=fold_weights)
             allow_exported_model_train_eval(module)
         remove(module, {aten.clone.default})  # see `record`
+        separate_biases(module)
         return module, taken
 
     @cached_property

@@ -21,6 +21,7 @@ from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
 from detseg.quantization.packages import quiet
 from detseg.quantization.recorded import (
     BINARY,
+    CONSTANT,
     MEANS,
     WEIGHTED,
     activation_behind,
@@ -101,6 +102,6 @@ def prepared(module: fx.GraphModule, quantizer: Int8Quantizer) -> fx.GraphModule
 
 
 def _is_map(argument: Any) -> bool:
-    """Whether it is an activation, and not a number or a constant."""
-    return isinstance(argument, fx.Node) and argument.op == "call_function" and (
+    """Whether it is an activation, and not a number or a constant, such as zeros that make a map larger."""
+    return isinstance(argument, fx.Node) and argument.op == "call_function" and argument.target not in CONSTANT and (
         getattr(argument.meta.get("val"), "dim", lambda: 0)() == 4)

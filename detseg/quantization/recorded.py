@@ -24,6 +24,8 @@ HARD_SWISH = frozenset({aten.hardswish.default, aten.hardswish_.default})
 HARD_SIGMOID = frozenset({aten.hardsigmoid.default, aten.hardsigmoid_.default})
 BINARY = frozenset({aten.add.Tensor, aten.add_.Tensor, aten.mul.Tensor, aten.mul_.Tensor})
 MEANS = frozenset({aten.mean.dim, aten.adaptive_avg_pool2d.default, aten.avg_pool2d.default})
+CONSTANT = frozenset({aten.zeros_like.default, aten.ones_like.default, aten.full_like.default})
+"""What gives the same numbers whatever it takes."""
 _FLOAT_ONLY = frozenset({
     aten.bmm.default, aten.softmax.int, aten.matmul.default, aten.scaled_dot_product_attention.default,
     aten.gelu.default})
@@ -157,6 +159,23 @@ def bias_name(node: fx.Node) -> str | None:
     """The same of its bias, if it has one."""
     bias = node.args[2] if len(node.args) > 2 else None
     return str(bias.target) if isinstance(bias, fx.Node) else None
+
+
+def separate_biases(module: fx.GraphModule) -> None:
+    """Gives each operator a bias of its own, in place, where several share one: as integers, a bias has the scale of
+    what its operator takes, and these differ, as what is to be corrected does."""
+    seen = set[str]()
+    for node in list(module.graph.nodes):
+        if node.target not in WEIGHTED or (name := bias_name(node)) is None:
+            continue
+        if name in seen:
+            owner, _, last = name.rpartition(".")
+            own = f"{last}_of_{node.name}"
+            module.get_submodule(owner).register_parameter(own, nn.Parameter(attribute(module, name).detach().clone()))
+            with module.graph.inserting_before(node):
+                node.update_arg(2, module.graph.get_attr(f"{owner}.{own}" if owner else own))
+        seen.add(name)
+    module.recompile()
 
 
 def flat(raw: Any) -> list[Tensor]:

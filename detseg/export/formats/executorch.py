@@ -8,6 +8,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +16,8 @@ from numpy.typing import NDArray
 
 from detseg.export import appended
 from detseg.export.format import Arrays, Format, Job, Operators, PhoneBenchmark, Run
-from detseg.export.marks import marked
+from detseg.export.marks import conversions, marked, separate_readers
+from detseg.quantization.recorded import aten
 
 _CALL = "native_call_"
 """What the trace's names of operators outside a delegate begin with."""
@@ -29,12 +31,30 @@ def write(job: Job, path: Path) -> None:
     from executorch.exir import EdgeCompileConfig, to_edge_transform_and_lower
     from executorch.exir.passes.constant_prop_pass import constant_prop_pass
 
-    network = job.network if job.network.int8 is None else marked(job.network)
+    network = job.network
+    if network.int8 is not None:
+        network = marked(network)
+        _requantise_parts(network.int8)
+        separate_readers(network.int8)
     program = constant_prop_pass(network.program(), custom_skip_targets=_kept_operators())
     # Between bytes and floats, copies with an order of dimensions take over ten times as long as copies without.
     lowered = to_edge_transform_and_lower(
         program, partitioner=[XnnpackPartitioner()], compile_config=EdgeCompileConfig(_skip_dim_order=True))
     path.write_bytes(lowered.to_executorch().buffer)
+
+
+def _requantise_parts(module: Any) -> None:
+    """Gives tensors that are put side by side the scale of the whole beforehand, which changes no number: XNNPACK moves
+    integers there and does not convert them, and refuses a file whose scales differ."""
+    quantize, dequantize = conversions()
+    for node in list(module.graph.nodes):
+        if node.target != aten.cat.default or {user.target for user in node.users} != {quantize}:
+            continue
+        _, *scale = next(iter(node.users)).args
+        with module.graph.inserting_before(node):
+            integers = [module.graph.call_function(quantize, (part, *scale)) for part in node.args[0]]
+            node.update_arg(0, [module.graph.call_function(dequantize, (part, *scale)) for part in integers])
+    module.recompile()
 
 
 def _kept_operators() -> set[object]:

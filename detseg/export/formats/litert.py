@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from detseg.export import appended
 from detseg.export.format import Arrays, Format, Job, Operators, PhoneBenchmark, Run
-from detseg.export.marks import NOTHING, marked
+from detseg.export.marks import NOTHING, marked, separate_readers
 from detseg.ops.suppression import greedily_kept
-from detseg.quantization.recorded import HARD_SWISH
+from detseg.quantization.recorded import HARD_SWISH, WEIGHTED, attribute, bias_name
 
 _DELEGATE = "DELEGATE"
 
@@ -30,6 +30,8 @@ def write(job: Job, path: Path) -> None:
         # The converter makes h-swish between integers one of integers, which XNNPACK has not, so that each would end a
         # part of the network that XNNPACK computes.
         job = job._replace(network=marked(job.network, HARD_SWISH))
+        separate_readers(job.network.int8)
+        _distinguish_biases(job.network.int8)
         from litert_torch.quantize import pt2e_quantizer, quant_config
 
         # Nothing is quantised by it, but the converter is told to make integers of what is.
@@ -41,6 +43,17 @@ def write(job: Job, path: Path) -> None:
         _without_marks(path)
     if job.precision == "fp16":
         _halve(path)
+
+
+@torch.no_grad()
+def _distinguish_biases(module: Any) -> None:
+    """Makes a bias whose numbers are all equal, such as a new classifier's, differ in the last digit of one: of equal
+    ones the converter makes an integer for the first channel's scale, and takes it for all channels."""
+    for node in module.graph.nodes:
+        if node.target in WEIGHTED and (name := bias_name(node)) is not None:
+            bias = attribute(module, name)
+            if (bias == bias[0]).all():
+                bias[0] = torch.nextafter(bias[0], torch.zeros(()))
 
 
 def _without_marks(path: Path) -> None:
