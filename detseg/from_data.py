@@ -25,8 +25,8 @@ from detseg.ops.anchors import SSDAnchors
 from detseg.settings import Settings, Value
 from detseg.structures import VOID, Size
 
-_VALIDATIONS = 12
-"""About so many in a run."""
+_VALIDATIONS = 8
+"""No more in a run: of small data sets they are a large part of its time."""
 _EMA_SHARE = 0.2
 """The average of the weights reaches back over this part of the steps."""
 _MOST_BOXES = 300
@@ -104,7 +104,7 @@ class FromData(Settings, ABC):
         if "ema.decay" in given:
             decay = round(1 - 1 / max(10.0, _EMA_SHARE * epochs * epoch_steps), 5)
             yield Choice("ema.decay", decay, f"an average over a fifth of {epochs * epoch_steps} steps")
-        yield Choice("validate_every", max(1, epochs // _VALIDATIONS), f"about {_VALIDATIONS} validations")
+        yield Choice("validate_every", math.ceil(epochs / _VALIDATIONS), f"at most {_VALIDATIONS} validations")
 
 
 @dataclass(frozen=True)

@@ -29,8 +29,9 @@ NORM = Norm(momentum=0.1, eps=1e-3)
 """PyTorch's momentum: a norm of the usual 0.03 has not forgotten the untrained network after a few hundred steps."""
 PRIOR = 0.01
 """What the classifier first says of every class in every cell."""
-FIRST_DISTANCE = 1.0
-"""Cells from the middle to each side of the first boxes."""
+FIRST_DISTANCE = 3.0
+"""Cells from the middle to each side of the first boxes: an object of six cells suits its map best, about as in
+PicoDet. With boxes of two cells, matching begins on maps that are too coarse for their objects."""
 
 
 class PANLite(Head[BoxTargets, AnchorRaw, DenseBoxes]):

@@ -45,7 +45,7 @@ def _schedule(number: int, **given: Value) -> dict[str, Value]:
 
 def test_the_number_of_steps_by_hand() -> None:
     # 1,000 images are 62 steps of 16: 36 passes are 2,232.
-    assert _schedule(1000) == {"schedule.epochs": 36, "ema.decay": round(1 - 1 / 446.4, 5), "validate_every": 3}
+    assert _schedule(1000) == {"schedule.epochs": 36, "ema.decay": round(1 - 1 / 446.4, 5), "validate_every": 5}
     # 205 are 12 steps: 36 passes would be 432, and 500 are 42 passes of 12.
     assert _schedule(205)["schedule.epochs"] == 42
     # 118,287 are 7,392 steps: 30,000 are 5 passes.
@@ -56,7 +56,7 @@ def test_the_number_of_steps_by_hand() -> None:
 def test_few_images_make_smaller_batches() -> None:
     assert _schedule(32).keys() == {"schedule.epochs", "ema.decay", "validate_every"}
     assert _schedule(31) == {"batch_size": 8, "optimizer.lr": 0.015, "schedule.epochs": 167, "ema.decay": 0.99002,
-                             "validate_every": 13}
+                             "validate_every": 21}
     assert _schedule(3)["batch_size"] == _schedule(1)["batch_size"] == 1
 
 

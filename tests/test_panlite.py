@@ -34,9 +34,9 @@ def test_it_first_says_the_same_everywhere() -> None:
     dense = predictor.decode(torch.zeros(1, 3, *SIZE))
     assert dense.scores.shape == (1, 8 * 12 + 4 * 6 + 2 * 3, 3)
     assert float((dense.scores - PRIOR).abs().max().detach()) < 0.5 * PRIOR
-    half = FIRST_DISTANCE * 16
-    cell = dense.boxes[0, 8 * 12 + 6 + 2]  # in the second map's second row
-    assert cell.tolist() == pytest.approx([max(40 - half, 0), max(24 - half, 0), 40 + half, 24 + half], rel=0.1)
+    half = FIRST_DISTANCE * 8
+    cell = dense.boxes[0, 4 * 12 + 6]  # in the middle of the first map
+    assert cell.tolist() == pytest.approx([52 - half, 36 - half, 52 + half, 36 + half], rel=0.1)
 
 
 def test_every_map_hears_of_every_other() -> None:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from detseg.export import appended
 from detseg.export.format import Arrays, Format, Job, Operators, PhoneBenchmark, Run
-from detseg.export.marks import conversions, marked, separate_readers
+from detseg.export.rewrites import conversions, marked, separate_readers
 from detseg.quantization.recorded import aten
 
 _CALL = "native_call_"

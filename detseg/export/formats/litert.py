@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from detseg.export import appended
 from detseg.export.format import Arrays, Format, Job, Operators, PhoneBenchmark, Run
-from detseg.export.marks import NOTHING, marked, separate_readers
+from detseg.export.rewrites import NOTHING, marked, separate_readers
 from detseg.ops.suppression import greedily_kept
 from detseg.quantization.recorded import HARD_SWISH, WEIGHTED, attribute, bias_name
 
