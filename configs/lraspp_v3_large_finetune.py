@@ -40,9 +40,10 @@ def model(
 
 
 def augment(resize: Resize) -> SegmentationAugment:
-    """Half to double size, square crops of 8/9 of the shorter side, colours, mirror images."""
+    """3/4 to 3/2 of the size, square crops of 8/9 of the shorter side, colours, mirror images."""
     side = min(resize.size) * 8 // 9
-    return SegmentationAugment((side, side), resize.fill, shorter=min(resize.size), rare_classes=0.5)
+    return SegmentationAugment((side, side), resize.fill, shorter=min(resize.size), scale=(0.75, 1.5),
+                               rare_classes=0.5)
 
 
 experiment = Experiment(

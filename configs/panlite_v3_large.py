@@ -18,7 +18,7 @@ from detseg.data.coco import COCO_90
 from detseg.data.mixing import Mosaic
 from detseg.model import Predictor
 from detseg.optim import EMA, AdamW, Cosine
-from detseg.recipes import BOXES, ssd_sample
+from detseg.recipes import BOXES, panlite_sample
 from detseg.resize import Resize, Stretch
 from detseg.structures import IMAGENET_MEAN, IMAGENET_STD, Classes
 from detseg.tasks.detection import Detection
@@ -50,5 +50,5 @@ experiment = Experiment(
     ema=EMA(decay=0.9998),
     clip_norm=10.0,
     validate_every=10,
-    sample=ssd_sample(),
+    sample=panlite_sample(),
 )

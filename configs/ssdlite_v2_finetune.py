@@ -1,9 +1,9 @@
 """SSDLite on MobileNetV2 fine-tuned on data of one's own, whatever they are: the first thing to try.
 
 What differs from ssdlite_v2.py: anchors are matched by what the network says of them (task-aligned) and scores learn
-how well boxes fit; complete IoU as box loss; and what depends on the data follows from them: batch, epochs and the
-average of the weights from the number of images, anchors from the boxes. It is printed before the first step. Images of
-classes that few images show come more often.
+how well boxes fit; complete IoU as box loss; mosaics in the first 70 % of the epochs; and what depends on the data
+follows from them: batch, epochs and the average of the weights from the number of images, anchors from the boxes. It is
+printed before the first step. Images of classes that few images show come more often.
 Paper of the network: Sandler et al. 2018, arXiv 1801.04381. Its AP on blood cells: see benchmarks.md.
 Source: own, for small data sets; see benchmarks.md.
 Cost: 4,664,988 parameters, 870,061,504 multiply-adds at 320 x 320.
@@ -15,6 +15,7 @@ from detseg.backbones.mobilenet_v2 import mobilenet_v2
 from detseg.config import Experiment
 from detseg.data.augment import SSDAugment
 from detseg.data.coco import COCO_90
+from detseg.data.mixing import Mosaic
 from detseg.from_data import DetectorFromData
 from detseg.layers import Norm
 from detseg.model import Predictor
@@ -42,9 +43,9 @@ def model(
                      std=IMAGENET_STD)
 
 
-def augment(resize: Resize) -> SSDAugment:
-    """Crops of half of the images; no zoom-out."""
-    return SSDAugment(resize, zoom_out=0.0, iou_crop=0.5)
+def augment(resize: Resize) -> Mosaic:
+    """Four images in half of the cases, but for the last 30 % of the epochs; crops of half of them; no zoom-out."""
+    return Mosaic(SSDAugment(resize, zoom_out=0.0, iou_crop=0.5), resize, closing=0.3)
 
 
 experiment = Experiment(

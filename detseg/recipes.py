@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from detseg.config import Data, SampleRun
-from detseg.data.augment import ClassificationAugment, SegmentationAugment
+from detseg.data.augment import ClassificationAugment, SegmentationAugment, SSDAugment
 from detseg.data.classification import ClassificationDataset
 from detseg.data.detection import DetectionDataset
 from detseg.data.layouts import read_boxes, read_image_classes, read_labels
@@ -62,6 +62,25 @@ def ssd_sample() -> SampleRun:
         model={"size": 224},
         optimizer=SGD(lr=0.05, momentum=0.9, weight_decay=4e-5),
         schedule=Cosine(epochs=32, warmup_steps=100),
+        batch_size=16,
+        ema=EMA(decay=0.99),
+        clip_norm=10.0,
+        validate_every=4,
+    )
+
+
+def panlite_sample() -> SampleRun:
+    """PANLite at 224 x 224, for 800 steps, without mosaics: from random weights they take longer to be of use."""
+
+    def plain(resize: Resize) -> SSDAugment:
+        """IoU crop and mirror image only."""
+        return SSDAugment(resize, photometric=0.0, zoom_out=0.0)
+
+    return SampleRun(
+        model={"size": 224},
+        augment=plain,
+        optimizer=AdamW(lr=0.002, weight_decay=0.05, decay_norms=False),
+        schedule=Cosine(epochs=32, warmup_steps=50),
         batch_size=16,
         ema=EMA(decay=0.99),
         clip_norm=10.0,
