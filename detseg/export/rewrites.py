@@ -15,8 +15,9 @@ NOTHING = 1e-30
 """Which no activation feels."""
 
 
-def marked(network: ExportedNetwork, operators: Collection[object] = ()) -> ExportedNetwork:
-    """A copy with a sum of floats that changes nothing behind every raw output and before these operators.
+def rewritten(network: ExportedNetwork, operators: Collection[object] = ()) -> ExportedNetwork:
+    """A copy with a sum of floats that changes nothing behind every raw output and before these operators, and a
+    conversion for each reader of an int8 tensor.
 
     What only moves the numbers of raw outputs, such as what makes one tensor of all maps' boxes or takes one class out
     of a map, converters compute in 8 bits; LiteRT's with one scale, which does not hold the boxes of all maps,
@@ -29,11 +30,12 @@ def marked(network: ExportedNetwork, operators: Collection[object] = ()) -> Expo
             with module.graph.inserting_before(node):
                 for given in list(node.all_input_nodes):
                     node.replace_input_with(given, module.graph.call_function(aten.add.Tensor, (given, NOTHING)))
+    _separate_readers(module)
     module.recompile()
     return copied
 
 
-def separate_readers(module: Any) -> None:
+def _separate_readers(module: Any) -> None:
     """Gives each operator that reads an int8 tensor as floats a conversion of its own, in place.
 
     XNNPACK's partitioner puts operators that share one into the same part, also where a map is enlarged, which XNNPACK
@@ -46,7 +48,6 @@ def separate_readers(module: Any) -> None:
             for user in list(node.users)[1:]:
                 with module.graph.inserting_before(user):
                     user.replace_input_with(node, module.graph.node_copy(node))
-    module.recompile()
 
 
 def conversions() -> tuple[object, object]:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from detseg.export import appended
 from detseg.export.format import Arrays, Format, Job, Operators, PhoneBenchmark, Run
-from detseg.export.rewrites import conversions, marked, separate_readers
+from detseg.export.rewrites import conversions, rewritten
 from detseg.quantization.recorded import aten
 
 _CALL = "native_call_"
@@ -33,9 +33,8 @@ def write(job: Job, path: Path) -> None:
 
     network = job.network
     if network.int8 is not None:
-        network = marked(network)
+        network = rewritten(network)
         _requantise_parts(network.int8)
-        separate_readers(network.int8)
     program = constant_prop_pass(network.program(), custom_skip_targets=_kept_operators())
     # Between bytes and floats, copies with an order of dimensions take over ten times as long as copies without.
     lowered = to_edge_transform_and_lower(

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from detseg.export import appended
 from detseg.export.format import Arrays, Format, Job, Operators, PhoneBenchmark, Run
-from detseg.export.rewrites import NOTHING, marked, separate_readers
+from detseg.export.rewrites import NOTHING, rewritten
 from detseg.ops.suppression import greedily_kept
 from detseg.quantization.recorded import HARD_SWISH, WEIGHTED, attribute, bias_name
 
@@ -29,8 +29,7 @@ def write(job: Job, path: Path) -> None:
     if job.network.int8 is not None:
         # The converter makes h-swish between integers one of integers, which XNNPACK has not, so that each would end a
         # part of the network that XNNPACK computes.
-        job = job._replace(network=marked(job.network, HARD_SWISH))
-        separate_readers(job.network.int8)
+        job = job._replace(network=rewritten(job.network, HARD_SWISH))
         _distinguish_biases(job.network.int8)
         from litert_torch.quantize import pt2e_quantizer, quant_config
 
@@ -57,7 +56,7 @@ def _distinguish_biases(module: Any) -> None:
 
 
 def _without_marks(path: Path) -> None:
-    """Takes the sums of `marked` out of the file."""
+    """Takes the sums of `rewritten` out of the file."""
     from ai_edge_litert.tools import flatbuffer_utils as flatbuffer
 
     model = flatbuffer.read_model(str(path))
