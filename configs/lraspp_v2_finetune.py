@@ -1,9 +1,9 @@
 """LR-ASPP on MobileNetV2 fine-tuned on label maps of one's own, whatever they show: the first thing to try.
 
-What differs from lraspp_v2.py: the whole tail, because ImageNet's weights fit no other; half of the crops are drawn
-around a pixel of a rare class; and what depends on the data follows from them: the network's size from the images',
-batch, epochs and the average of the weights from their number, class weights from their label maps. It is printed
-before the first step.
+What differs from lraspp_v2.py: the whole tail, because ImageNet's weights fit no other; the layers up to stride 4 stay as
+ImageNet trained them; half of the crops are drawn around a pixel of a rare class; and what depends on the data follows
+from them: the network's size from the images', batch, epochs and the average of the weights from their number, class
+weights from their label maps. It is printed before the first step.
 Paper of the network: Howard et al. 2019, arXiv 1905.02244. Its mIoU on CamVid: see benchmarks.md.
 Source: own, for small data sets; see benchmarks.md.
 Cost: 1,897,558 parameters, 1,632,662,080 multiply-adds at 360 x 480.
@@ -17,7 +17,7 @@ from detseg.data.augment import SegmentationAugment
 from detseg.data.masks import CAMVID
 from detseg.from_data import SegmenterFromData
 from detseg.model import Predictor
-from detseg.optim import EMA, SGD, Poly
+from detseg.optim import EMA, SGD, Freeze, Poly
 from detseg.recipes import LABELS, segmenter_sample
 from detseg.resize import Letterbox, Resize
 from detseg.structures import IMAGENET_MEAN, IMAGENET_STD, Classes
@@ -50,10 +50,11 @@ experiment = Experiment(
     classes=CAMVID,
     augment=augment,
     optimizer=SGD(lr=0.1, momentum=0.9, weight_decay=4e-5),
-    schedule=Poly(epochs=12, power=0.9, warmup_steps=40),
+    schedule=Poly(epochs=14, power=0.9, warmup_steps=40),
     batch_size=8,
     ema=EMA(decay=0.98),
+    freeze=Freeze(stride=4),
     clip_norm=10.0,
-    from_data=SegmenterFromData(passes=12),
+    from_data=SegmenterFromData(passes=14),
     sample=segmenter_sample(augment, {"input_height": 240, "input_width": 320}),
 )

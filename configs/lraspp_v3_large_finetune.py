@@ -16,7 +16,7 @@ from detseg.data.masks import CAMVID
 from detseg.from_data import SegmenterFromData
 from detseg.layers import Norm
 from detseg.model import Predictor
-from detseg.optim import EMA, SGD, Poly
+from detseg.optim import EMA, SGD, Freeze, Poly
 from detseg.recipes import LABELS, segmenter_sample
 from detseg.resize import Letterbox, Resize
 from detseg.structures import IMAGENET_MEAN, IMAGENET_STD, Classes
@@ -53,10 +53,11 @@ experiment = Experiment(
     classes=CAMVID,
     augment=augment,
     optimizer=SGD(lr=0.1, momentum=0.9, weight_decay=4e-5),
-    schedule=Poly(epochs=12, power=0.9, warmup_steps=40),
+    schedule=Poly(epochs=14, power=0.9, warmup_steps=40),
     batch_size=8,
     ema=EMA(decay=0.98),
+    freeze=Freeze(stride=4),
     clip_norm=10.0,
-    from_data=SegmenterFromData(passes=12),
+    from_data=SegmenterFromData(passes=14),
     sample=segmenter_sample(augment, {"input_height": 240, "input_width": 320}),
 )

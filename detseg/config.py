@@ -292,14 +292,17 @@ class Config:
             experiment = experiment.changed(name, value, origin=QAT_OPTION)
         return replace(self, experiment=experiment)
 
-    def suited(self, index: Index, classes: Classes) -> Config:
-        """With what follows from the training data; what the command line sets stays."""
+    def suited(self, index: Index, classes: Classes, *, pretrained: bool = True) -> Config:
+        """With what follows from the training data, and from whether the network starts from trained weights; what the
+        command line sets stays."""
         wanted = self.experiment.from_data
         if wanted is None:
             return self
         entries, made = self.entries(), self
-        choices = [choice for choice in wanted.choices(index, self.build_model(classes), self.settings())
-                   if choice.name in entries and entries[choice.name].origin in (DEFAULT, FILE)]
+        fixed = {name for name, entry in entries.items() if entry.origin not in (DEFAULT, FILE)}
+        choices = [choice for choice in wanted.choices(index, self.build_model(classes), self.settings(), fixed=fixed,
+                                                       pretrained=pretrained)
+                   if choice.name in entries.keys() - fixed]
         for choice in choices:
             group, _, rest = choice.name.partition(".")
             if group == "model":

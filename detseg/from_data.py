@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -68,36 +68,46 @@ class FromData(Settings, ABC):
         if self.max_steps < self.min_steps:
             raise ValueError(f"from_data.max_steps must be at least min_steps, {self.min_steps}, got {self.max_steps}")
 
-    def choices(self, index: Any, model: Predictor, given: Mapping[str, Value]) -> Iterator[Choice]:
-        """What follows from an index of training data for an untrained network; `given` are the settings as they are.
-        """
+    def choices(
+        self, index: Any, model: Predictor, given: Mapping[str, Value], *, fixed: Collection[str] = (),
+        pretrained: bool = True,
+    ) -> Iterator[Choice]:
+        """What follows from an index of training data for an untrained network, and from whether it will start from
+        trained weights; `given` are the settings as they are, `fixed` the names of those that will stay."""
+        if given.get("freeze.stride") and not pretrained:
+            yield Choice("freeze.stride", 0, "the first layers are untrained too, for no --weights were given")
         if self.schedule:
-            yield from self._schedule(len(index), given)
+            yield from self._schedule(len(index), given, fixed)
         yield from self.of_targets(index, model)
 
     @abstractmethod
     def of_targets(self, index: Any, model: Predictor) -> Iterator[Choice]:
         """What follows from the targets."""
 
-    def _schedule(self, num_images: int, given: Mapping[str, Value]) -> Iterator[Choice]:
+    def _schedule(
+        self, num_images: int, given: Mapping[str, Value], fixed: Collection[str] = ()
+    ) -> Iterator[Choice]:
         batch_size, lr = given["batch_size"], given["optimizer.lr"]
         assert isinstance(batch_size, int)
         assert isinstance(lr, float | int)
-        if num_images < 2 * batch_size:
+        if num_images < 2 * batch_size and "batch_size" not in fixed:
             smaller = max(1, 2 ** int(math.log2(max(1, num_images // 2))))
             yield Choice("batch_size", smaller, f"{num_images} images are fewer than two batches of {batch_size}")
             yield Choice("optimizer.lr", lr * smaller / batch_size, "in proportion to the batch")
             batch_size = smaller
         epoch_steps = max(1, num_images // batch_size)
-        wanted = self.passes * epoch_steps
-        steps = min(max(wanted, self.min_steps), self.max_steps)
-        epochs = math.ceil(steps / epoch_steps)
-        reason = f"{self.passes} passes over {num_images} images are {wanted} steps"
-        if wanted < self.min_steps:
-            reason += f", and {self.min_steps} is the least"
-        elif wanted > self.max_steps:
-            reason += f", and {self.max_steps} is the most"
-        yield Choice("schedule.epochs", epochs, reason)
+        epochs = given["schedule.epochs"]
+        assert isinstance(epochs, int)
+        if "schedule.epochs" not in fixed:
+            wanted = self.passes * epoch_steps
+            steps = min(max(wanted, self.min_steps), self.max_steps)
+            epochs = math.ceil(steps / epoch_steps)
+            reason = f"{self.passes} passes over {num_images} images are {wanted} steps"
+            if wanted < self.min_steps:
+                reason += f", and {self.min_steps} is the least"
+            elif wanted > self.max_steps:
+                reason += f", and {self.max_steps} is the most"
+            yield Choice("schedule.epochs", epochs, reason)
         warmup = given.get("schedule.warmup_steps")
         if isinstance(warmup, int) and warmup > epochs * epoch_steps // 10:
             yield Choice("schedule.warmup_steps", epochs * epoch_steps // 10, "a tenth of the steps")

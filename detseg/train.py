@@ -109,8 +109,10 @@ def fit(
     checkpoint = load(run.last) if resume else None
     location = _location(config, data, run if resume else None)
     splits, classes = _read_data(config, location, run if resume else None, skip_broken=skip_broken)
-    config = config.suited(splits.train, classes)
+    pretrained = run.described()["start"] is not None if resume else initialise is not None
+    config = config.suited(splits.train, classes, pretrained=pretrained)
     experiment = config.experiment
+    _check_freeze(experiment, pretrained=pretrained)
     torch.manual_seed(experiment.seed)
     model = config.build_model(classes).to(memory_format=torch.channels_last)
     meaning = fingerprint(model, experiment.task)
@@ -381,6 +383,13 @@ def _check_qat(experiment: Experiment, *, starts_anew: bool) -> None:
     if starts_anew:
         raise ValueError("qat starts from a trained network; train without it first, and name what came of it with "
                          "--weights RUN/best.pt")
+
+
+def _check_freeze(experiment: Experiment, *, pretrained: bool) -> None:
+    """ValueError where layers would keep random values."""
+    if experiment.freeze.stride and not pretrained:
+        raise ValueError(f"freeze.stride={experiment.freeze.stride} keeps the backbone's first layers as they are, and "
+                         "nothing has trained them: name weights with --weights, or leave it out")
 
 
 def _quantisation_aware(

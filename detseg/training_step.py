@@ -72,10 +72,10 @@ class TrainingStep:
         lr = experiment.optimizer.lr * experiment.schedule.factor(number, total_steps) if self.lr is None else self.lr
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group.get("lr_factor", 1.0)  # older checkpoints have none
-        for norm in self.frozen_norms:
-            norm.eval()
         self.optimizer.zero_grad()
         with nullcontext() if self.around is None else self.around(number, total_steps):
+            for norm in self.frozen_norms:
+                norm.eval()
             losses = self.gradient(fabric.to_device(batch))
         losses["gradient_norm"] = float(fabric.clip_gradients(
             cast(Any, self.network), cast(Any, self.optimizer), max_norm=experiment.clip_norm or math.inf,

@@ -37,10 +37,11 @@ def _index(boxes: list[tuple[float, float, float, float]], *, labels: list[int] 
         annotation_ids=np.arange(1, number + 1))
 
 
-def _schedule(number: int, **given: Value) -> dict[str, Value]:
+def _schedule(number: int, *fixed: str, **given: Value) -> dict[str, Value]:
     """What follows from a number of images."""
-    usual: dict[str, Value] = {"batch_size": 16, "optimizer.lr": 0.03, "schedule.warmup_steps": 40, "ema.decay": 0.5}
-    return {choice.name: choice.value for choice in DetectorFromData()._schedule(number, usual | given)}
+    usual: dict[str, Value] = {"batch_size": 16, "optimizer.lr": 0.03, "schedule.epochs": 12,
+                               "schedule.warmup_steps": 40, "ema.decay": 0.5}
+    return {choice.name: choice.value for choice in DetectorFromData()._schedule(number, usual | given, fixed)}
 
 
 def test_the_number_of_steps_by_hand() -> None:
@@ -63,6 +64,14 @@ def test_few_images_make_smaller_batches() -> None:
 def test_a_warm_up_is_no_longer_than_a_tenth() -> None:
     assert _schedule(205, **{"schedule.warmup_steps": 51})["schedule.warmup_steps"] == 50
     assert "schedule.warmup_steps" not in _schedule(205, **{"schedule.warmup_steps": 50})
+
+
+def test_what_stays_is_what_the_rest_follows_from() -> None:
+    # 10 epochs of 12 steps: the average over a fifth of 120 steps, a validation in 2 epochs.
+    assert _schedule(205, "schedule.epochs", **{"schedule.epochs": 10}) == {
+        "schedule.warmup_steps": 12, "ema.decay": round(1 - 1 / 24, 5), "validate_every": 2}
+    # One step an epoch of 16 of the 17 images; neither batch nor rate change.
+    assert _schedule(17, "batch_size") == {"schedule.epochs": 500, "ema.decay": 0.99, "validate_every": 63}
 
 
 @pytest.mark.parametrize(("wrong", "message"), [
@@ -109,7 +118,7 @@ def test_what_the_command_line_sets_stays() -> None:
     made, reasons = _suited(load_config(FINETUNE, [*SMALL, "schedule.epochs=7", "from_data.anchors=false"]),
                             _index(boxes))
     assert made.experiment.schedule.epochs == 7
-    assert reasons.keys() == {"batch_size", "optimizer.lr", "ema.decay", "validate_every"}
+    assert reasons.keys() == {"batch_size", "optimizer.lr", "schedule.warmup_steps", "ema.decay", "validate_every"}
     assert made.experiment.origin("batch_size") == "the data"
     made, reasons = _suited(load_config(FINETUNE, [*SMALL, "from_data.schedule=false"]), _index(boxes))
     assert reasons.keys() == {"model.anchor_scales"}
@@ -170,6 +179,35 @@ def test_a_run_says_keeps_and_goes_on_with_it(
     assert code == 0
     assert "model.class_weights" not in out
     assert "schedule.epochs" not in out
+
+
+def test_untrained_layers_are_not_frozen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The recipe learns all of a network that starts from nothing; who asks for the opposite is told."""
+    monkeypatch.chdir(tmp_path)
+    tiny_segmenter.generate(Path("data/shades"))
+    text = tiny_segmenter.CONFIG
+    for old, new in (
+        ("from detseg.model", "from detseg.from_data import SegmenterFromData\nfrom detseg.optim import Freeze\n"
+                              "from detseg.model"),
+        ("    batch_size=4,\n", "    batch_size=4, freeze=Freeze(stride=4),\n"
+                              "    from_data=SegmenterFromData(schedule=False, size=False, class_weights=False),\n")):
+        assert old in text
+        text = text.replace(old, new)
+    Path("shades.py").write_text(text)
+    short = ["--set", "schedule.epochs=1"]
+    for out, more, frozen in (("plain", [], 0), ("tuned", ["--weights", "runs/plain"], 4)):
+        code, said, err = run("train", "shades.py", "--out", f"runs/{out}", *more, *short, capsys=capsys)
+        assert code == 0, err
+        assert ("from the data: freeze.stride = 0: the first layers are untrained too" in said) == (frozen == 0)
+        assert load(Path(f"runs/{out}/last.pt")).settings["freeze.stride"] == frozen
+        code, _, err = run("train", "shades.py", "--out", f"runs/{out}", "--resume", *short, capsys=capsys)
+        assert code == 0, err
+    for override in ("freeze.stride=4", "from_data=none"):
+        code, _, err = run("train", "shades.py", "--out", "runs/no", *short, override, capsys=capsys)
+        assert code == 2
+        assert "freeze.stride=4 keeps the backbone's first layers as they are, and nothing has trained them" in err
 
 
 def test_images_of_rare_classes_come_more_often() -> None:

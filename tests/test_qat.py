@@ -129,6 +129,17 @@ def test_ctrl_c_and_resume_is_exact(call: int, monkeypatch: pytest.MonkeyPatch) 
     assert_same(load(resumed.run.best), load(undisturbed.run.best))
 
 
+def test_frozen_layers_keep_weights_and_statistics() -> None:
+    weights = trained("model.batch_norm=true")
+    before = load(Path(weights)).weights
+    for number, stride in enumerate((0, 2)):
+        result = qat(f"freeze.stride={stride}", weights=weights, out=f"run{number}")
+        moved = {name for name, value in load(result.run.last).model.items() if not torch.equal(value, before[name])}
+        backbone = {name for name in moved if name.startswith("backbone.")}
+        assert moved - backbone
+        assert bool(backbone) == (stride == 0), backbone
+
+
 def test_ranges_and_statistics_stay_when_they_are_told_to(monkeypatch: pytest.MonkeyPatch) -> None:
     weights = trained()
     states = []
