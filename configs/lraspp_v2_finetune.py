@@ -1,9 +1,9 @@
 """LR-ASPP on MobileNetV2 fine-tuned on label maps of one's own, whatever they show: the first thing to try.
 
-What differs from lraspp_v2.py: the whole tail, because ImageNet's weights fit no other; the layers up to stride 4 stay as
-ImageNet trained them; half of the crops are drawn around a pixel of a rare class; and what depends on the data follows
-from them: the network's size from the images', batch, epochs and the average of the weights from their number, class
-weights from their label maps. It is printed before the first step.
+What differs from lraspp_v2.py: the whole tail, because ImageNet's weights fit no other; the layers up to stride 4 keep
+these weights; half of the crops are drawn around a pixel of a rare class; and what depends on the data follows from
+them: the network's size from the images', batch, epochs and the average of the weights from their number, class weights
+from their label maps. It is printed before the first step.
 Paper of the network: Howard et al. 2019, arXiv 1905.02244. Its mIoU on CamVid: see benchmarks.md.
 Source: own, for small data sets; see benchmarks.md.
 Cost: 1,897,558 parameters, 1,632,662,080 multiply-adds at 360 x 480.
