@@ -29,7 +29,7 @@ from detseg.backbones.mobilenet_v4 import (
     mobilenet_v4_hybrid_large,
     mobilenet_v4_hybrid_medium,
 )
-from detseg.backbones.trunk import Trunk
+from detseg.backbones.trunk import Trunk, zero_init_residual
 from detseg.cost import count_macs, count_parameters
 from detseg.interfaces import Backbone
 from detseg.layers import ConvNormAct, MobileAttention, Norm
@@ -127,6 +127,24 @@ def test_the_first_block_of_a_stage_is_torchvisions(name: str, build: Callable[.
     for output_stride in (32, 8):
         network = build(taps=("c2.first", "c3.first", "c4.first", "c5.first"), output_stride=output_stride)
         assert [block + 1 for block in sorted(network.taps)] == theirs
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_blocks_with_a_skip_can_begin_as_the_identity(name: str) -> None:
+    network = BACKBONES[name](width=0.25)
+    assert isinstance(network, Trunk)
+    if name.startswith("mobilenet_v1"):
+        with pytest.raises(ValueError, match="no block of this backbone has a skip"):
+            zero_init_residual(network)
+        return
+    passed = []
+    for block in zero_init_residual(network).blocks:
+        block.register_forward_hook(lambda block, images, parts: passed.append((block, images[0], parts.output)))
+    network(torch.randn(2, 3, 64, 64))
+    skips = [(before, after) for block, before, after in passed if getattr(block, "skip", False)]
+    assert skips
+    for before, after in skips:
+        torch.testing.assert_close(after, before, rtol=0, atol=1e-3)
 
 
 @pytest.mark.parametrize("name", BACKBONES)

@@ -15,7 +15,17 @@ from typing import Literal, NamedTuple, TypeAlias
 from torch import Tensor, nn
 
 from detseg.interfaces import Backbone, Features, FeatureSpec
-from detseg.layers import Activation, ConvNormAct, InvertedResidual, Norm, Padding, Part, Place, Pointwise
+from detseg.layers import (
+    Activation,
+    ConvNormAct,
+    InvertedResidual,
+    LayerScale,
+    Norm,
+    Padding,
+    Part,
+    Place,
+    Pointwise,
+)
 
 ReducedTail: TypeAlias = Literal["none", "detection", "segmentation"]
 """Whether the stride-32 blocks and the last convolution have half their channels, and how (MobileNetV3 section 6):
@@ -161,6 +171,24 @@ def _choose(known: dict[str, _Tap], wanted: Sequence[str]) -> dict[int, list[tup
             raise ValueError(f"no tap {name!r}{hint}; this network has {', '.join(sorted(known))}")
         chosen.setdefault(known[name].block, []).append((name, known[name].part))
     return chosen
+
+
+def zero_init_residual(backbone: Trunk) -> Trunk:
+    """Makes each block with a skip begin as the identity, in place: the last BatchNorm of its residual branch starts
+    with weights of 0 (Goyal et al. 2017, arXiv 1706.02677, section 5.1).
+
+    For networks that learn from scratch; published weights replace it. Branches with layer scale begin small as they
+    are. ValueError where no block has a skip.
+    """
+    blocks = [block for block in backbone.blocks if getattr(block, "skip", False)]
+    if not blocks:
+        raise ValueError("no block of this backbone has a skip, so that none can begin as the identity")
+    for block in blocks:
+        project, scale = block.project, getattr(block, "scale", None)
+        if isinstance(project, ConvNormAct) and not isinstance(scale, LayerScale):
+            assert isinstance(project.norm, nn.BatchNorm2d), "it is not folded yet"
+            nn.init.zeros_(project.norm.weight)
+    return backbone
 
 
 @dataclass(frozen=True)
