@@ -145,19 +145,25 @@ def test_class_weights_by_hand() -> None:
     assert class_weights(np.array([0, 0])) is None
 
 
-def test_a_run_says_keeps_and_goes_on_with_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
+def _write_shades(settings: str) -> None:
+    """A small data set of label maps, and shades.py, an experiment on it with further settings."""
     tiny_segmenter.generate(Path("data/shades"))
     text = tiny_segmenter.CONFIG
     for old, new in (
         ("width: float = 1.0", "class_weights: tuple[float, ...] | None = None"),
-        ("from detseg.model", "from detseg.from_data import SegmenterFromData\nfrom detseg.model"),
-        ("    batch_size=4,\n", "    batch_size=4,\n    from_data=SegmenterFromData(passes=2, min_steps=1),\n")):
+        ("from detseg.model", "from detseg.from_data import SegmenterFromData\nfrom detseg.optim import Freeze\n"
+                              "from detseg.model"),
+        ("    batch_size=4,\n", f"    batch_size=4,\n    {settings},\n")):
         assert old in text
         text = text.replace(old, new)
     Path("shades.py").write_text(text)
+
+
+def test_a_run_says_keeps_and_goes_on_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    _write_shades("from_data=SegmenterFromData(passes=2, min_steps=1)")
     code, out, err = run("train", "shades.py", "--out", "runs/one", capsys=capsys)
     assert code == 0, err
     assert "from the data: schedule.epochs = 2: 2 passes over 12 images are 6 steps" in out
@@ -186,16 +192,7 @@ def test_untrained_layers_are_not_frozen(
 ) -> None:
     """The recipe learns all of a network that starts from nothing; who asks for the opposite is told."""
     monkeypatch.chdir(tmp_path)
-    tiny_segmenter.generate(Path("data/shades"))
-    text = tiny_segmenter.CONFIG
-    for old, new in (
-        ("from detseg.model", "from detseg.from_data import SegmenterFromData\nfrom detseg.optim import Freeze\n"
-                              "from detseg.model"),
-        ("    batch_size=4,\n", "    batch_size=4, freeze=Freeze(stride=4),\n"
-                              "    from_data=SegmenterFromData(schedule=False, size=False, class_weights=False),\n")):
-        assert old in text
-        text = text.replace(old, new)
-    Path("shades.py").write_text(text)
+    _write_shades("freeze=Freeze(stride=4), from_data=SegmenterFromData(schedule=False, size=False)")
     short = ["--set", "schedule.epochs=1"]
     for out, more, frozen in (("plain", [], 0), ("tuned", ["--weights", "runs/plain"], 4)):
         code, said, err = run("train", "shades.py", "--out", f"runs/{out}", *more, *short, capsys=capsys)
