@@ -109,10 +109,8 @@ def fit(
     checkpoint = load(run.last) if resume else None
     location = _location(config, data, run if resume else None)
     splits, classes = _read_data(config, location, run if resume else None, skip_broken=skip_broken)
-    pretrained = run.described()["start"] is not None if resume else initialise is not None
-    config = config.suited(splits.train, classes, pretrained=pretrained)
+    config = _suited(config, splits.train, classes, run if resume else None, weights=initialise is not None)
     experiment = config.experiment
-    _check_freeze(experiment, pretrained=pretrained)
     torch.manual_seed(experiment.seed)
     model = config.build_model(classes).to(memory_format=torch.channels_last)
     meaning = fingerprint(model, experiment.task)
@@ -342,6 +340,20 @@ def _read_data(
     return splits._replace(train=train.relabel(classes), val=val.relabel(classes)), classes
 
 
+def _suited(
+    config: Config, index: Index, classes: Classes, resumed: RunFolder | None, *, weights: bool
+) -> Config:
+    """With what follows from the training data, and from whether the network starts, or the resumed run started, from
+    trained weights. ValueError where layers would keep random values."""
+    pretrained = weights if resumed is None else resumed.described()["start"] is not None
+    config = config.suited(index, classes, pretrained=pretrained)
+    stride = config.experiment.freeze.stride
+    if stride and not pretrained:
+        raise ValueError(f"freeze.stride={stride} keeps the backbone's first layers as they are, and nothing has "
+                         "trained them: name weights with --weights, or leave it out")
+    return config
+
+
 def _check_batch_norm(
     model: Predictor, dataset: Dataset[Any], plan: _Plan, *, experiment: Experiment, fabric: Fabric
 ) -> None:
@@ -383,13 +395,6 @@ def _check_qat(experiment: Experiment, *, starts_anew: bool) -> None:
     if starts_anew:
         raise ValueError("qat starts from a trained network; train without it first, and name what came of it with "
                          "--weights RUN/best.pt")
-
-
-def _check_freeze(experiment: Experiment, *, pretrained: bool) -> None:
-    """ValueError where layers would keep random values."""
-    if experiment.freeze.stride and not pretrained:
-        raise ValueError(f"freeze.stride={experiment.freeze.stride} keeps the backbone's first layers as they are, and "
-                         "nothing has trained them: name weights with --weights, or leave it out")
 
 
 def _quantisation_aware(
