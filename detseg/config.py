@@ -299,10 +299,10 @@ class Config:
         if wanted is None:
             return self
         entries, made = self.entries(), self
-        fixed = {name for name, entry in entries.items() if entry.origin not in (DEFAULT, FILE)}
-        choices = [choice for choice in wanted.choices(index, self.build_model(classes), self.settings(), fixed=fixed,
-                                                       pretrained=pretrained)
-                   if choice.name in entries.keys() - fixed]
+        free = {name for name, entry in entries.items() if entry.origin in (DEFAULT, FILE)}
+        found = wanted.choices(index, self.build_model(classes), self.settings(), fixed=entries.keys() - free,
+                               pretrained=pretrained)
+        choices = [choice for choice in found if choice.name in free]
         for choice in choices:
             group, _, rest = choice.name.partition(".")
             if group == "model":

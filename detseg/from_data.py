@@ -69,12 +69,11 @@ class FromData(Settings, ABC):
             raise ValueError(f"from_data.max_steps must be at least min_steps, {self.min_steps}, got {self.max_steps}")
 
     def choices(
-        self, index: Any, model: Predictor, given: Mapping[str, Value], *, fixed: Collection[str] = (),
-        pretrained: bool = True,
+        self, index: Any, model: Predictor, given: Mapping[str, Value], *, fixed: Collection[str], pretrained: bool,
     ) -> Iterator[Choice]:
         """What follows from an index of training data for an untrained network, and from whether it will start from
         trained weights; `given` are the settings as they are, `fixed` the names of those that will stay."""
-        if given.get("freeze.stride") and not pretrained:
+        if given["freeze.stride"] and not pretrained:
             yield Choice("freeze.stride", 0, "the first layers are untrained too, for no --weights were given")
         if self.schedule:
             yield from self._schedule(len(index), given, fixed)
@@ -84,9 +83,7 @@ class FromData(Settings, ABC):
     def of_targets(self, index: Any, model: Predictor) -> Iterator[Choice]:
         """What follows from the targets."""
 
-    def _schedule(
-        self, num_images: int, given: Mapping[str, Value], fixed: Collection[str] = ()
-    ) -> Iterator[Choice]:
+    def _schedule(self, num_images: int, given: Mapping[str, Value], fixed: Collection[str]) -> Iterator[Choice]:
         batch_size, lr = given["batch_size"], given["optimizer.lr"]
         assert isinstance(batch_size, int)
         assert isinstance(lr, float | int)
